@@ -1,0 +1,800 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Placing a request: the kernel half of overspill.
+ *
+ * The kernel runs `overspill` at every look-up of a listener in the network
+ * namespace that it is attached to (net/ipv4/inet_hashtables.c,
+ * inet_lookup_run_sk_lookup): for a SYN, but also for an ACK that carries a SYN
+ * cookie and for a stray packet; it cannot tell them apart. Each of these is a
+ * request here. The program finds the service that the request calls, chooses a
+ * member with room and assigns its socket; src/model.rs says the same in Rust and
+ * is the judge of this file.
+ *
+ * Finding: `ports` says at once that a port is not served. `endpoints` leads from
+ * the called address, or from the wildcard one, to the service and to the number
+ * of its endpoint row. `services` holds each service's roster.
+ *
+ * Choosing: the rules are tried in order, each a scan over members (`scan`):
+ *   room among the called, room among all, a queue that only half-open requests
+ *   fill, and then the end: dropped, refused, or left to the kernel.
+ *
+ * Reading: a member's figures are read through the address of its socket, cached
+ * in its row, without taking a reference. The memory may be freed meanwhile: the
+ * loads cannot fault (the JIT gives them exception entries), and the cookie tells
+ * whether it was still that socket. Only the socket chosen in the end is looked
+ * up, with a reference.
+ *
+ * No way out of this program can lose a connection that would have been served
+ * without it: every error passes the request on to the kernel's own look-up.
+ */
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include "overspill.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+extern void *bpf_rdonly_cast(const void *, __u32) __ksym __weak;
+
+/* Set by user space before loading. */
+const volatile __u32 seed;
+const volatile __u32 cpus = 1;
+
+/* Never read: it brings the types of the rows into the object's BTF, where a test
+ * compares them with those of user space. */
+const volatile union ov_row row_types = {};
+
+/* Sizes of one entry are placeholders: user space sets the capacity. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_state);
+} state SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_ports);
+} ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1);
+	__type(key, struct ov_endpoint_key);
+	__type(value, struct ov_endpoint);
+} endpoints SEC(".maps");
+
+struct roster {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_INNER_MAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(value_size, sizeof(union ov_row));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct roster);
+} services SEC(".maps");
+
+/* 8-byte values: user space reads a socket's cookie (net/core/sock_map.c). */
+struct {
+	__uint(type, BPF_MAP_TYPE_SOCKMAP);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_service_counters);
+} service_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_member_counters);
+} member_counters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_exits);
+} exits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_figures);
+} figures SEC(".maps");
+
+/* Every counter is one of this CPU, and softirqs do not nest on a CPU: a plain
+ * addition is exact. */
+#define COUNT(map, type, key, field)                                  \
+	do {                                                          \
+		__u32 key_ = (key);                                   \
+		struct type *c_ = bpf_map_lookup_elem(&map, &key_);   \
+		if (c_)                                               \
+			c_->field++;                                  \
+	} while (0)
+#define COUNT_EXIT(field) COUNT(exits, ov_exits, 0, field)
+#define COUNT_SERVICE(id, field) \
+	COUNT(service_counters, ov_service_counters, id, field)
+#define COUNT_MEMBER(slot, field) \
+	COUNT(member_counters, ov_member_counters, slot, field)
+
+/* --- a member's figures ------------------------------------------------- */
+
+/* The kernel's address of a member's socket, or OV_GONE. A socket leaves the
+ * SOCKMAP when it is closed or shut down and never returns to its slot, so what
+ * is found once holds for good. */
+static __always_inline __u64 resolve(struct ov_member *m)
+{
+	__u64 address = OV_GONE;
+	__u32 slot = m->slot;
+	void *sk = bpf_map_lookup_elem(&sockets, &slot);
+
+	if (sk) {
+		void *tcp = bpf_skc_to_tcp_sock(sk);
+
+		if (tcp)
+			address = (__u64)tcp;
+		bpf_sk_release(sk);
+	}
+	m->sk = address;
+	return address;
+}
+
+/* Loads a field of the kernel structure at an address that may be stale. Without
+ * the kfunc (before 6.2) a helper does the same, more slowly. */
+#define LOAD(into, type, address, field)                                       \
+	do {                                                                   \
+		struct type *p_ = (void *)(address);                           \
+		if (bpf_ksym_exists(bpf_rdonly_cast)) {                        \
+			p_ = bpf_rdonly_cast(                                  \
+				p_, bpf_core_type_id_kernel(struct type));     \
+			into = p_->field;                                      \
+		} else {                                                       \
+			bpf_core_read(&into, sizeof(p_->field), &p_->field);   \
+		}                                                              \
+	} while (0)
+
+/* False when the socket is gone: closed, shut down, or its memory reused. */
+static __always_inline bool read_figures(struct ov_member *m,
+					 struct ov_figures *f)
+{
+	__u64 at = m->sk;
+	__u64 cookie = 0;
+	__u8 state = 0;
+
+	if (!at)
+		at = resolve(m);
+	if (at == OV_GONE)
+		return false;
+	LOAD(cookie, sock, at, __sk_common.skc_cookie.counter);
+	LOAD(state, sock, at, __sk_common.skc_state);
+	if (cookie != m->cookie || state != TCP_LISTEN)
+		return false;
+	LOAD(f->queued, sock, at, sk_ack_backlog);
+	LOAD(f->backlog, sock, at, sk_max_ack_backlog);
+	LOAD(f->half_open, inet_connection_sock, at,
+	     icsk_accept_queue.qlen.counter);
+	return true;
+}
+
+/* --- the last places ------------------------------------------------------
+ *
+ * Between this program's choice and the kernel's counting of the request lie a
+ * few microseconds of the same softirq. Two CPUs that choose a member's last
+ * place at the same time would both see it free; the second client would believe
+ * itself connected and wait. So whoever takes one of the last places, as many as
+ * there are CPUs, leaves a claim in the member's row: when, by which CPU, and at
+ * what figure. The place counts as being taken until the figure has grown, the
+ * same CPU is back (its softirqs do not nest, so it has finished), or the time
+ * is up.
+ */
+#define CLAIM_TICKS 32 /* about 32 us: a tick is 1024 ns */
+
+static __always_inline __u32 tick(void)
+{
+	return bpf_ktime_get_ns() >> 10;
+}
+
+static __always_inline __u64 claim(__u32 used)
+{
+	return (__u64)tick() << 32 | bpf_get_smp_processor_id() << 16 |
+	       (__u16)used;
+}
+
+static __always_inline bool being_taken(__u64 claim, __u32 used)
+{
+	return claim && (__u16)(claim >> 16) != (__u16)bpf_get_smp_processor_id() &&
+	       (__s16)((__u16)used - (__u16)claim) <= 0 &&
+	       tick() - (__u32)(claim >> 32) < CLAIM_TICKS;
+}
+
+/* --- a request ------------------------------------------------------------- */
+
+enum want {
+	WANT_ROOM, /* the first with room */
+	WANT_SHORTEST, /* the one with room that holds the fewest */
+	WANT_ACTIVE, /* the first that is neither draining nor gone */
+	WANT_OPEN, /* the first whose accept queue is not full */
+	WANT_FULL, /* the first whose accept queue is full */
+	WANT_ALIVE, /* the first that is not gone */
+};
+
+enum rule {
+	RULE_ROOM, /* a member with room, by the policy */
+	RULE_CROWDED, /* one where only half-open requests stand in the way */
+	RULE_DROP, /* a full one, so that the kernel drops the request */
+	RULE_RESET, /* refused, if any socket is left to refuse for */
+	RULE_LEFT, /* left to the kernel's own look-up */
+};
+
+/* What is known and chosen for a request. It lies in a map, not on the stack: the
+ * verifier would follow every value that it can take, and never come to an end. */
+struct search {
+	__be32 address[4]; /* the called one; IPv4 as ::ffff:a.b.c.d */
+	__be32 remote[4]; /* of an IPv4 client, only the last word is set */
+	__u32 service;
+	__u32 takes; /* the flag that a member must have */
+	__u32 hash;
+
+	/* where it stands */
+	__u32 rule;
+	bool siblings; /* all members, not the called ones */
+	bool patient; /* heed the claims of other CPUs */
+	bool contended; /* a claim stood in the way */
+
+	/* the scan: over table[first .. first + count] from `start`, wrapping */
+	bool direct;
+	__u32 want;
+	__u32 first;
+	__u32 count;
+	__u32 start;
+
+	/* what it found */
+	bool found;
+	bool claims; /* one of the last places */
+	bool full;
+	__u32 position;
+	__u32 index;
+	__u32 used;
+	__u64 claim;
+};
+
+/* One a CPU: the program runs with softirqs off and is never interrupted by
+ * itself. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct search);
+} searches SEC(".maps");
+
+/* A request and the way to its service. */
+struct request {
+	struct bpf_sk_lookup *ctx;
+	void *roster;
+	struct ov_header *header;
+	struct ov_endpoint_row *endpoint;
+	struct search *s;
+};
+
+static __always_inline union ov_row *row(struct request *r, __u32 number)
+{
+	return bpf_map_lookup_elem(r->roster, &number);
+}
+
+static __always_inline struct ov_member *member_at(struct request *r,
+						   __u32 position)
+{
+	union ov_row *found = row(r, OV_ROW_MEMBERS + position);
+
+	return found ? &found->member : NULL;
+}
+
+/* The position that stands at `index` of the called table. */
+static __always_inline __u32 called_at(struct request *r, __u32 index)
+{
+	__u32 first = OV_ROW_MEMBERS + r->header->members + r->header->endpoints;
+	union ov_row *table = row(r, first + index / OV_POSITIONS_PER_ROW);
+
+	return table ? table->positions[index % OV_POSITIONS_PER_ROW] : 0;
+}
+
+/* --- scanning the members --------------------------------------------------- */
+
+/* Room, and nobody on another CPU about to take the last of it. */
+static __always_inline bool has_room(struct request *r, struct ov_member *m,
+				     struct ov_figures *f)
+{
+	__u32 used = f->queued + f->half_open;
+	__u64 claim = m->claim;
+
+	if (m->flags & OV_DRAINING || used > f->backlog)
+		return false;
+	if (r->s->want == WANT_SHORTEST && r->s->found && used >= r->s->used)
+		return false;
+	r->s->claims = f->backlog - used < cpus;
+	if (r->s->claims && r->s->patient && being_taken(claim, used)) {
+		r->s->contended = true;
+		return false;
+	}
+	r->s->claim = claim;
+	r->s->used = used;
+	return true;
+}
+
+static __always_inline bool wanted(struct request *r, struct ov_member *m,
+				   struct ov_figures *f)
+{
+	switch (r->s->want) {
+	case WANT_ROOM:
+	case WANT_SHORTEST:
+		return has_room(r, m, f);
+	case WANT_ACTIVE:
+		return !(m->flags & OV_DRAINING);
+	case WANT_OPEN:
+		return !(m->flags & OV_DRAINING) && f->queued <= f->backlog;
+	case WANT_FULL:
+		return f->queued > f->backlog;
+	}
+	return true;
+}
+
+static long consider(__u32 i, struct request *r)
+{
+	struct ov_figures f = {};
+	struct ov_member *m;
+	__u32 index, position;
+
+	index = r->s->start + i;
+	if (index >= r->s->count)
+		index -= r->s->count;
+	position = r->s->first + index;
+	if (!r->s->direct)
+		position = called_at(r, position);
+	m = member_at(r, position);
+	if (!m || !(m->flags & r->s->takes) || !read_figures(m, &f) ||
+	    !wanted(r, m, &f))
+		return 0;
+	r->s->found = true;
+	r->s->full = f.queued > f.backlog;
+	r->s->position = position;
+	r->s->index = index;
+	/* Nobody holds less than nothing: the scan for the shortest may end. */
+	return r->s->want != WANT_SHORTEST || r->s->used == 0;
+}
+
+/* --- the flow's hash ---------------------------------------------------- */
+
+static __always_inline __u32 mix(__u32 h, __u32 word)
+{
+	word *= 0xcc9e2d51;
+	word = word << 15 | word >> 17;
+	word *= 0x1b873593;
+	h ^= word;
+	h = h << 13 | h >> 19;
+	return h * 5 + 0xe6546b64;
+}
+
+/* MurmurHash3 over the words of the flow; src/flow.rs is the same. */
+static __always_inline __u32 flow_hash(struct request *r, __u32 ports)
+{
+	__u32 h = seed;
+
+	if (r->s->takes == OV_TAKES_IPV6) {
+		h = mix(h, bpf_ntohl(r->s->remote[0]));
+		h = mix(h, bpf_ntohl(r->s->remote[1]));
+		h = mix(h, bpf_ntohl(r->s->remote[2]));
+		h = mix(h, bpf_ntohl(r->s->address[0]));
+		h = mix(h, bpf_ntohl(r->s->address[1]));
+		h = mix(h, bpf_ntohl(r->s->address[2]));
+	}
+	h = mix(h, bpf_ntohl(r->s->remote[3]));
+	h = mix(h, bpf_ntohl(r->s->address[3]));
+	h = mix(h, ports);
+	h ^= h >> 16;
+	h *= 0x85ebca6b;
+	h ^= h >> 13;
+	h *= 0xc2b2ae35;
+	return h ^ h >> 16;
+}
+
+/* Which of the called members the flow calls: its index among them. */
+static __always_inline __u32 called_index(struct request *r)
+{
+	return (__u64)r->s->hash * r->endpoint->count >> 32;
+}
+
+static __always_inline __u32 called_position(struct request *r)
+{
+	__u32 at = r->endpoint->first + called_index(r);
+
+	return r->endpoint->direct ? at : called_at(r, at);
+}
+
+/* --- finding the service -------------------------------------------------- */
+
+/* The barriers keep clang from merging the two branches' loads into one through
+ * a computed address, which the verifier refuses on a context. */
+static __always_inline void read_addresses(struct bpf_sk_lookup *ctx,
+					   struct request *r)
+{
+	__u32 word;
+
+	if (ctx->family == AF_INET) {
+		r->s->takes = OV_TAKES_IPV4;
+		r->s->address[0] = 0;
+		r->s->address[1] = 0;
+		r->s->address[2] = bpf_htonl(0xffff);
+		word = ctx->local_ip4;
+		barrier_var(word);
+		r->s->address[3] = word;
+		word = ctx->remote_ip4;
+		barrier_var(word);
+		r->s->remote[3] = word;
+		return;
+	}
+	r->s->takes = OV_TAKES_IPV6;
+	r->s->address[0] = ctx->local_ip6[0];
+	r->s->address[1] = ctx->local_ip6[1];
+	r->s->address[2] = ctx->local_ip6[2];
+	word = ctx->local_ip6[3];
+	barrier_var(word);
+	r->s->address[3] = word;
+	r->s->remote[0] = ctx->remote_ip6[0];
+	r->s->remote[1] = ctx->remote_ip6[1];
+	r->s->remote[2] = ctx->remote_ip6[2];
+	word = ctx->remote_ip6[3];
+	barrier_var(word);
+	r->s->remote[3] = word;
+}
+
+static __always_inline struct ov_endpoint *
+find_endpoint(struct request *r, __u16 port, __u8 kinds)
+{
+	struct ov_endpoint_key key = { .port = port };
+	struct ov_endpoint *endpoint = NULL;
+
+	if (kinds & OV_PORT_EXACT) {
+		__builtin_memcpy(key.address, r->s->address, sizeof(key.address));
+		endpoint = bpf_map_lookup_elem(&endpoints, &key);
+	}
+	if (!endpoint && kinds & OV_PORT_WILDCARD) {
+		__builtin_memset(key.address, 0, sizeof(key.address));
+		if (r->s->takes == OV_TAKES_IPV4)
+			key.address[2] = bpf_htonl(0xffff);
+		endpoint = bpf_map_lookup_elem(&endpoints, &key);
+	}
+	return endpoint;
+}
+
+/* False when the address was given up between this and the look-up before. */
+static __always_inline bool find_rows(struct request *r, __u32 number)
+{
+	union ov_row *found = row(r, OV_ROW_HEADER);
+
+	if (!found)
+		return false;
+	r->header = &found->header;
+	if (number >= r->header->endpoints)
+		return false;
+	found = row(r, OV_ROW_MEMBERS + r->header->members + number);
+	if (!found)
+		return false;
+	r->endpoint = &found->endpoint;
+	return r->endpoint->count;
+}
+
+/* --- carrying out a choice --------------------------------------------------- */
+
+static __always_inline bool same_address(const __be32 *a, const __be32 *b)
+{
+	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
+}
+
+static __always_inline void count_placed(struct request *r, struct ov_member *m)
+{
+	bool special = !(m->flags & OV_WILDCARD) &&
+		       !same_address(m->address, r->s->address);
+	__u32 slot = m->slot;
+	__u32 service = r->s->service;
+	struct ov_member_counters *c =
+		bpf_map_lookup_elem(&member_counters, &slot);
+	struct ov_service_counters *s =
+		bpf_map_lookup_elem(&service_counters, &service);
+
+	if (!c || !s)
+		return;
+	c->special += special;
+	s->special += special;
+	s->crowded += r->s->rule == RULE_CROWDED;
+	if (!r->s->siblings) {
+		c->placed++;
+		s->placed++;
+		return;
+	}
+	c->redirected_in++;
+	s->redirected++;
+	m = member_at(r, called_position(r));
+	if (m)
+		COUNT_MEMBER(m->slot, redirected_out);
+}
+
+/* The turns move only where the policy takes turns, and only by a choice among
+ * members with room. CPUs may race here: a turn is then taken twice, no more. */
+static __always_inline void move_turn(struct request *r)
+{
+	if (r->s->rule != RULE_ROOM || r->s->want == WANT_ACTIVE ||
+	    r->header->policy == OV_NEXT_AVAILABLE)
+		return;
+	if (r->s->siblings)
+		r->header->turn = r->s->index + 1;
+	else
+		r->endpoint->turn = r->s->index + 1;
+}
+
+/* Takes one of the last places: false when another CPU was faster. */
+static __always_inline bool take(struct request *r, struct ov_member *m)
+{
+	if (r->s->rule != RULE_ROOM || !r->s->claims)
+		return true;
+	return __sync_val_compare_and_swap(&m->claim, r->s->claim,
+					   claim(r->s->used)) == r->s->claim ||
+	       !r->s->patient;
+}
+
+/* Assigns the chosen member's socket. False when another request or the socket's
+ * end came in between: another look then finds another. */
+static __always_inline bool assign(struct request *r)
+{
+	struct ov_member *m = member_at(r, r->s->position);
+	void *sk;
+	__u32 slot;
+	long error;
+
+	if (!m)
+		return false;
+	if (!take(r, m)) {
+		COUNT_EXIT(contended);
+		return false;
+	}
+	slot = m->slot;
+	sk = bpf_map_lookup_elem(&sockets, &slot);
+	if (!sk) {
+		m->sk = OV_GONE;
+		COUNT_EXIT(vanished);
+		return false;
+	}
+	/* Without the flag the kernel would choose again in the socket's
+	 * SO_REUSEPORT group, by its hash. */
+	error = bpf_sk_assign(r->ctx, sk, BPF_SK_LOOKUP_F_NO_REUSEPORT);
+	bpf_sk_release(sk);
+	if (error) {
+		/* Passed on: the kernel's look-up serves it as ever. */
+		COUNT_EXIT(refused);
+		return true;
+	}
+	move_turn(r);
+	if (r->s->rule == RULE_DROP)
+		COUNT_SERVICE(r->s->service, dropped);
+	else
+		count_placed(r, m);
+	return true;
+}
+
+/* --- the rules ----------------------------------------------------------------- */
+
+/* Says what to look for by the rule, and from where on. */
+static __always_inline void aim(struct request *r)
+{
+	__u8 policy = r->header->policy;
+	bool turns = policy != OV_NEXT_AVAILABLE;
+
+	switch (r->s->rule) {
+	case RULE_ROOM:
+		r->s->want = policy == OV_SHORTEST_QUEUE ? WANT_SHORTEST : WANT_ROOM;
+		if (!(r->header->flags & OV_REDIRECT)) {
+			r->s->want = WANT_ACTIVE;
+			turns = false;
+		}
+		break;
+	case RULE_CROWDED:
+		/* By the flow alone, so that the ACK with the cookie comes to
+		 * where its SYN went. */
+		r->s->want = WANT_OPEN;
+		turns = false;
+		break;
+	case RULE_DROP:
+		r->s->want = WANT_FULL;
+		turns = false;
+		break;
+	default:
+		r->s->want = WANT_ALIVE;
+		turns = false;
+	}
+	if (r->s->siblings) {
+		/* The called ones are not left out: the scan before this one has
+		 * just found that they are not what is wanted. */
+		r->s->first = 0;
+		r->s->count = r->header->members;
+		r->s->direct = true;
+		r->s->start = turns ? r->header->turn : called_position(r);
+	} else {
+		r->s->first = r->endpoint->first;
+		r->s->count = r->endpoint->count;
+		r->s->direct = r->endpoint->direct;
+		r->s->start = turns ? r->endpoint->turn : called_index(r);
+	}
+	if (r->s->start >= r->s->count)
+		r->s->start = 0;
+	r->s->found = false;
+}
+
+/* The next scope, then the next rule. */
+static __always_inline void go_on(struct request *r)
+{
+	__u8 flags = r->header->flags;
+
+	if (!r->s->siblings && flags & OV_REDIRECT) {
+		r->s->siblings = true;
+		return;
+	}
+	r->s->siblings = false;
+	r->s->rule++;
+	if (r->s->rule == RULE_CROWDED && !(flags & OV_REDIRECT))
+		r->s->rule++;
+	if (r->s->rule == RULE_DROP && flags & OV_RESET)
+		r->s->rule++;
+}
+
+static __always_inline void start_anew(struct request *r)
+{
+	r->s->rule = RULE_ROOM;
+	r->s->siblings = false;
+	r->s->contended = false;
+}
+
+/* One step: one scan by one rule in one scope. Who loses a race starts anew, at
+ * most until the winner's claim has run out, and for no more than all the steps;
+ * in the last ones no claim is heeded. */
+#define STEPS_OF_A_LOOK (2 * RULE_LEFT)
+#define STEPS (64 * STEPS_OF_A_LOOK)
+
+static long step(__u32 i, struct request *r)
+{
+	r->s->patient = i < STEPS - 2 * STEPS_OF_A_LOOK;
+	aim(r);
+	bpf_loop(r->s->count, consider, r, 0);
+	if (r->s->found && !(r->s->want == WANT_ACTIVE && r->s->full)) {
+		if (r->s->rule == RULE_RESET || assign(r))
+			return 1;
+		start_anew(r);
+		return 0;
+	}
+	go_on(r);
+	if (r->s->rule != RULE_ROOM && r->s->contended) {
+		COUNT_EXIT(contended);
+		start_anew(r);
+	}
+	return r->s->rule == RULE_LEFT;
+}
+
+/* --- the program ------------------------------------------------------------- */
+
+SEC("sk_lookup")
+int overspill(struct bpf_sk_lookup *ctx)
+{
+	struct request r = { .ctx = ctx };
+	struct ov_endpoint *endpoint;
+	struct ov_ports *served;
+	__u16 port = ctx->local_port;
+	__u32 zero = 0;
+	__u8 kinds;
+
+	if (ctx->protocol != IPPROTO_TCP) {
+		/* UDP: nothing here is for it. */
+		COUNT_EXIT(not_tcp);
+		return SK_PASS;
+	}
+	if (ctx->sk) {
+		/* A program before this one has chosen: its choice stands. */
+		COUNT_EXIT(other_program);
+		return SK_PASS;
+	}
+	served = bpf_map_lookup_elem(&ports, &zero);
+	kinds = served ? served->kinds[port] : 0;
+	if (!kinds) {
+		/* As if overspill were not there. */
+		COUNT_EXIT(unserved_port);
+		return SK_PASS;
+	}
+	r.s = bpf_map_lookup_elem(&searches, &zero);
+	if (!r.s)
+		return SK_PASS; /* not reached: the map has this one entry */
+	read_addresses(ctx, &r);
+	endpoint = find_endpoint(&r, port, kinds);
+	if (!endpoint) {
+		/* Rule 1: no member is bound to it; not ours. */
+		COUNT_EXIT(unserved_address);
+		return SK_PASS;
+	}
+	r.s->service = endpoint->service;
+	r.roster = bpf_map_lookup_elem(&services, &r.s->service);
+	if (!r.roster) {
+		/* Taken out this moment: the kernel finds its sockets itself. */
+		COUNT_EXIT(no_roster);
+		return SK_PASS;
+	}
+	if (!find_rows(&r, endpoint->row)) {
+		/* Given up this moment: as above. */
+		COUNT_EXIT(unserved_address);
+		return SK_PASS;
+	}
+	r.s->hash = flow_hash(&r, (__u32)bpf_ntohs(ctx->remote_port) << 16 | port);
+	start_anew(&r);
+	bpf_loop(STEPS, step, &r, 0);
+	if (r.s->rule == RULE_RESET) {
+		/* The user's wish, or only draining members are left: the client
+		 * is told at once (RST). */
+		COUNT_SERVICE(r.s->service, reset);
+		return SK_DROP;
+	}
+	if (r.s->rule == RULE_LEFT)
+		/* No member has a socket any more: whatever else listens there
+		 * may take the request, or nothing does. */
+		COUNT_SERVICE(r.s->service, left);
+	return SK_PASS;
+}
+
+/* --- reading for people ----------------------------------------------------- */
+
+static long read_member(__u32 i, struct request *r)
+{
+	struct ov_member *m = member_at(r, i);
+	struct ov_figures *out;
+	__u32 slot;
+
+	if (!m)
+		return 0;
+	slot = m->slot;
+	out = bpf_map_lookup_elem(&figures, &slot);
+	if (!out)
+		return 0;
+	out->cookie = read_figures(m, out) ? m->cookie : 0;
+	return 0;
+}
+
+/*
+ * Fills `figures` for the members of the service whose number stands in
+ * local_ip4. Never attached: user space runs it (BPF_PROG_TEST_RUN) to read the
+ * queues as the data path reads them; half-open requests have no other interface.
+ */
+SEC("sk_lookup")
+int read_queues(struct bpf_sk_lookup *ctx)
+{
+	struct request r = {};
+	__u32 service = ctx->local_ip4;
+	union ov_row *header;
+
+	r.roster = bpf_map_lookup_elem(&services, &service);
+	if (!r.roster)
+		return SK_PASS;
+	header = row(&r, OV_ROW_HEADER);
+	if (header)
+		bpf_loop(header->header.members, read_member, &r, 0);
+	return SK_PASS;
+}

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The contract between the kernel program and user space: what lies in the maps.
+ *
+ * src/datapath/layout.rs has the same structures in Rust, and a test compares
+ * each size and offset with the BTF of the compiled object. Whoever changes the
+ * meaning or the place of a field raises OVERSPILL_LAYOUT.
+ *
+ * The nouns: a service is an ordered list of members; a member is a listening
+ * socket; an endpoint is an address and port that clients call; a request is one
+ * look-up of a listener by the kernel. A roster is a service as published: an
+ * array of 64-byte rows, never changed in its list, replaced as a whole.
+ *
+ *     row 0                       struct ov_header
+ *     rows 1, 2                   the service's name, padded with zeros
+ *     rows 3 .. 3+M               struct ov_member, in list order
+ *     rows 3+M .. 3+M+E           struct ov_endpoint_row
+ *     rows 3+M+E ..               the called table: 16 positions a row
+ */
+#ifndef OVERSPILL_H
+#define OVERSPILL_H
+
+#define OVERSPILL_LAYOUT 1
+
+#define OV_ROW_SIZE 64
+#define OV_ROW_HEADER 0
+#define OV_ROW_NAME 1
+#define OV_ROW_MEMBERS 3
+#define OV_POSITIONS_PER_ROW 16
+
+enum ov_policy {
+	OV_NEXT_AVAILABLE = 0,
+	OV_SHORTEST_QUEUE = 1,
+	OV_ROUND_ROBIN = 2,
+};
+
+/* ov_header.flags */
+enum {
+	OV_REDIRECT = 1 << 0, /* siblings of the called members may be chosen */
+	OV_RESET = 1 << 1, /* refuse the request when every queue is full */
+	OV_SPREAD = 1 << 2, /* every member is a called one */
+};
+
+struct ov_header {
+	__u32 members;
+	__u32 endpoints;
+	__u32 turn; /* where the next redirected request's turn begins: a position */
+	__u16 port; /* host order */
+	__u8 policy;
+	__u8 flags;
+	__u32 next_id; /* for user space: the id of the next member to join */
+	__u32 zero[11];
+};
+
+/* ov_member.flags */
+enum {
+	OV_TAKES_IPV4 = 1 << 0,
+	OV_TAKES_IPV6 = 1 << 1,
+	OV_WILDCARD = 1 << 2, /* bound to every address of the families it takes */
+	OV_DRAINING = 1 << 3,
+};
+
+/* ov_member.sk besides an address: the socket was seen to be gone for good. */
+#define OV_GONE 1ULL
+
+struct ov_member {
+	__u64 sk; /* the kernel's address of the socket; 0: not looked up yet */
+	__u64 cookie; /* SO_COOKIE: tells whether memory at sk is still that socket */
+	__u64 claim; /* the last request put on one of its last places */
+	__u32 slot; /* index in `sockets`, `figures` and `member_counters` */
+	__u16 weight;
+	__u8 flags;
+	__u8 zero;
+	__be32 address[4]; /* IPv4 as ::ffff:a.b.c.d */
+	__u32 id; /* for user space, as is all that follows */
+	__u32 pid;
+	__u32 zero2[2];
+};
+
+struct ov_endpoint_row {
+	__be32 address[4];
+	__u32 first; /* its called members: table[first .. first + count] ... */
+	__u32 count;
+	__u32 direct; /* ... or, if set, positions first .. first + count themselves */
+	__u32 turn; /* where the next turn begins: 0 .. count */
+	__u32 zero[8];
+};
+
+union ov_row {
+	struct ov_header header;
+	__u8 name[OV_ROW_SIZE];
+	struct ov_member member;
+	struct ov_endpoint_row endpoint;
+	__u32 positions[OV_POSITIONS_PER_ROW];
+};
+
+/* `endpoints`: where a called address leads. */
+struct ov_endpoint_key {
+	__be32 address[4];
+	__u16 port; /* host order */
+	__u16 zero;
+};
+
+struct ov_endpoint {
+	__u32 service; /* index in `services` and `service_counters` */
+	__u32 row; /* number of its endpoint row */
+};
+
+/* `ports`: which kinds of endpoint a port has, so that other ports cost one load. */
+enum {
+	OV_PORT_EXACT = 1 << 0,
+	OV_PORT_WILDCARD = 1 << 1,
+};
+
+struct ov_ports {
+	__u8 kinds[65536]; /* by port, host order */
+};
+
+/* `service_counters`, by service and CPU. Each request that reaches a service is
+ * in exactly one of placed, redirected, dropped, reset and left. */
+struct ov_service_counters {
+	__u64 placed; /* put on a member that it called */
+	__u64 redirected; /* put on a sibling of the called members */
+	__u64 special; /* put on a member bound to another address than the called */
+	__u64 dropped; /* every queue full: left with a full one, the kernel drops it */
+	__u64 reset; /* refused */
+	__u64 left; /* every member gone: left to the kernel */
+	__u64 fallback; /* the policy gave no usable answer: next-available did */
+	__u64 crowded; /* put where only half-open requests stand in the way */
+};
+
+/* `member_counters`, by slot and CPU. */
+struct ov_member_counters {
+	__u64 placed; /* requests put on this member that called it */
+	__u64 redirected_in; /* requests that called siblings */
+	__u64 redirected_out; /* requests that called this member and went to siblings */
+	__u64 special; /* requests put here for another address than its own */
+};
+
+/* `exits`, by CPU: the ways out of the program before a service is found, and
+ * those that should not happen. */
+struct ov_exits {
+	__u64 not_tcp;
+	__u64 other_program; /* another sk_lookup program has chosen already */
+	__u64 unserved_port;
+	__u64 unserved_address;
+	__u64 no_roster; /* the service went away during the request */
+	__u64 vanished; /* the chosen socket was closed during the request */
+	__u64 refused; /* bpf_sk_assign said no */
+	__u64 contended; /* a look was repeated because a last place was being taken */
+};
+
+/* `figures`, by slot: filled on demand by the program of that name. */
+struct ov_figures {
+	__u64 cookie; /* 0: the socket is gone */
+	__u32 queued; /* sk_ack_backlog */
+	__u32 half_open; /* icsk_accept_queue.qlen */
+	__u32 backlog; /* sk_max_ack_backlog */
+	__u32 zero;
+};
+
+/* `state`: written once, when the maps are made. */
+struct ov_state {
+	__u32 layout; /* OVERSPILL_LAYOUT */
+	__u32 seed; /* of the flow hash */
+	__u32 services; /* capacity */
+	__u32 members; /* capacity */
+	__u8 tag[8]; /* of the program, by the kernel */
+	__u8 build[32]; /* SHA-256 of the object that it was loaded from */
+	__u8 version[32]; /* of overspill, padded with zeros */
+};
+
+#endif

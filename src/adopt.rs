@@ -1,0 +1,142 @@
+//! Taking the listening sockets of running processes, which notice nothing.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::sockopt;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// A listening socket of another process: a duplicate of its descriptor.
+#[derive(Debug)]
+pub struct Adopted {
+    socket: OwnedFd,
+    pid: u32,
+}
+
+impl Adopted {
+    /// The process that it was taken from.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+}
+
+impl AsFd for Adopted {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Every TCP socket on `port` that the processes `pids` listen on, in the order of the
+/// list and, within a process, of its descriptors. A socket that several of them hold
+/// counts once, for the first.
+///
+/// The sockets are duplicated with `pidfd_getfd(2)`, which takes the permission to trace
+/// the process (`PTRACE_MODE_ATTACH_REALCREDS`).
+///
+/// # Errors
+///
+/// [`Error::NoSuchProcess`], or [`Error::NoSuchSocket`] for a process without such a
+/// socket, saying what it has instead; [`Error::Mptcp`] where it is an MPTCP socket.
+pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
+    let mut seen = HashSet::new();
+    let mut adopted = Vec::new();
+    for &pid in pids {
+        let mut found = Found::default();
+        for socket in sockets(pid)? {
+            found.sort(socket, port);
+        }
+        if found.listening.is_empty() {
+            return Err(found.error(pid, port));
+        }
+        for socket in found.listening {
+            let cookie = sockopt::socket_cookie(&socket).map_err(|error| {
+                Error::system("read the cookie of a socket of process", pid.to_string(), error)
+            })?;
+            if seen.insert(cookie) {
+                adopted.push(Adopted { socket, pid });
+            }
+        }
+    }
+    Ok(adopted)
+}
+
+/// Duplicates of all sockets of a process, in the order of its descriptors.
+fn sockets(pid: u32) -> Result<Vec<OwnedFd>> {
+    let gone = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
+        _ => Error::system("read the descriptors of process", pid.to_string(), error),
+    };
+    let listing = fs::read_dir(format!("/proc/{pid}/fd")).map_err(gone)?;
+    let mut numbers = Vec::new();
+    for entry in listing {
+        let entry = entry.map_err(gone)?;
+        // A descriptor closed since is not there to be read: no socket of the process.
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        if target.to_string_lossy().starts_with("socket:") {
+            numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
+        }
+    }
+    numbers.sort_unstable();
+    let no_process = Error::NoSuchProcess { pid };
+    let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(no_process)?;
+    let pidfd = rustix::process::pidfd_open(id, PidfdFlags::empty())
+        .map_err(|error| Error::system("open process", pid.to_string(), error))?;
+    let mut sockets = Vec::new();
+    for number in numbers {
+        match rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
+            Ok(socket) => sockets.push(socket),
+            Err(rustix::io::Errno::BADF) => {}
+            Err(rustix::io::Errno::PERM) => {
+                let error = io::Error::from(io::ErrorKind::PermissionDenied);
+                return Err(Error::system("take the sockets of process", pid.to_string(), error));
+            }
+            Err(error) => {
+                return Err(Error::system("take the sockets of process", pid.to_string(), error));
+            }
+        }
+    }
+    Ok(sockets)
+}
+
+/// The sockets of a process, sorted by what they are good for.
+#[derive(Default)]
+struct Found {
+    listening: Vec<OwnedFd>,
+    mptcp: Option<Error>,
+    others: Vec<String>,
+}
+
+impl Found {
+    fn sort(&mut self, socket: OwnedFd, port: u16) {
+        let local = socket2::SockRef::from(&socket).local_addr().ok().and_then(|a| a.as_socket());
+        let same_port = local.is_some_and(|local| local.port() == port);
+        match sys::inspect(socket.as_fd()) {
+            // What else may keep it out (a device, ...) is said when it is to join.
+            Ok(_) | Err(Error::BoundToDevice { .. }) if same_port => self.listening.push(socket),
+            Ok(listener) => self.others.push(format!("listens on {}", listener.address)),
+            Err(error @ Error::Mptcp { .. }) if same_port => self.mptcp = Some(error),
+            Err(error @ Error::NotTcp { .. }) if same_port => {
+                self.others.push(format!("has {error}"));
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn error(self, pid: u32, port: u16) -> Error {
+        if let Some(error) = self.mptcp {
+            return error;
+        }
+        let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let found = match self.others.as_slice() {
+            [] => String::new(),
+            others => format!("; it {}", others.join(", ")),
+        };
+        Error::NoSuchSocket { pid, command: command.trim_end().to_owned(), port, found }
+    }
+}

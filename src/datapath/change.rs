@@ -1,0 +1,281 @@
+//! Changing services: every change replaces one roster, and then its indexes follow.
+//!
+//! The order makes each step safe for the requests that arrive meanwhile:
+//!
+//! 1. new members' sockets enter `sockets`, in slots that no roster uses;
+//! 2. endpoints that the new roster does not have leave `endpoints` (their requests
+//!    go to the kernel's own look-up, as to any address that is not served);
+//! 3. the new roster replaces the old in `services`, in one step; the kernel returns
+//!    when no program reads the old one any more (`maybe_wait_bpf_programs`);
+//! 4. new endpoints enter `endpoints`, and `ports` follows;
+//! 5. sockets of members that left are taken out of `sockets`.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+
+use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use zerocopy::IntoBytes;
+
+use super::layout::{self, Endpoint, EndpointKey, MemberCounters, ROW_SIZE, ServiceCounters};
+use super::{Datapath, Lock};
+use crate::error::{Error, Result};
+use crate::roster::Roster;
+
+/// All services of a namespace at the moment that the lock was taken.
+pub(crate) struct Snapshot {
+    rosters: BTreeMap<u32, Roster>,
+}
+
+/// A socket that joins, with the slot and the name for messages.
+pub(crate) struct Joining<'a> {
+    pub(crate) socket: BorrowedFd<'a>,
+    pub(crate) slot: u32,
+    pub(crate) name: String,
+}
+
+/// A service's roster before and after; `None` is a service that does not exist.
+pub(crate) struct Change<'a> {
+    pub(crate) id: u32,
+    pub(crate) old: Option<&'a Roster>,
+    pub(crate) new: Option<&'a Roster>,
+    pub(crate) joining: Vec<Joining<'a>>,
+}
+
+impl Snapshot {
+    pub(crate) fn find(&self, name: &str) -> Option<(u32, &Roster)> {
+        self.rosters
+            .iter()
+            .find(|(_, roster)| roster.name == name)
+            .map(|(&id, roster)| (id, roster))
+    }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.rosters.values().map(|roster| roster.name.as_str())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rosters.is_empty()
+    }
+
+    /// The service that a socket is a member of.
+    pub(crate) fn service_of(&self, cookie: u64) -> Option<&str> {
+        let holds = |roster: &&Roster| roster.members.iter().any(|member| member.cookie == cookie);
+        self.rosters.values().find(holds).map(|roster| roster.name.as_str())
+    }
+
+    /// The service, other than number `id`, that serves an address.
+    pub(crate) fn serving(&self, address: SocketAddr, id: u32) -> Option<&str> {
+        self.rosters
+            .iter()
+            .filter(|&(&other, roster)| other != id && roster.port == address.port())
+            .find(|(_, roster)| roster.endpoints().any(|(ip, _)| ip == address.ip()))
+            .map(|(_, roster)| roster.name.as_str())
+    }
+
+    /// What kinds of endpoint a port has.
+    fn kinds(&self, port: u16) -> u8 {
+        self.rosters
+            .values()
+            .filter(|roster| roster.port == port)
+            .flat_map(|roster| roster.endpoints().collect::<Vec<_>>())
+            .map(
+                |(ip, _)| {
+                    if ip.is_unspecified() { layout::PORT_WILDCARD } else { layout::PORT_EXACT }
+                },
+            )
+            .fold(0, |kinds, kind| kinds | kind)
+    }
+}
+
+impl Datapath {
+    pub(crate) fn snapshot(&self, _lock: &Lock) -> Result<Snapshot> {
+        Ok(Snapshot { rosters: self.rosters()?.into_iter().collect() })
+    }
+
+    /// A number that no service has.
+    pub(crate) fn free_id(&self, snapshot: &Snapshot) -> Result<u32> {
+        (0..self.state.services).find(|id| !snapshot.rosters.contains_key(id)).ok_or_else(|| {
+            Error::OverCapacity {
+                what: "services",
+                wanted: snapshot.rosters.len() as u64 + 1,
+                capacity: self.state.services,
+            }
+        })
+    }
+
+    /// As many slots as wanted that no member has.
+    pub(crate) fn free_slots(&self, snapshot: &Snapshot, wanted: usize) -> Result<Vec<u32>> {
+        let used: HashSet<u32> = snapshot
+            .rosters
+            .values()
+            .flat_map(|roster| &roster.members)
+            .map(|member| member.slot)
+            .collect();
+        let free: Vec<u32> =
+            (0..self.state.members).filter(|slot| !used.contains(slot)).take(wanted).collect();
+        if free.len() < wanted {
+            return Err(Error::OverCapacity {
+                what: "members",
+                wanted: (used.len() + wanted) as u64,
+                capacity: self.state.members,
+            });
+        }
+        Ok(free)
+    }
+
+    /// Carries out a change, whole or not at all.
+    pub(crate) fn apply(
+        &self,
+        lock: &Lock,
+        mut snapshot: Snapshot,
+        change: &Change<'_>,
+    ) -> Result<Snapshot> {
+        let _ = lock;
+        if change.old.is_none() {
+            self.reset_counters(change.id)?;
+        }
+        for (done, joining) in change.joining.iter().enumerate() {
+            if let Err(error) = self.insert(joining) {
+                self.free(change.joining[..done].iter().map(|joined| joined.slot));
+                return Err(error);
+            }
+        }
+        if let Err(error) = self.replace(change.id, change.old, change.new) {
+            // Back to what it was; the cause is reported, not the trouble on the way back.
+            let _ = self.replace(change.id, change.new, change.old);
+            self.free(change.joining.iter().map(|joining| joining.slot));
+            return Err(error);
+        }
+        match change.new {
+            Some(new) => snapshot.rosters.insert(change.id, new.clone()),
+            None => snapshot.rosters.remove(&change.id),
+        };
+        for port in [change.old, change.new].into_iter().flatten().map(|roster| roster.port) {
+            self.set_port(port, snapshot.kinds(port))?;
+        }
+        self.free(leaving(change.old, change.new));
+        Ok(snapshot)
+    }
+
+    /// Steps 2 to 4.
+    fn replace(&self, id: u32, old: Option<&Roster>, new: Option<&Roster>) -> Result<()> {
+        let endpoints = |roster: Option<&Roster>| -> BTreeMap<IpAddr, u32> {
+            roster.map(|roster| roster.endpoints().collect()).unwrap_or_default()
+        };
+        let (before, after) = (endpoints(old), endpoints(new));
+        let failed = |error| Error::bpf("change", "the map endpoints", error);
+        for ip in before.keys().filter(|ip| !after.contains_key(ip)) {
+            let key = EndpointKey::new(*ip, old.expect("it had endpoints").port);
+            ignore_absent(self.maps.endpoints.delete(key.as_bytes())).map_err(failed)?;
+        }
+        self.publish(id, new)?;
+        for (ip, row) in after.iter().filter(|(ip, _)| !before.contains_key(ip)) {
+            let key = EndpointKey::new(*ip, new.expect("it has endpoints").port);
+            let value = Endpoint { service: id, row: *row };
+            self.maps
+                .endpoints
+                .update(key.as_bytes(), value.as_bytes(), MapFlags::ANY)
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Puts a roster in the place of the one before it.
+    fn publish(&self, id: u32, roster: Option<&Roster>) -> Result<()> {
+        let failed = |error| Error::bpf("change", "the map services", error);
+        let Some(roster) = roster else {
+            return ignore_absent(self.maps.services.delete(&id.to_ne_bytes())).map_err(failed);
+        };
+        let rows = roster.encode();
+        let map = new_rows(&rows)?;
+        let fd = map.as_fd().as_raw_fd().to_ne_bytes();
+        self.maps.services.update(&id.to_ne_bytes(), &fd, MapFlags::ANY).map_err(failed)
+    }
+
+    fn insert(&self, joining: &Joining<'_>) -> Result<()> {
+        let zeros = vec![MemberCounters::default().as_bytes().to_vec(); cpus()?];
+        self.maps
+            .member_counters
+            .update_percpu(&joining.slot.to_ne_bytes(), &zeros, MapFlags::ANY)
+            .map_err(|error| Error::bpf("clear", "the map member_counters", error))?;
+        let fd = u64::try_from(joining.socket.as_raw_fd()).expect("an open descriptor");
+        let slot = joining.slot.to_ne_bytes();
+        self.maps.sockets.update(&slot, &fd.to_ne_bytes(), MapFlags::ANY).map_err(|error| {
+            // libbpf-rs keeps the number to itself; libbpf leaves it in errno.
+            let errno = std::io::Error::last_os_error().raw_os_error();
+            match errno {
+                // sock_map_link (net/core/sock_map.c): a map of the other kind has it.
+                Some(libc::EBUSY) => Error::HeldElsewhere { socket: joining.name.clone() },
+                // sock_map_sk_state_allowed: it has stopped listening since it was looked at.
+                Some(libc::EOPNOTSUPP) => Error::NotListening { socket: joining.name.clone() },
+                _ => Error::bpf("put into the map sockets", joining.name.clone(), error),
+            }
+        })
+    }
+
+    /// Takes sockets out; one that was closed has left by itself.
+    fn free(&self, slots: impl IntoIterator<Item = u32>) {
+        for slot in slots {
+            let _ = self.maps.sockets.delete(&slot.to_ne_bytes());
+        }
+    }
+
+    fn reset_counters(&self, id: u32) -> Result<()> {
+        let zeros = vec![ServiceCounters::default().as_bytes().to_vec(); cpus()?];
+        self.maps
+            .service_counters
+            .update_percpu(&id.to_ne_bytes(), &zeros, MapFlags::ANY)
+            .map_err(|error| Error::bpf("clear", "the map service_counters", error))
+    }
+
+    fn set_port(&self, port: u16, kinds: u8) -> Result<()> {
+        let mut ports = super::read::lookup(&self.maps.ports, 0)?;
+        let at = usize::from(port);
+        if ports[at] == kinds {
+            return Ok(());
+        }
+        ports[at] = kinds;
+        self.maps
+            .ports
+            .update(&0_u32.to_ne_bytes(), &ports, MapFlags::ANY)
+            .map_err(|error| Error::bpf("change", "the map ports", error))
+    }
+}
+
+/// The slots of members that the new roster does not have.
+fn leaving(old: Option<&Roster>, new: Option<&Roster>) -> Vec<u32> {
+    let slots = |roster: Option<&Roster>| -> HashSet<u32> {
+        roster.iter().flat_map(|roster| &roster.members).map(|member| member.slot).collect()
+    };
+    slots(old).difference(&slots(new)).copied().collect()
+}
+
+/// A map that holds the rows.
+fn new_rows(rows: &[[u8; ROW_SIZE]]) -> Result<MapHandle> {
+    let failed = |error| Error::bpf("make", "a roster", error);
+    let count = u32::try_from(rows.len()).expect("the capacity is a u32");
+    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+        map_flags: libbpf_rs::libbpf_sys::BPF_F_INNER_MAP,
+        ..Default::default()
+    };
+    let size = u32::try_from(ROW_SIZE).expect("small");
+    let map = MapHandle::create(MapType::Array, Some("roster"), 4, size, count, &options)
+        .map_err(failed)?;
+    let keys: Vec<u32> = (0..count).collect();
+    map.update_batch(keys.as_bytes(), rows.as_bytes(), count, MapFlags::ANY, MapFlags::ANY)
+        .map_err(failed)?;
+    Ok(map)
+}
+
+fn cpus() -> Result<usize> {
+    libbpf_rs::num_possible_cpus().map_err(|error| Error::bpf("count", "the CPUs", error))
+}
+
+fn ignore_absent(result: libbpf_rs::Result<()>) -> libbpf_rs::Result<()> {
+    match result {
+        Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}

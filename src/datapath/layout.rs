@@ -1,0 +1,268 @@
+//! What lies in the maps: `bpf/overspill.h` in Rust. A test compares the two.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Raised whenever a field changes its meaning or its place.
+pub(crate) const LAYOUT: u32 = 1;
+
+pub(crate) const ROW_SIZE: usize = 64;
+/// Rows 1 and 2.
+pub(crate) const NAME_ROWS: usize = 2;
+pub(crate) const ROW_MEMBERS: usize = 1 + NAME_ROWS;
+pub(crate) const POSITIONS_PER_ROW: usize = 16;
+
+/// `ov_header.flags`
+pub(crate) const REDIRECT: u8 = 1 << 0;
+pub(crate) const RESET: u8 = 1 << 1;
+pub(crate) const SPREAD: u8 = 1 << 2;
+
+/// `ov_member.flags`
+pub(crate) const TAKES_IPV4: u8 = 1 << 0;
+pub(crate) const TAKES_IPV6: u8 = 1 << 1;
+pub(crate) const WILDCARD: u8 = 1 << 2;
+pub(crate) const DRAINING: u8 = 1 << 3;
+
+/// `ov_ports.kinds`
+pub(crate) const PORT_EXACT: u8 = 1 << 0;
+pub(crate) const PORT_WILDCARD: u8 = 1 << 1;
+
+/// An address as the maps hold it: in network order, IPv4 as `::ffff:a.b.c.d`.
+pub(crate) fn address_bytes(ip: IpAddr) -> [u8; 16] {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
+        IpAddr::V6(ip) => ip.octets(),
+    }
+}
+
+pub(crate) fn address_from(bytes: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(bytes).to_canonical()
+}
+
+/// The derives that make a structure readable from a map and writable to one.
+macro_rules! plain {
+    ($($(#[$meta:meta])* struct $name:ident { $($field:ident: $type:ty,)* })*) => {$(
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+        #[repr(C)]
+        pub(crate) struct $name { $(pub(crate) $field: $type,)* }
+
+        #[cfg(test)]
+        impl $name {
+            /// Each field's name, offset and size in bytes.
+            fn fields() -> Vec<(&'static str, usize, usize)> {
+                fn size<T>(_: fn($name) -> T) -> usize { size_of::<T>() }
+                vec![$((
+                    stringify!($field),
+                    std::mem::offset_of!($name, $field),
+                    size(|plain: $name| plain.$field),
+                ),)*]
+            }
+        }
+    )*};
+}
+
+plain! {
+    /// `struct ov_header`
+    #[derive(Default)]
+    struct Header {
+        members: u32,
+        endpoints: u32,
+        turn: u32,
+        port: u16,
+        policy: u8,
+        flags: u8,
+        next_id: u32,
+        zero: [u32; 11],
+    }
+
+    /// `struct ov_member`
+    #[derive(Default)]
+    struct Member {
+        sk: u64,
+        cookie: u64,
+        claim: u64,
+        slot: u32,
+        weight: u16,
+        flags: u8,
+        zero: u8,
+        address: [u8; 16],
+        id: u32,
+        pid: u32,
+        zero2: [u32; 2],
+    }
+
+    /// `struct ov_endpoint_row`
+    #[derive(Default)]
+    struct EndpointRow {
+        address: [u8; 16],
+        first: u32,
+        count: u32,
+        direct: u32,
+        turn: u32,
+        zero: [u32; 8],
+    }
+
+    /// `struct ov_endpoint_key`
+    struct EndpointKey {
+        address: [u8; 16],
+        port: u16,
+        zero: u16,
+    }
+
+    /// `struct ov_endpoint`
+    struct Endpoint {
+        service: u32,
+        row: u32,
+    }
+
+    /// `struct ov_service_counters`
+    #[derive(Default)]
+    struct ServiceCounters {
+        placed: u64,
+        redirected: u64,
+        special: u64,
+        dropped: u64,
+        reset: u64,
+        left: u64,
+        fallback: u64,
+        crowded: u64,
+    }
+
+    /// `struct ov_member_counters`
+    #[derive(Default)]
+    struct MemberCounters {
+        placed: u64,
+        redirected_in: u64,
+        redirected_out: u64,
+        special: u64,
+    }
+
+    /// `struct ov_exits`
+    #[derive(Default)]
+    struct ExitCounters {
+        not_tcp: u64,
+        other_program: u64,
+        unserved_port: u64,
+        unserved_address: u64,
+        no_roster: u64,
+        vanished: u64,
+        refused: u64,
+        contended: u64,
+    }
+
+    /// `struct ov_figures`
+    #[derive(Default)]
+    struct Figures {
+        cookie: u64,
+        queued: u32,
+        half_open: u32,
+        backlog: u32,
+        zero: u32,
+    }
+
+    /// `struct ov_state`
+    struct State {
+        layout: u32,
+        seed: u32,
+        services: u32,
+        members: u32,
+        tag: [u8; 8],
+        build: [u8; 32],
+        version: [u8; 32],
+    }
+}
+
+const _: () = assert!(size_of::<Header>() == ROW_SIZE);
+const _: () = assert!(size_of::<Member>() == ROW_SIZE);
+const _: () = assert!(size_of::<EndpointRow>() == ROW_SIZE);
+
+impl EndpointKey {
+    pub(crate) fn new(ip: IpAddr, port: u16) -> Self {
+        Self { address: address_bytes(ip), port, zero: 0 }
+    }
+}
+
+/// Adds up the copies that the CPUs hold of a counter.
+pub(crate) trait Counters: FromBytes + IntoBytes + Immutable + Default {
+    fn sum<'a>(copies: impl IntoIterator<Item = &'a Vec<u8>>) -> Self {
+        let mut sum = Self::default();
+        for copy in copies {
+            let words = sum.as_mut_bytes().chunks_exact_mut(8).zip(copy.chunks_exact(8));
+            for (into, from) in words {
+                let word = |bytes: &[u8]| {
+                    u64::from_ne_bytes(bytes.try_into().expect("chunks of eight bytes"))
+                };
+                let total = word(into).wrapping_add(word(from));
+                into.copy_from_slice(&total.to_ne_bytes());
+            }
+        }
+        sum
+    }
+}
+
+impl Counters for ServiceCounters {}
+impl Counters for MemberCounters {}
+impl Counters for ExitCounters {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use libbpf_rs::btf::{Btf, types};
+
+    /// The fields of a C structure in the compiled object, arrays and all.
+    fn c_fields(btf: &Btf<'_>, name: &str) -> Vec<(String, usize)> {
+        let structure: types::Struct<'_> =
+            btf.type_by_name(name).unwrap_or_else(|| panic!("the object has no struct {name}"));
+        structure
+            .iter()
+            .map(|member| {
+                let types::MemberAttr::Normal { offset } = member.attr else {
+                    panic!("{name} has a bit field");
+                };
+                let field = member.name.expect("named").to_str().unwrap().to_owned();
+                (field, offset as usize / 8)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn the_structures_are_those_of_the_object() {
+        let object = concat!(env!("OUT_DIR"), "/overspill.bpf.o");
+        let btf = Btf::from_path(object).unwrap();
+        for (name, rust) in [
+            ("ov_header", Header::fields()),
+            ("ov_member", Member::fields()),
+            ("ov_endpoint_row", EndpointRow::fields()),
+            ("ov_endpoint_key", EndpointKey::fields()),
+            ("ov_endpoint", Endpoint::fields()),
+            ("ov_service_counters", ServiceCounters::fields()),
+            ("ov_member_counters", MemberCounters::fields()),
+            ("ov_exits", ExitCounters::fields()),
+            ("ov_figures", Figures::fields()),
+            ("ov_state", State::fields()),
+        ] {
+            let rust: Vec<_> =
+                rust.into_iter().map(|(name, offset, _)| (name.to_owned(), offset)).collect();
+            assert_eq!(rust, c_fields(&btf, name), "{name}");
+        }
+    }
+
+    #[test]
+    fn addresses_lead_back() {
+        for text in ["0.0.0.0", "192.0.2.1", "::", "fd00::1"] {
+            let ip: IpAddr = text.parse().unwrap();
+            assert_eq!(address_from(address_bytes(ip)), ip);
+        }
+    }
+
+    #[test]
+    fn counters_add_up_over_the_cpus() {
+        let one = MemberCounters { placed: 3, special: 1, ..Default::default() };
+        let two = MemberCounters { placed: 4, redirected_in: 2, ..Default::default() };
+        let copies = [one.as_bytes().to_vec(), two.as_bytes().to_vec()];
+        let sum = MemberCounters { placed: 7, redirected_in: 2, special: 1, redirected_out: 0 };
+        assert_eq!(MemberCounters::sum(&copies), sum);
+    }
+}

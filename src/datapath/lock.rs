@@ -1,0 +1,110 @@
+//! One writer at a time.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{attached_to, pin, root};
+use crate::error::{Error, Result};
+
+/// The right to change states, over all namespaces: a lock on `BPFFS/overspill`.
+///
+/// Its end removes the folder if nothing is left in it.
+pub(crate) struct Lock {
+    root: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for it, and sweeps away what a writer that was killed left half made.
+    pub(crate) fn acquire() -> Result<Self> {
+        let root = root()?;
+        let failed = |operation| {
+            let object = root.display().to_string();
+            move |error| Error::system(operation, object, error)
+        };
+        loop {
+            match fs::create_dir(&root) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(failed("make the folder")(error));
+                }
+                _ => {}
+            }
+            let file = match File::open(&root) {
+                Ok(file) => file,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(failed("open")(error)),
+            };
+            file.lock().map_err(failed("lock"))?;
+            // Whoever had the lock before may have removed the folder at its end.
+            if is_same(&file, &root) {
+                let lock = Self { root, _file: file };
+                lock.sweep()?;
+                return Ok(lock);
+            }
+        }
+    }
+
+    /// The folder of all states.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Removes folders that no state lives in: half made, or of a namespace that ended.
+    fn sweep(&self) -> Result<()> {
+        let object = self.root.display().to_string();
+        let entries = fs::read_dir(&self.root).map_err(|e| Error::system("read", &*object, e))?;
+        for entry in entries {
+            let folder = entry.map_err(|e| Error::system("read", &*object, e))?.path();
+            let inode = folder.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
+            let alive = match inode {
+                None => false,
+                Some(inode) => match attached_to(&folder.join(pin::LINK)) {
+                    Ok(attached) => attached == inode,
+                    Err(Error::Damaged { .. }) => true,
+                    // No link: its maker or its remover was killed on the way.
+                    Err(_) => folder.join(pin::LINK).exists(),
+                },
+            };
+            if !alive {
+                remove_folder(&folder)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Fails while a namespace has a state: then it is to stay.
+        let _ = fs::remove_dir(&self.root);
+    }
+}
+
+fn is_same(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => open.ino() == named.ino() && open.dev() == named.dev(),
+        _ => false,
+    }
+}
+
+/// Removes a namespace's folder: the link first, so that nothing redirects while the
+/// rest goes.
+pub(super) fn remove_folder(folder: &Path) -> Result<()> {
+    let failed = |path: &Path, error| Error::system("remove", path.display().to_string(), error);
+    let link = folder.join(pin::LINK);
+    match fs::remove_file(&link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&link, error)),
+        _ => {}
+    }
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(|error| failed(folder, error))?,
+    };
+    for entry in entries {
+        let path = entry.map_err(|error| failed(folder, error))?.path();
+        fs::remove_file(&path).map_err(|error| failed(&path, error))?;
+    }
+    fs::remove_dir(folder).map_err(|error| failed(folder, error))
+}

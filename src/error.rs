@@ -1,0 +1,321 @@
+//! What can go wrong, with what was tried, on what, why, and what to do about it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::member::MemberId;
+
+/// The result of an operation of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation failed. Whatever failed has changed nothing.
+///
+/// [`Error::remedy`] says what can be done about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The name breaks the rules for names.
+    #[error("{name:?} is not a service name")]
+    BadName {
+        /// The name given.
+        name: String,
+    },
+    /// A word that stands for none of the known choices.
+    #[error("there is no {what} {word:?} (known: {known})")]
+    UnknownWord {
+        /// What was to be chosen.
+        what: &'static str,
+        /// The word given.
+        word: String,
+        /// The words that would do.
+        known: String,
+    },
+    /// A service of that name exists in the network namespace.
+    #[error("the name {name} is taken by another service")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// There is no such service in the network namespace.
+    #[error("there is no service {name} in this network namespace{}", hint(nearest))]
+    NoSuchService {
+        /// The name asked for.
+        name: String,
+        /// A name much like it that exists.
+        nearest: Option<String>,
+    },
+    /// The service has no such member.
+    #[error("service {service} has no member {member} (it has {known})")]
+    NoSuchMember {
+        /// The service.
+        service: String,
+        /// The member asked for.
+        member: MemberId,
+        /// The members that it has.
+        known: String,
+    },
+    /// A service cannot be without members.
+    #[error("service {service} would be left without members")]
+    NoMembers {
+        /// The service.
+        service: String,
+    },
+    /// The descriptor is no TCP socket.
+    #[error("{socket} is a {kind} socket, not a TCP one")]
+    NotTcp {
+        /// Which socket.
+        socket: String,
+        /// What it is.
+        kind: String,
+    },
+    /// The descriptor is an MPTCP socket.
+    #[error("{socket} is an MPTCP socket, which the kernel does not let into a socket map")]
+    Mptcp {
+        /// Which socket.
+        socket: String,
+    },
+    /// The socket does not listen.
+    #[error("{socket} does not listen")]
+    NotListening {
+        /// Which socket.
+        socket: String,
+    },
+    /// The socket is bound to a device.
+    #[error("{socket} is bound to the device {device}")]
+    BoundToDevice {
+        /// Which socket.
+        socket: String,
+        /// The device.
+        device: String,
+    },
+    /// The socket lives in another network namespace than the service.
+    #[error("{socket} is in network namespace {actual}, the service in {expected}")]
+    OtherNamespace {
+        /// Which socket.
+        socket: String,
+        /// The namespace of the socket.
+        actual: u64,
+        /// The namespace of the service.
+        expected: u64,
+    },
+    /// The socket listens on another port than the service's.
+    #[error("{socket} listens on port {actual}, the service on {expected}")]
+    OtherPort {
+        /// Which socket.
+        socket: String,
+        /// The port of the socket.
+        actual: u16,
+        /// The port of the service.
+        expected: u16,
+    },
+    /// The socket is a member already.
+    #[error("{socket} is already a member of service {service}")]
+    AlreadyMember {
+        /// Which socket.
+        socket: String,
+        /// The service that it is a member of.
+        service: String,
+    },
+    /// The address belongs to another service.
+    #[error("{address} is served by service {service}")]
+    AddressTaken {
+        /// The address.
+        address: SocketAddr,
+        /// The service that serves it.
+        service: String,
+    },
+    /// IPv4 and IPv6-only sockets cannot take each other's requests.
+    #[error("{ipv4} takes IPv4 only and {ipv6} IPv6 only: neither can take the other's requests")]
+    MixedFamilies {
+        /// An IPv4 socket.
+        ipv4: String,
+        /// An IPv6-only socket.
+        ipv6: String,
+    },
+    /// The socket is in a map of another kind already.
+    #[error("{socket} is held by a REUSEPORT_SOCKARRAY of another BPF program")]
+    HeldElsewhere {
+        /// Which socket.
+        socket: String,
+    },
+    /// No room for more services or members.
+    #[error("{what} over capacity: {wanted} wanted, {capacity} possible in this network namespace")]
+    OverCapacity {
+        /// Services or members.
+        what: &'static str,
+        /// How many there would be.
+        wanted: u64,
+        /// How many there can be.
+        capacity: u32,
+    },
+    /// A capacity that cannot be had.
+    #[error("a capacity of {wanted} {what} cannot be had: {why}")]
+    BadCapacity {
+        /// Services or members.
+        what: &'static str,
+        /// How many were asked for.
+        wanted: u32,
+        /// Why not.
+        why: String,
+    },
+    /// The process does not exist.
+    #[error("there is no process {pid}")]
+    NoSuchProcess {
+        /// Its id.
+        pid: u32,
+    },
+    /// The process holds no TCP socket that listens on the port.
+    #[error("process {pid} ({command}) has no TCP socket that listens on port {port}{found}")]
+    NoSuchSocket {
+        /// Its id.
+        pid: u32,
+        /// Its command.
+        command: String,
+        /// The port.
+        port: u16,
+        /// What it has instead; empty or beginning with "; ".
+        found: String,
+    },
+    /// The state was made by another build of overspill.
+    #[error("the state in {path} was made by overspill {version}, build {build}; this is {own_version}, build {own_build}", path = path.display())]
+    OtherVersion {
+        /// Where the state is.
+        path: PathBuf,
+        /// The version that made it.
+        version: String,
+        /// The build that made it: the head of its object's digest.
+        build: String,
+        /// This version.
+        own_version: &'static str,
+        /// This build.
+        own_build: String,
+    },
+    /// The state is not as overspill leaves it.
+    #[error("the state in {path} is damaged: {what}", path = path.display())]
+    Damaged {
+        /// Where the state is.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// No BPF file system is mounted.
+    #[error("no BPF file system is mounted")]
+    NoBpffs,
+    /// The kernel has no type information.
+    #[error("this kernel has no BTF (/sys/kernel/btf/vmlinux)")]
+    NoBtf,
+    /// The caller may not do it.
+    #[error("no permission to {operation} {object}")]
+    Permission {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("cannot {operation} {object}")]
+    System {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// libbpf failed.
+    #[error("cannot {operation} {object}")]
+    Bpf {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        object: String,
+        /// Why.
+        source: libbpf_rs::Error,
+    },
+}
+
+fn hint(nearest: &Option<String>) -> String {
+    nearest.as_ref().map_or_else(String::new, |nearest| format!("; there is {nearest}"))
+}
+
+impl Error {
+    /// What can be done about it, as a sentence without a full stop.
+    #[must_use]
+    pub fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::BadName { .. } => {
+                "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
+            }
+            Self::NameTaken { .. } => {
+                "choose another name, join that service (share --join), or remove it (overspill rm)"
+            }
+            Self::NoSuchService { .. } => "overspill ls lists them; --netns looks elsewhere",
+            Self::NoMembers { .. } => "remove the service with overspill rm",
+            Self::Mptcp { .. } => {
+                "let the server make a TCP socket (Go: GODEBUG=multipathtcp=0), or, if it \
+                 runs under mptcpize, start it without"
+            }
+            Self::NotListening { .. } => "let the server call listen() first",
+            Self::BoundToDevice { .. } => "bind it to an address of the device instead",
+            Self::OtherNamespace { .. } => "make one service in each network namespace",
+            Self::OtherPort { .. } => "make one service for each port",
+            Self::AlreadyMember { .. } => "take it out there first (overspill rm SERVICE MEMBER)",
+            Self::AddressTaken { .. } => {
+                "let the socket join that service, or remove the service first"
+            }
+            Self::MixedFamilies { .. } => {
+                "make one service for each family, or listen on [::] without IPV6_V6ONLY"
+            }
+            Self::HeldElsewhere { .. } => "stop the other program, or let it use a SOCKMAP",
+            Self::OverCapacity { .. } => {
+                "remove services, or remove all and make the first anew with a larger --capacity"
+            }
+            Self::NoSuchProcess { .. } => "look with ps or ss -ltnp",
+            Self::NoSuchSocket { .. } => "look with ss -ltnp",
+            Self::OtherVersion { .. } => {
+                "use that version, or remove its services with it and make them anew"
+            }
+            Self::Damaged { .. } => {
+                "remove that folder with everything in it (the services in it end), and make \
+                 them anew"
+            }
+            Self::NoBpffs => "mount it: mount -t bpf bpf /sys/fs/bpf",
+            Self::NoBtf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+            Self::Permission { .. } => {
+                "run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and \
+                 CAP_SYS_PTRACE; overspill check tells what is missing"
+            }
+            _ => return None,
+        })
+    }
+
+    pub(crate) fn system(
+        operation: &'static str,
+        object: impl Into<String>,
+        source: impl Into<io::Error>,
+    ) -> Self {
+        let (object, source) = (object.into(), source.into());
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => Self::Permission { operation, object, source },
+            _ => Self::System { operation, object, source },
+        }
+    }
+
+    pub(crate) fn bpf(
+        operation: &'static str,
+        object: impl Into<String>,
+        source: libbpf_rs::Error,
+    ) -> Self {
+        let object = object.into();
+        match source.kind() {
+            libbpf_rs::ErrorKind::PermissionDenied => {
+                let source = io::Error::new(io::ErrorKind::PermissionDenied, source);
+                Self::Permission { operation, object, source }
+            }
+            _ => Self::Bpf { operation, object, source },
+        }
+    }
+}

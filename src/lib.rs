@@ -1,0 +1,54 @@
+//! Sockets of one service share their accept queues inside the Linux kernel.
+//!
+//! A **service** is a name and an ordered list of **members**: listening TCP sockets
+//! on one port that give clients the same thing. When a **request** (a client's SYN)
+//! reaches a member whose queue is full, the kernel would silently drop it, even
+//! though the queue beside it is empty. With overspill the kernel's socket layer puts
+//! it on a sibling with room, by the service's **policy**; the accepted socket still
+//! shows the address that the client called.
+//!
+//! ```no_run
+//! use overspill::{Policy, Service};
+//!
+//! # fn main() -> overspill::Result<()> {
+//! let (service, listeners) = Service::builder("web")
+//!     .policy(Policy::ShortestQueue)
+//!     .listen(["192.0.2.1:80".parse().unwrap(), "192.0.2.2:80".parse().unwrap()])?;
+//! // Hand each listener to a worker; then look:
+//! for member in service.status()?.members {
+//!     println!("{} holds {}", member.address, member.queued);
+//! }
+//! # drop(listeners);
+//! # Ok(()) }
+//! ```
+//!
+//! The state lives in maps and links pinned under bpffs, not in a process: a
+//! [`Service`] is a name with which to look at it and to change it.
+//!
+//! Where things are: [`model`] says where a request is placed; [`Service`] makes and
+//! changes services; [`adopt`] takes the sockets of running processes; [`preflight`]
+//! tells what a machine lacks.
+
+#![deny(unsafe_code)]
+
+pub mod adopt;
+mod datapath;
+mod error;
+pub mod flow;
+mod member;
+pub mod model;
+mod namespace;
+mod policy;
+pub mod preflight;
+mod roster;
+mod service;
+mod status;
+mod sys;
+
+pub use datapath::Capacity;
+pub use error::{Error, Result};
+pub use member::{Address, Families, MemberId};
+pub use namespace::Namespace;
+pub use policy::{OnFull, Policy, Rules};
+pub use service::{Builder, Change, Name, Service};
+pub use status::{Exits, MemberState, MemberStatus, Requests, Status};

@@ -1,0 +1,436 @@
+//! The executable model: where a request is placed.
+//!
+//! A pure function, and the judge of the kernel program: the tests hold the two
+//! together over random histories. Six rules, tried in order:
+//!
+//! 1. *Called members*: those bound to the called address; if there are none, those
+//!    bound to a wildcard that covers it. None of either: not ours. With
+//!    [`Rules::spread`] every member that can take the request is a called one.
+//! 2. *Room*: queued and half-open requests leave space for one more. A draining member
+//!    has no room; one whose socket is gone has nothing.
+//! 3. The policy chooses among the called members with room, else among the others.
+//! 4. Else a member whose accept queue is not full: only half-open requests stand in
+//!    the way, as in a SYN flood, and SYN cookies do without their queue.
+//! 5. Else the request is left with a full member, where the kernel drops it, or is
+//!    refused ([`OnFull`]). It is also refused when no queue is full, because all that
+//!    is left is draining: the kernel has no silent drop for that.
+//! 6. Without [`Rules::redirect`] only the called members are considered, and of those
+//!    the first by the flow's hash, full or not.
+//!
+//! *Turns*. Where a policy takes turns, it does so apart for each called address and
+//! for the requests that are redirected; a turn begins after the member chosen last.
+//! With one turn for all, requests that alternate between two addresses would always
+//! meet the same member of each.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::flow;
+use crate::member::Address;
+use crate::policy::{OnFull, Policy, Rules};
+
+/// A member as the model sees it at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Where it listens.
+    pub address: Address,
+    /// Its socket is closed or shut down.
+    pub gone: bool,
+    /// It gets no new requests.
+    pub draining: bool,
+    /// Connections waiting to be accepted.
+    pub queued: u32,
+    /// Handshakes not yet completed.
+    pub half_open: u32,
+    /// The backlog given to `listen`; the queue holds one more.
+    pub backlog: u32,
+}
+
+/// A request for a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Request {
+    /// The address that the client called.
+    pub called: IpAddr,
+    /// The flow's hash ([`flow::hash`]).
+    pub hash: u32,
+}
+
+/// Where the next turns begin.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Turns {
+    called: HashMap<IpAddr, usize>,
+    siblings: usize,
+}
+
+/// What becomes of a request. Members are given by their position in the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// No member is called: the kernel goes on as if overspill were not there.
+    NotOurs,
+    /// Put on a called member.
+    Placed(Choice),
+    /// Put on a sibling of the called member `from`.
+    Redirected {
+        /// The called member that the flow's hash gives.
+        from: usize,
+        /// Where it was put.
+        to: Choice,
+    },
+    /// Left with this full member: the kernel drops it.
+    Dropped(usize),
+    /// Refused.
+    Reset,
+    /// Every member is gone: left to the kernel.
+    Left,
+}
+
+/// The member chosen for a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Choice {
+    /// Its position.
+    pub member: usize,
+    /// It is bound to another address than the called one.
+    pub special: bool,
+    /// Half-open requests fill its queue (rule 4).
+    pub crowded: bool,
+}
+
+impl Member {
+    fn used(&self) -> u32 {
+        self.queued + self.half_open
+    }
+
+    fn active(&self) -> bool {
+        !self.gone && !self.draining
+    }
+
+    fn room(&self) -> bool {
+        self.active() && self.used() <= self.backlog
+    }
+
+    fn full(&self) -> bool {
+        !self.gone && self.queued > self.backlog
+    }
+}
+
+/// Where the members of a request begin to be looked at, and in which order.
+struct Candidates<'a> {
+    members: &'a [Member],
+    /// Positions in list order.
+    list: Vec<usize>,
+    start: usize,
+}
+
+impl Candidates<'_> {
+    /// Indexes into the list, from the start on, wrapping.
+    fn from(&self, start: usize) -> impl Iterator<Item = usize> {
+        let count = self.list.len();
+        let start = if start < count { start } else { 0 };
+        (0..count).map(move |i| (start + i) % count)
+    }
+
+    fn at(&self, index: usize) -> &Member {
+        &self.members[self.list[index]]
+    }
+
+    fn first(&self, wanted: impl Fn(&Member) -> bool) -> Option<usize> {
+        self.from(self.start).find(|&index| wanted(self.at(index)))
+    }
+
+    /// The policy's choice among those with room.
+    fn choose(&self, policy: Policy, turn: usize) -> Option<usize> {
+        match policy {
+            Policy::NextAvailable => self.first(Member::room),
+            Policy::RoundRobin => self.from(turn).find(|&index| self.at(index).room()),
+            Policy::ShortestQueue => self
+                .from(turn)
+                .filter(|&index| self.at(index).room())
+                .min_by_key(|&index| self.at(index).used()),
+        }
+    }
+}
+
+/// The endpoint by which a request is called: its address, or a wildcard (rule 1).
+fn endpoint(members: &[Member], called: IpAddr) -> Option<IpAddr> {
+    let wildcard: IpAddr = match called {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    [called, wildcard]
+        .into_iter()
+        .find(|&ip| members.iter().any(|member| member.address.endpoints().any(|own| own == ip)))
+}
+
+/// Where `request` is placed among `members`, by `rules`. `turns` are moved on.
+#[must_use]
+pub fn place(rules: Rules, members: &[Member], turns: &mut Turns, request: Request) -> Verdict {
+    let Some(endpoint) = endpoint(members, request.called) else {
+        return Verdict::NotOurs;
+    };
+    let takes = |position: &usize| members[*position].address.families.take(request.called);
+    let calls = |position: &usize| {
+        rules.spread || members[*position].address.endpoints().any(|own| own == endpoint)
+    };
+    let able: Vec<usize> = (0..members.len()).filter(takes).collect();
+    let list: Vec<usize> = able.iter().copied().filter(calls).collect();
+    if list.is_empty() {
+        return Verdict::NotOurs;
+    }
+    let start = flow::index(request.hash, list.len());
+    let from = list[start];
+    let called = Candidates { members, list, start };
+    let choice = |member: usize, crowded: bool| Choice {
+        member,
+        special: !members[member].address.is_wildcard()
+            && members[member].address.ip != request.called,
+        crowded,
+    };
+
+    if !rules.redirect {
+        return match called.first(Member::active) {
+            Some(index) if !called.at(index).full() => {
+                Verdict::Placed(choice(called.list[index], false))
+            }
+            _ => no_room(rules.on_full, &[&called]),
+        };
+    }
+    // A member of another family keeps its place in the list: order is by position.
+    let start = able.iter().position(|&position| position >= from).unwrap_or(0);
+    let siblings = Candidates { members, list: able, start };
+
+    let turn = turns.called.get(&endpoint).copied().unwrap_or(0);
+    if let Some(index) = called.choose(rules.policy, turn) {
+        if rules.policy != Policy::NextAvailable {
+            turns.called.insert(endpoint, index + 1);
+        }
+        return Verdict::Placed(choice(called.list[index], false));
+    }
+    let turn = siblings.list.iter().position(|&position| position >= turns.siblings);
+    if let Some(index) = siblings.choose(rules.policy, turn.unwrap_or(0)) {
+        if rules.policy != Policy::NextAvailable {
+            turns.siblings = siblings.list[index] + 1;
+        }
+        return Verdict::Redirected { from, to: choice(siblings.list[index], false) };
+    }
+    let open = |member: &Member| member.active() && !member.full();
+    if let Some(index) = called.first(open) {
+        return Verdict::Placed(choice(called.list[index], true));
+    }
+    if let Some(index) = siblings.first(open) {
+        return Verdict::Redirected { from, to: choice(siblings.list[index], true) };
+    }
+    no_room(rules.on_full, &[&called, &siblings])
+}
+
+/// Rule 5 over the scopes given.
+fn no_room(on_full: OnFull, scopes: &[&Candidates<'_>]) -> Verdict {
+    let find = |wanted: fn(&Member) -> bool| {
+        scopes.iter().find_map(|scope| Some(scope.list[scope.first(wanted)?]))
+    };
+    if on_full == OnFull::Drop
+        && let Some(member) = find(Member::full)
+    {
+        return Verdict::Dropped(member);
+    }
+    if find(|member| !member.gone).is_some() { Verdict::Reset } else { Verdict::Left }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::member::Families;
+    use proptest::prelude::*;
+
+    fn member(ip: &str, used: u32, backlog: u32) -> Member {
+        let ip: IpAddr = ip.parse().unwrap();
+        let families = if ip.is_ipv4() { Families::IPV4 } else { Families::IPV6 };
+        let address = Address { ip, port: 80, families };
+        Member { address, gone: false, draining: false, queued: used, half_open: 0, backlog }
+    }
+
+    fn request(called: &str) -> Request {
+        Request { called: called.parse().unwrap(), hash: 0 }
+    }
+
+    fn rules(policy: Policy) -> Rules {
+        Rules { policy, ..Rules::default() }
+    }
+
+    fn member_of(verdict: Verdict) -> usize {
+        match verdict {
+            Verdict::Placed(to) | Verdict::Redirected { to, .. } => to.member,
+            other => panic!("not placed: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_figure_of_the_patent() {
+        // Four sockets with queues of four; the called one is full.
+        let members = [
+            member("10.0.0.1", 4, 3),
+            member("10.0.0.2", 1, 3),
+            member("10.0.0.3", 0, 3),
+            member("10.0.0.4", 2, 3),
+        ];
+        let called = request("10.0.0.1");
+        for (policy, expected) in
+            [(Policy::NextAvailable, 1), (Policy::ShortestQueue, 2), (Policy::RoundRobin, 1)]
+        {
+            let verdict = place(rules(policy), &members, &mut Turns::default(), called);
+            let to = Choice { member: expected, special: true, crowded: false };
+            assert_eq!(verdict, Verdict::Redirected { from: 0, to }, "{policy}");
+        }
+    }
+
+    #[test]
+    fn exact_addresses_go_before_wildcards() {
+        let mut dual = member("::", 0, 3);
+        dual.address.families = Families::BOTH;
+        let members = [dual, member("10.0.0.1", 0, 3)];
+        let place =
+            |called| place(Rules::default(), &members, &mut Turns::default(), request(called));
+        assert_eq!(member_of(place("10.0.0.1")), 1);
+        assert_eq!(member_of(place("10.0.0.9")), 0);
+        assert_eq!(member_of(place("fd00::1")), 0);
+    }
+
+    #[test]
+    fn an_address_that_nobody_serves_is_not_ours() {
+        let members = [member("10.0.0.1", 0, 3)];
+        let verdict = place(Rules::default(), &members, &mut Turns::default(), request("10.0.0.2"));
+        assert_eq!(verdict, Verdict::NotOurs);
+    }
+
+    #[test]
+    fn a_gone_member_keeps_its_address() {
+        let mut members = [member("10.0.0.1", 0, 3), member("10.0.0.2", 0, 3)];
+        members[0].gone = true;
+        let mut turns = Turns::default();
+        assert_eq!(
+            member_of(place(Rules::default(), &members, &mut turns, request("10.0.0.1"))),
+            1
+        );
+        members[1].gone = true;
+        let verdict = place(Rules::default(), &members, &mut turns, request("10.0.0.1"));
+        assert_eq!(verdict, Verdict::Left);
+    }
+
+    #[test]
+    fn half_open_requests_count_until_nothing_else_is_left() {
+        let mut members = [member("10.0.0.1", 0, 3), member("10.0.0.2", 0, 3)];
+        members[0].half_open = 4;
+        let mut turns = Turns::default();
+        assert_eq!(
+            member_of(place(Rules::default(), &members, &mut turns, request("10.0.0.1"))),
+            1
+        );
+        members[1].half_open = 4;
+        let verdict = place(Rules::default(), &members, &mut turns, request("10.0.0.1"));
+        assert_eq!(verdict, Verdict::Placed(Choice { member: 0, special: false, crowded: true }));
+    }
+
+    #[test]
+    fn the_end_is_drop_or_reset() {
+        let members = [member("10.0.0.1", 4, 3), member("10.0.0.2", 4, 3)];
+        let end = |on_full| {
+            let rules = Rules { on_full, ..Rules::default() };
+            place(rules, &members, &mut Turns::default(), request("10.0.0.2"))
+        };
+        assert_eq!(end(OnFull::Drop), Verdict::Dropped(1));
+        assert_eq!(end(OnFull::Reset), Verdict::Reset);
+    }
+
+    #[test]
+    fn where_only_draining_members_are_left_the_request_is_refused() {
+        let mut members = [member("10.0.0.1", 0, 3)];
+        members[0].draining = true;
+        for redirect in [true, false] {
+            let rules = Rules { redirect, ..Rules::default() };
+            let verdict = place(rules, &members, &mut Turns::default(), request("10.0.0.1"));
+            assert_eq!(verdict, Verdict::Reset);
+        }
+    }
+
+    #[test]
+    fn turns_are_taken_apart_for_each_address() {
+        let members = [
+            member("10.0.0.1", 0, 9),
+            member("10.0.0.1", 0, 9),
+            member("10.0.0.2", 0, 9),
+            member("10.0.0.2", 0, 9),
+        ];
+        let mut turns = Turns::default();
+        let order: Vec<usize> = ["10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.2", "10.0.0.1"]
+            .into_iter()
+            .map(|called| {
+                member_of(place(rules(Policy::RoundRobin), &members, &mut turns, request(called)))
+            })
+            .collect();
+        assert_eq!(order, [0, 2, 1, 3, 0]);
+    }
+
+    fn any_member() -> impl Strategy<Value = Member> {
+        let ip = prop_oneof![r"10\.0\.0\.[1-3]", Just("0.0.0.0".to_owned())];
+        (ip, any::<bool>(), any::<bool>(), 0..5_u32, 0..3_u32, 0..4_u32).prop_map(
+            |(ip, gone, draining, queued, half_open, backlog)| Member {
+                gone,
+                draining,
+                half_open,
+                ..member(&ip, queued, backlog)
+            },
+        )
+    }
+
+    fn any_rules() -> impl Strategy<Value = Rules> {
+        let policy = prop::sample::select(&Policy::ALL[..]);
+        let on_full = prop::sample::select(&OnFull::ALL[..]);
+        (policy, on_full, any::<bool>(), any::<bool>()).prop_map(
+            |(policy, on_full, redirect, spread)| Rules { policy, on_full, redirect, spread },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_is_lost_while_a_member_has_room(
+            rules in any_rules(),
+            members in prop::collection::vec(any_member(), 1..9),
+            hash in any::<u32>(),
+        ) {
+            let rules = Rules { redirect: true, ..rules };
+            let request = Request { called: "10.0.0.1".parse().unwrap(), hash };
+            match place(rules, &members, &mut Turns::default(), request) {
+                Verdict::NotOurs => {
+                    prop_assert!(!rules.spread || endpoint(&members, request.called).is_none());
+                }
+                Verdict::Placed(to) | Verdict::Redirected { to, .. } => {
+                    let chosen = &members[to.member];
+                    prop_assert!(chosen.active() && !chosen.full());
+                    prop_assert!(chosen.room() || !members.iter().any(Member::room));
+                }
+                Verdict::Dropped(member) => {
+                    prop_assert!(members[member].full());
+                    prop_assert!(!members.iter().any(|m| m.active() && !m.full()));
+                }
+                Verdict::Reset => {
+                    prop_assert!(!members.iter().any(|m| m.active() && !m.full()));
+                }
+                Verdict::Left => prop_assert!(members.iter().all(|m| m.gone)),
+            }
+        }
+
+        #[test]
+        fn the_shortest_queue_is_the_shortest(
+            members in prop::collection::vec(any_member(), 1..9),
+            hash in any::<u32>(),
+        ) {
+            let rules = Rules { spread: true, ..rules(Policy::ShortestQueue) };
+            let request = Request { called: "10.0.0.1".parse().unwrap(), hash };
+            if let Verdict::Placed(to) = place(rules, &members, &mut Turns::default(), request)
+                && !to.crowded
+            {
+                let least = members.iter().filter(|m| m.room()).map(Member::used).min();
+                prop_assert_eq!(Some(members[to.member].used()), least);
+            }
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Network namespaces: a service lives in one.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::datapath::Datapath;
+use crate::error::{Error, Result};
+use crate::status::Exits;
+
+/// A network namespace, known by the inode number that `lsns` and `readlink
+/// /proc/PID/ns/net` show.
+#[derive(Debug, Clone)]
+pub struct Namespace {
+    inode: u64,
+    file: Option<Arc<File>>,
+}
+
+impl Namespace {
+    /// The calling thread's.
+    pub fn current() -> Result<Self> {
+        Self::at("/proc/thread-self/ns/net")
+    }
+
+    /// That of a process.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/ns/net");
+        if !Path::new(&format!("/proc/{pid}")).exists() {
+            return Err(Error::NoSuchProcess { pid });
+        }
+        Self::at(path)
+    }
+
+    /// The one that a file stands for: `/proc/PID/ns/net`, or `/run/netns/NAME` as
+    /// `ip netns add` makes it.
+    pub fn at(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let failed =
+            |error| Error::system("open network namespace", path.display().to_string(), error);
+        let file = File::open(path).map_err(failed)?;
+        let inode = file.metadata().map_err(failed)?.ino();
+        Ok(Self { inode, file: Some(Arc::new(file)) })
+    }
+
+    /// The one with this inode number. Its services can be looked at and changed; the
+    /// first service of a namespace can't be made this way.
+    #[must_use]
+    pub fn numbered(inode: u64) -> Self {
+        Self { inode, file: None }
+    }
+
+    /// Every namespace that has services, by inode number.
+    pub fn with_services() -> Result<Vec<Self>> {
+        Ok(Datapath::namespaces()?.into_iter().map(Self::numbered).collect())
+    }
+
+    /// The inode number.
+    #[must_use]
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// The ways out of the kernel program that belong to no service, or `None` while
+    /// the namespace has no service.
+    pub fn exits(&self) -> Result<Option<Exits>> {
+        Datapath::open(self)?.map(|datapath| datapath.exits()).transpose()
+    }
+
+    /// The seed of the flow's hash ([`crate::flow::hash`]), or `None` while the namespace
+    /// has no service.
+    pub fn seed(&self) -> Result<Option<u32>> {
+        Ok(Datapath::open(self)?.map(|datapath| datapath.seed()))
+    }
+
+    pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(|file| file.as_fd())
+    }
+}
+
+impl PartialEq for Namespace {
+    fn eq(&self, other: &Self) -> bool {
+        self.inode == other.inode
+    }
+}
+
+impl Eq for Namespace {}

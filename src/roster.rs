@@ -1,0 +1,429 @@
+//! A service as published: the one truth about it.
+//!
+//! A roster holds all that the kernel program and user space need to know of a
+//! service. It is encoded into the rows of an array (`bpf/overspill.h`) and never
+//! changed in its list: a change makes a new one, which replaces the old in one step.
+//! Everything else in the maps (endpoints, ports, sockets) is an index of the rosters.
+
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use crate::datapath::layout::{
+    self, EndpointRow, Header, POSITIONS_PER_ROW, ROW_MEMBERS, ROW_SIZE,
+};
+use crate::member::{Address, Families, MemberId};
+use crate::policy::{OnFull, Policy, Rules};
+
+pub(crate) type Row = [u8; ROW_SIZE];
+
+/// A service, its rules and its members in list order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Roster {
+    pub(crate) name: String,
+    pub(crate) port: u16,
+    pub(crate) rules: Rules,
+    pub(crate) members: Vec<Member>,
+    /// By number; `None` is one that was given up and may be given out again. A number
+    /// stands in the map `endpoints` and so must not move while its address is served.
+    endpoints: Vec<Option<Endpoint>>,
+    next_id: u32,
+    turn: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) id: MemberId,
+    pub(crate) pid: u32,
+    /// Of the socket (`SO_COOKIE`): its identity for as long as the machine is up.
+    pub(crate) cookie: u64,
+    /// Where the socket lies in the map `sockets`.
+    pub(crate) slot: u32,
+    pub(crate) weight: u16,
+    pub(crate) draining: bool,
+    pub(crate) address: Address,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Endpoint {
+    ip: IpAddr,
+    turn: u32,
+}
+
+/// The called members of one endpoint, as positions.
+#[derive(Clone, Copy)]
+struct Called {
+    first: u32,
+    count: u32,
+    direct: bool,
+}
+
+impl Roster {
+    pub(crate) fn new(name: String, port: u16, rules: Rules) -> Self {
+        Self { name, port, rules, members: Vec::new(), endpoints: Vec::new(), next_id: 0, turn: 0 }
+    }
+
+    /// Adds members at the end of the list and gives them their ids.
+    pub(crate) fn join(&mut self, members: impl IntoIterator<Item = Member>) {
+        for mut member in members {
+            member.id = MemberId(self.next_id);
+            self.next_id += 1;
+            self.members.push(member);
+        }
+        self.renew_endpoints();
+    }
+
+    /// Takes the member at `position` out of the list.
+    pub(crate) fn leave(&mut self, position: usize) -> Member {
+        let member = self.members.remove(position);
+        self.renew_endpoints();
+        member
+    }
+
+    pub(crate) fn position(&self, id: MemberId) -> Option<usize> {
+        self.members.iter().position(|member| member.id == id)
+    }
+
+    /// The addresses at which clients call the service, each with its number.
+    pub(crate) fn endpoints(&self) -> impl Iterator<Item = (IpAddr, u32)> + '_ {
+        self.endpoints
+            .iter()
+            .zip(0..)
+            .filter_map(|(endpoint, number)| Some((endpoint.as_ref()?.ip, number)))
+    }
+
+    /// After a change of the list: endpoints come and go, and all turns begin anew,
+    /// since they are positions in a list that is no more.
+    fn renew_endpoints(&mut self) {
+        self.turn = 0;
+        let mut wanted: HashSet<IpAddr> = HashSet::new();
+        for endpoint in self.endpoints.iter_mut().flatten() {
+            endpoint.turn = 0;
+        }
+        let order: Vec<IpAddr> = self
+            .members
+            .iter()
+            .flat_map(|member| member.address.endpoints())
+            .filter(|&ip| wanted.insert(ip))
+            .collect();
+        for slot in &mut self.endpoints {
+            // What is left in `wanted` afterwards has no number yet.
+            *slot = slot.filter(|old| wanted.remove(&old.ip));
+        }
+        let mut free = 0;
+        for ip in order.into_iter().filter(|ip| wanted.contains(ip)) {
+            while self.endpoints.get(free).is_some_and(Option::is_some) {
+                free += 1;
+            }
+            let new = Some(Endpoint { ip, turn: 0 });
+            match self.endpoints.get_mut(free) {
+                Some(slot) => *slot = new,
+                None => self.endpoints.push(new),
+            }
+        }
+        while self.endpoints.last().is_some_and(Option::is_none) {
+            self.endpoints.pop();
+        }
+    }
+
+    /// The positions that a request to each endpoint calls, in list order.
+    fn called(&self) -> HashMap<IpAddr, Vec<u32>> {
+        let mut called: HashMap<IpAddr, Vec<u32>> = HashMap::new();
+        for (member, position) in self.members.iter().zip(0..) {
+            for ip in self.called_at(member.address) {
+                called.entry(ip).or_default().push(position);
+            }
+        }
+        called
+    }
+
+    /// Where a member is called: in a spread service at a stand-in for each family.
+    fn called_at(&self, address: Address) -> Vec<IpAddr> {
+        if !self.rules.spread {
+            return address.endpoints().collect();
+        }
+        [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)]
+            .into_iter()
+            .filter(|&family| address.families.take(family))
+            .collect()
+    }
+
+    /// The key in `called` for an endpoint.
+    fn key(&self, ip: IpAddr) -> IpAddr {
+        match ip {
+            _ if !self.rules.spread => ip,
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        }
+    }
+
+    /// Every endpoint's called members. Those that are a run of the list are given by
+    /// it; the others lie in the called table, endpoints of one key sharing their part.
+    fn called_table(&self) -> (Vec<Option<Called>>, Vec<u32>) {
+        let lists = self.called();
+        let mut table: Vec<u32> = Vec::new();
+        let mut parts: HashMap<IpAddr, Called> = HashMap::new();
+        let called = self
+            .endpoints
+            .iter()
+            .map(|endpoint| {
+                let key = self.key(endpoint.as_ref()?.ip);
+                let list = lists.get(&key).map_or(&[][..], Vec::as_slice);
+                let called = parts.entry(key).or_insert_with(|| {
+                    let direct = list.windows(2).all(|pair| pair[1] == pair[0] + 1);
+                    let first = if direct { list.first().copied() } else { Some(count(&table)) };
+                    if !direct {
+                        table.extend(list);
+                    }
+                    Called { first: first.unwrap_or(0), count: count(list), direct }
+                });
+                Some(*called)
+            })
+            .collect();
+        (called, table)
+    }
+
+    pub(crate) fn encode(&self) -> Vec<Row> {
+        let (called, table) = self.called_table();
+        let mut rows = vec![self.header_row()];
+        rows.extend(name_rows(&self.name));
+        rows.extend(self.members.iter().map(member_row));
+        rows.extend(self.endpoints.iter().zip(&called).map(|(endpoint, called)| {
+            let row = match (endpoint, called) {
+                (Some(endpoint), Some(called)) => EndpointRow {
+                    address: layout::address_bytes(endpoint.ip),
+                    first: called.first,
+                    count: called.count,
+                    direct: called.direct.into(),
+                    turn: endpoint.turn,
+                    zero: [0; 8],
+                },
+                _ => EndpointRow::default(),
+            };
+            to_row(&row)
+        }));
+        rows.extend(table.chunks(POSITIONS_PER_ROW).map(|chunk| {
+            let mut positions = [0_u32; POSITIONS_PER_ROW];
+            positions[..chunk.len()].copy_from_slice(chunk);
+            to_row(&positions)
+        }));
+        rows
+    }
+
+    fn header_row(&self) -> Row {
+        let mut flags = 0;
+        flags |= if self.rules.redirect { layout::REDIRECT } else { 0 };
+        flags |= if self.rules.on_full == OnFull::Reset { layout::RESET } else { 0 };
+        flags |= if self.rules.spread { layout::SPREAD } else { 0 };
+        to_row(&Header {
+            members: count(&self.members),
+            endpoints: count(&self.endpoints),
+            turn: self.turn,
+            port: self.port,
+            policy: self.rules.policy.number(),
+            flags,
+            next_id: self.next_id,
+            zero: [0; 11],
+        })
+    }
+
+    /// The roster in `rows`, or `None` if they are not one.
+    pub(crate) fn decode(rows: &[Row]) -> Option<Self> {
+        let header = Header::read_from_bytes(rows.first()?).ok()?;
+        let name = rows.get(1..ROW_MEMBERS)?.concat();
+        let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+        let members = rows.get(ROW_MEMBERS..)?.get(..header.members as usize)?;
+        let endpoints = rows[ROW_MEMBERS + members.len()..].get(..header.endpoints as usize)?;
+        Some(Self {
+            name: String::from_utf8(name[..end].to_vec()).ok()?,
+            port: header.port,
+            rules: Rules {
+                policy: Policy::from_number(header.policy)?,
+                on_full: if header.flags & layout::RESET == 0 {
+                    OnFull::Drop
+                } else {
+                    OnFull::Reset
+                },
+                redirect: header.flags & layout::REDIRECT != 0,
+                spread: header.flags & layout::SPREAD != 0,
+            },
+            members: members
+                .iter()
+                .map(|row| member_from(row, header.port))
+                .collect::<Option<_>>()?,
+            endpoints: endpoints
+                .iter()
+                .map(|row| {
+                    let row = EndpointRow::read_from_bytes(row).ok()?;
+                    let ip = layout::address_from(row.address);
+                    Some((row.count > 0).then_some(Endpoint { ip, turn: row.turn }))
+                })
+                .collect::<Option<_>>()?,
+            next_id: header.next_id,
+            turn: header.turn,
+        })
+    }
+}
+
+fn count<T>(list: &[T]) -> u32 {
+    u32::try_from(list.len()).expect("the capacity is a u32")
+}
+
+fn to_row(value: &(impl IntoBytes + zerocopy::Immutable)) -> Row {
+    value.as_bytes().try_into().expect("every row has the size of a row")
+}
+
+fn name_rows(name: &str) -> impl Iterator<Item = Row> {
+    let mut bytes = [0; layout::NAME_ROWS * ROW_SIZE];
+    bytes[..name.len()].copy_from_slice(name.as_bytes());
+    let (rows, _) = bytes.as_chunks::<ROW_SIZE>();
+    rows.to_vec().into_iter()
+}
+
+fn member_row(member: &Member) -> Row {
+    let mut flags = 0;
+    flags |= if member.address.families.ipv4 { layout::TAKES_IPV4 } else { 0 };
+    flags |= if member.address.families.ipv6 { layout::TAKES_IPV6 } else { 0 };
+    flags |= if member.address.is_wildcard() { layout::WILDCARD } else { 0 };
+    flags |= if member.draining { layout::DRAINING } else { 0 };
+    to_row(&layout::Member {
+        cookie: member.cookie,
+        slot: member.slot,
+        weight: member.weight,
+        flags,
+        address: layout::address_bytes(member.address.ip),
+        id: member.id.0,
+        pid: member.pid,
+        ..Default::default()
+    })
+}
+
+fn member_from(row: &Row, port: u16) -> Option<Member> {
+    let row = layout::Member::read_from_bytes(row).ok()?;
+    let families = Families {
+        ipv4: row.flags & layout::TAKES_IPV4 != 0,
+        ipv6: row.flags & layout::TAKES_IPV6 != 0,
+    };
+    Some(Member {
+        id: MemberId(row.id),
+        pid: row.pid,
+        cookie: row.cookie,
+        slot: row.slot,
+        weight: row.weight,
+        draining: row.flags & layout::DRAINING != 0,
+        address: Address { ip: layout::address_from(row.address), port, families },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn address(text: &str) -> Address {
+        let (ip, families) = match text.strip_suffix('*') {
+            Some(ip) => (ip, Families::BOTH),
+            None if text.contains(':') => (text, Families::IPV6),
+            None => (text, Families::IPV4),
+        };
+        Address { ip: ip.parse().unwrap(), port: 80, families }
+    }
+
+    fn member(text: &str) -> Member {
+        Member {
+            id: MemberId(0),
+            pid: 7,
+            cookie: 99,
+            slot: 3,
+            weight: 1,
+            draining: false,
+            address: address(text),
+        }
+    }
+
+    fn roster(addresses: &[&str]) -> Roster {
+        let mut roster = Roster::new("web".to_owned(), 80, Rules::default());
+        roster.join(addresses.iter().map(|text| member(text)));
+        roster
+    }
+
+    fn rows_called(roster: &Roster, ip: &str) -> Vec<u32> {
+        let key = roster.key(ip.parse().unwrap());
+        roster.called().remove(&key).unwrap_or_default()
+    }
+
+    #[test]
+    fn an_endpoint_keeps_its_number_while_its_address_is_served() {
+        let mut roster = roster(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+        roster.leave(1);
+        let endpoints: Vec<_> =
+            roster.endpoints().map(|(ip, number)| (ip.to_string(), number)).collect();
+        assert_eq!(endpoints, [("10.0.0.1".to_owned(), 0), ("10.0.0.3".to_owned(), 2)]);
+        roster.join([member("10.0.0.4")]);
+        assert_eq!(roster.endpoints().find(|(ip, _)| ip.to_string() == "10.0.0.4").unwrap().1, 1);
+    }
+
+    #[test]
+    fn a_dual_socket_is_called_at_both_wildcards() {
+        let roster = roster(&["0.0.0.0", "::*", "10.0.0.1"]);
+        assert_eq!(rows_called(&roster, "0.0.0.0"), [0, 1]);
+        assert_eq!(rows_called(&roster, "::"), [1]);
+        assert_eq!(rows_called(&roster, "10.0.0.1"), [2]);
+    }
+
+    #[test]
+    fn a_spread_service_calls_all_that_take_the_family() {
+        let mut roster = roster(&["10.0.0.1", "::*", "10.0.0.2"]);
+        roster.rules.spread = true;
+        assert_eq!(rows_called(&roster, "10.0.0.1"), [0, 1, 2]);
+        assert_eq!(rows_called(&roster, "::"), [1]);
+    }
+
+    #[test]
+    fn rows_that_are_no_roster_are_refused() {
+        let mut rows = roster(&["10.0.0.1"]).encode();
+        assert!(Roster::decode(&rows[..2]).is_none());
+        rows[0][14] = 99;
+        assert!(Roster::decode(&rows).is_none());
+    }
+
+    fn any_roster() -> impl Strategy<Value = Roster> {
+        const ADDRESSES: [&str; 6] = ["10.0.0.1", "10.0.0.2", "0.0.0.0", "::*", "fd00::1", "::"];
+        let joins = prop::collection::vec(prop::sample::select(&ADDRESSES[..]), 1..60);
+        (joins, prop::collection::vec(any::<prop::sample::Index>(), 0..9), any::<bool>()).prop_map(
+            |(joins, leaves, spread)| {
+                let mut roster = roster(&joins);
+                for index in leaves {
+                    if roster.members.len() > 1 {
+                        roster.leave(index.index(roster.members.len()));
+                    }
+                }
+                roster.rules.spread = spread;
+                roster
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_encoded_is_decoded(roster in any_roster()) {
+            prop_assert_eq!(Roster::decode(&roster.encode()), Some(roster));
+        }
+
+        #[test]
+        fn every_endpoint_leads_to_its_members(roster in any_roster()) {
+            let (called, table) = roster.called_table();
+            for (ip, number) in roster.endpoints() {
+                let part = called[number as usize].as_ref().unwrap();
+                let range = part.first..part.first + part.count;
+                let read: Vec<u32> = if part.direct {
+                    range.collect()
+                } else {
+                    range.map(|at| table[at as usize]).collect()
+                };
+                prop_assert_eq!(read, rows_called(&roster, &ip.to_string()));
+            }
+        }
+    }
+}

@@ -1,0 +1,632 @@
+//! Making, changing and reading services.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::str::FromStr;
+
+use crate::adopt::Adopted;
+use crate::datapath::{self, Capacity, Datapath, Joining, Lock, Snapshot};
+use crate::error::{Error, Result};
+use crate::member::MemberId;
+use crate::namespace::Namespace;
+use crate::policy::{OnFull, Policy, Rules};
+use crate::roster::{Member, Roster};
+use crate::status::Status;
+use crate::sys::{self, Listener};
+
+/// The name of a service: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a
+/// letter or digit; `NAME:PORT` for one of several ports of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Name(String);
+
+impl Name {
+    /// The name of this server's service on one of its ports.
+    #[must_use]
+    pub fn with_port(&self, port: u16) -> Self {
+        let base = self.0.split(':').next().unwrap_or_default();
+        Self(format!("{base}:{port}"))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (base, port) =
+            text.split_once(':').map_or((text, None), |(base, port)| (base, Some(port)));
+        let letters = base.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
+        let first = base.starts_with(|c: char| c.is_ascii_alphanumeric());
+        // A port as `with_port` writes it: no sign, no leading zero.
+        let port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|n| n.to_string() == port));
+        if letters && first && port && base.len() <= 64 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::BadName { name: text.to_owned() })
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A service in the kernel. This is its name, not its life: dropping it changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    name: Name,
+    namespace: Namespace,
+}
+
+/// How a new service is to be; see [`Service::builder`].
+#[derive(Debug, Clone)]
+pub struct Builder {
+    name: String,
+    rules: Rules,
+    namespace: Option<Namespace>,
+    capacity: Option<Capacity>,
+    backlog: u32,
+}
+
+/// What to change of a service; what is `None` stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Change {
+    /// See [`Rules::policy`].
+    pub policy: Option<Policy>,
+    /// See [`Rules::on_full`].
+    pub on_full: Option<OnFull>,
+    /// See [`Rules::redirect`].
+    pub redirect: Option<bool>,
+    /// See [`Rules::spread`].
+    pub spread: Option<bool>,
+}
+
+impl Change {
+    fn apply(self, rules: &mut Rules) {
+        rules.policy = self.policy.unwrap_or(rules.policy);
+        rules.on_full = self.on_full.unwrap_or(rules.on_full);
+        rules.redirect = self.redirect.unwrap_or(rules.redirect);
+        rules.spread = self.spread.unwrap_or(rules.spread);
+    }
+}
+
+/// A socket that is to be a member.
+struct Candidate<'a> {
+    socket: BorrowedFd<'a>,
+    pid: u32,
+    listener: Listener,
+}
+
+impl<'a> Candidate<'a> {
+    fn own<F: AsFd>(sockets: &'a [F]) -> Result<Vec<Self>> {
+        let pid = std::process::id();
+        sockets.iter().map(|socket| Self::new(socket.as_fd(), pid)).collect()
+    }
+
+    fn adopted(sockets: &'a [Adopted]) -> Result<Vec<Self>> {
+        sockets.iter().map(|adopted| Self::new(adopted.as_fd(), adopted.pid())).collect()
+    }
+
+    fn new(socket: BorrowedFd<'a>, pid: u32) -> Result<Self> {
+        Ok(Self { socket, pid, listener: sys::inspect(socket)? })
+    }
+}
+
+impl Builder {
+    /// How a member is chosen among those with room ([`Policy::NextAvailable`]).
+    #[must_use]
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.rules.policy = policy;
+        self
+    }
+
+    /// What becomes of a request when every queue is full ([`OnFull::Drop`]).
+    #[must_use]
+    pub fn on_full(mut self, on_full: OnFull) -> Self {
+        self.rules.on_full = on_full;
+        self
+    }
+
+    /// Whether requests are redirected at all (they are).
+    #[must_use]
+    pub fn redirect(mut self, redirect: bool) -> Self {
+        self.rules.redirect = redirect;
+        self
+    }
+
+    /// Whether every member is a called one, whatever its address (only those at the
+    /// called address are).
+    #[must_use]
+    pub fn spread(mut self, spread: bool) -> Self {
+        self.rules.spread = spread;
+        self
+    }
+
+    /// The network namespace (that of the sockets).
+    #[must_use]
+    pub fn namespace(mut self, namespace: Namespace) -> Self {
+        self.namespace = Some(namespace);
+        self
+    }
+
+    /// How many services and members the network namespace is set up for, if this is
+    /// its first service. A capacity other than that of a namespace that has services is
+    /// refused.
+    #[must_use]
+    pub fn capacity(mut self, capacity: Capacity) -> Self {
+        self.capacity = Some(capacity);
+        self
+    }
+
+    /// The backlog of the sockets that [`Builder::listen`] makes (4096; the kernel
+    /// lowers it to `net.core.somaxconn`).
+    #[must_use]
+    pub fn backlog(mut self, backlog: u32) -> Self {
+        self.backlog = backlog;
+        self
+    }
+
+    /// Makes the service of listening sockets of this process, in this order.
+    ///
+    /// # Errors
+    ///
+    /// The name, or a socket, is not fit: the variants of [`Error`] say how. Nothing has
+    /// changed then.
+    pub fn share<F: AsFd>(self, sockets: &[F]) -> Result<Service> {
+        let candidates = Candidate::own(sockets)?;
+        self.make(candidates)
+    }
+
+    /// Makes the service of sockets taken from other processes.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::share`].
+    pub fn share_adopted(self, sockets: &[Adopted]) -> Result<Service> {
+        let candidates = Candidate::adopted(sockets)?;
+        self.make(candidates)
+    }
+
+    /// Makes a listening socket for each address, in this order, and the service of them.
+    /// An address may be given several times; its sockets then share it
+    /// (`SO_REUSEPORT`).
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::share`], or the kernel refuses an address. The sockets are closed
+    /// then.
+    pub fn listen(
+        self,
+        addresses: impl IntoIterator<Item = SocketAddr>,
+    ) -> Result<(Service, Vec<TcpListener>)> {
+        let listeners = listeners(addresses, self.backlog)?;
+        let service = self.share(&listeners)?;
+        Ok((service, listeners))
+    }
+
+    fn make(self, candidates: Vec<Candidate<'_>>) -> Result<Service> {
+        let name: Name = self.name.parse()?;
+        let Some(first) = candidates.first() else {
+            return Err(Error::NoMembers { service: self.name });
+        };
+        let namespace = match self.namespace {
+            Some(namespace) => namespace,
+            None => Namespace::current()?,
+        };
+        let mut roster = Roster::new(self.name, first.listener.address.port, self.rules);
+        let lock = Lock::acquire()?;
+        let datapath = Datapath::open_or_make(&namespace, self.capacity, &lock)?;
+        let made = datapath.snapshot(&lock).and_then(|snapshot| {
+            if snapshot.find(&roster.name).is_some() {
+                return Err(Error::NameTaken { name: roster.name.clone() });
+            }
+            let id = datapath.free_id(&snapshot)?;
+            check(&roster, id, &candidates, &snapshot, &namespace)?;
+            let joining = join(&mut roster, &datapath, &snapshot, &candidates)?;
+            let change = datapath::Change { id, old: None, new: Some(&roster), joining };
+            datapath.apply(&lock, snapshot, &change)
+        });
+        if let Err(error) = made {
+            // A state made for this service alone is taken away again.
+            if datapath.rosters()?.is_empty() {
+                datapath.remove(&lock)?;
+            }
+            return Err(error);
+        }
+        Ok(Service { name, namespace })
+    }
+}
+
+/// A listening socket for each address; those given several times share theirs.
+///
+/// # Errors
+///
+/// The kernel refuses an address. The sockets made before it are closed again.
+pub(crate) fn listeners(
+    addresses: impl IntoIterator<Item = SocketAddr>,
+    backlog: u32,
+) -> Result<Vec<TcpListener>> {
+    let addresses: Vec<SocketAddr> = addresses.into_iter().collect();
+    let shared = |address| addresses.iter().filter(|&&other| other == address).count() > 1;
+    addresses.iter().map(|&address| sys::listen(address, backlog, shared(address))).collect()
+}
+
+impl Service {
+    /// Begins a new service.
+    #[must_use]
+    pub fn builder(name: &str) -> Builder {
+        Builder {
+            name: name.to_owned(),
+            rules: Rules::default(),
+            namespace: None,
+            capacity: None,
+            backlog: 4096,
+        }
+    }
+
+    /// The service of that name in the calling thread's network namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`].
+    pub fn open(name: &str) -> Result<Self> {
+        Self::open_in(name, &Namespace::current()?)
+    }
+
+    /// The service of that name in `namespace`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`].
+    pub fn open_in(name: &str, namespace: &Namespace) -> Result<Self> {
+        let service = Self { name: name.parse()?, namespace: namespace.clone() };
+        let Some(datapath) = Datapath::open(namespace)? else {
+            return Err(service.unknown(std::iter::empty()));
+        };
+        service.find(&datapath)?;
+        Ok(service)
+    }
+
+    /// All services of a network namespace, by name.
+    pub fn all(namespace: &Namespace) -> Result<Vec<Self>> {
+        let Some(datapath) = Datapath::open(namespace)? else { return Ok(Vec::new()) };
+        let rosters = datapath.rosters()?;
+        let mut services: Vec<Self> = rosters
+            .into_iter()
+            .map(|(_, roster)| Self { name: Name(roster.name), namespace: namespace.clone() })
+            .collect();
+        services.sort_by(|a, b| a.name.0.cmp(&b.name.0));
+        Ok(services)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The network namespace that it lives in.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Its members, their queues and the counters.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`] when it was removed.
+    pub fn status(&self) -> Result<Status> {
+        let datapath = self.datapath()?;
+        let (id, roster) = self.find(&datapath)?;
+        datapath.status(id, &roster)
+    }
+
+    /// Adds a listening socket of this process at the end of the list.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::share`].
+    pub fn join(&self, socket: &impl AsFd) -> Result<MemberId> {
+        let joined = self.add(&Candidate::own(std::slice::from_ref(socket))?)?;
+        Ok(joined[0])
+    }
+
+    /// Adds sockets taken from other processes at the end of the list.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::share`].
+    pub fn join_adopted(&self, sockets: &[Adopted]) -> Result<Vec<MemberId>> {
+        self.add(&Candidate::adopted(sockets)?)
+    }
+
+    /// Takes a member out of the list. Its socket is untouched: what it holds stays
+    /// there, and requests to its address are the kernel's own affair again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`], or [`Error::NoMembers`] for the last one.
+    pub fn leave(&self, member: MemberId) -> Result<()> {
+        self.change(|roster| {
+            let position = self.position(roster, member)?;
+            if roster.members.len() == 1 {
+                return Err(Error::NoMembers { service: self.name.0.clone() });
+            }
+            roster.leave(position);
+            Ok(())
+        })
+    }
+
+    /// Gives the member no new requests; what it holds stays. Where only draining
+    /// members are left, requests are refused.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`].
+    pub fn drain(&self, member: MemberId) -> Result<()> {
+        self.set_draining(member, true)
+    }
+
+    /// Gives the member requests again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`].
+    pub fn resume(&self, member: MemberId) -> Result<()> {
+        self.set_draining(member, false)
+    }
+
+    /// Notes that another process serves the member's socket now. For people: nothing
+    /// depends on it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`].
+    pub fn set_pid(&self, member: MemberId, pid: u32) -> Result<()> {
+        self.change(|roster| {
+            let position = self.position(roster, member)?;
+            roster.members[position].pid = pid;
+            Ok(())
+        })
+    }
+
+    /// Changes its rules.
+    pub fn set(&self, change: Change) -> Result<()> {
+        self.change(|roster| {
+            change.apply(&mut roster.rules);
+            Ok(())
+        })
+    }
+
+    /// Removes the service. Its sockets are untouched and get their requests from the
+    /// kernel again; with the last service of a namespace all that overspill has there
+    /// is taken away.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`].
+    pub fn remove(self) -> Result<()> {
+        let lock = Lock::acquire()?;
+        let datapath = self.datapath()?;
+        datapath.check_writable()?;
+        let snapshot = datapath.snapshot(&lock)?;
+        let Some((id, old)) = snapshot.find(&self.name.0) else {
+            return Err(self.unknown(snapshot.names()));
+        };
+        let old = old.clone();
+        let change = datapath::Change { id, old: Some(&old), new: None, joining: Vec::new() };
+        if datapath.apply(&lock, snapshot, &change)?.is_empty() {
+            datapath.remove(&lock)?;
+        }
+        Ok(())
+    }
+
+    fn datapath(&self) -> Result<Datapath> {
+        Datapath::open(&self.namespace)?.ok_or_else(|| self.unknown(std::iter::empty()))
+    }
+
+    fn find(&self, datapath: &Datapath) -> Result<(u32, Roster)> {
+        match datapath.find(&self.name.0)? {
+            Some(found) => Ok(found),
+            None => {
+                let rosters = datapath.rosters()?;
+                Err(self.unknown(rosters.iter().map(|(_, roster)| roster.name.as_str())))
+            }
+        }
+    }
+
+    fn unknown<'a>(&self, names: impl Iterator<Item = &'a str>) -> Error {
+        Error::NoSuchService { name: self.name.0.clone(), nearest: nearest(&self.name.0, names) }
+    }
+
+    fn position(&self, roster: &Roster, member: MemberId) -> Result<usize> {
+        roster.position(member).ok_or_else(|| {
+            let known: Vec<String> =
+                roster.members.iter().take(16).map(|member| member.id.to_string()).collect();
+            let more = if roster.members.len() > 16 { ", ..." } else { "" };
+            Error::NoSuchMember {
+                service: self.name.0.clone(),
+                member,
+                known: known.join(", ") + more,
+            }
+        })
+    }
+
+    fn set_draining(&self, member: MemberId, draining: bool) -> Result<()> {
+        self.change(|roster| {
+            let position = self.position(roster, member)?;
+            roster.members[position].draining = draining;
+            Ok(())
+        })
+    }
+
+    /// Replaces the roster by a changed one, if the change makes a difference.
+    fn change(&self, change: impl FnOnce(&mut Roster) -> Result<()>) -> Result<()> {
+        self.change_with(|_, _, roster| change(roster).map(|()| Vec::new()))
+    }
+
+    fn add(&self, candidates: &[Candidate<'_>]) -> Result<Vec<MemberId>> {
+        let mut joined = Vec::new();
+        self.change_with(|datapath, snapshot, roster| {
+            let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
+            check(roster, id, candidates, snapshot, &self.namespace)?;
+            let before = roster.members.len();
+            let joining = join(roster, datapath, snapshot, candidates)?;
+            joined = roster.members[before..].iter().map(|member| member.id).collect();
+            Ok(joining)
+        })?;
+        Ok(joined)
+    }
+
+    fn change_with<'a>(
+        &self,
+        change: impl FnOnce(&Datapath, &Snapshot, &mut Roster) -> Result<Vec<Joining<'a>>>,
+    ) -> Result<()> {
+        let lock = Lock::acquire()?;
+        let datapath = self.datapath()?;
+        datapath.check_writable()?;
+        let snapshot = datapath.snapshot(&lock)?;
+        let Some((id, old)) = snapshot.find(&self.name.0) else {
+            return Err(self.unknown(snapshot.names()));
+        };
+        let old = old.clone();
+        let mut new = old.clone();
+        let joining = change(&datapath, &snapshot, &mut new)?;
+        if new == old {
+            return Ok(());
+        }
+        let change = datapath::Change { id, old: Some(&old), new: Some(&new), joining };
+        datapath.apply(&lock, snapshot, &change).map(drop)
+    }
+}
+
+/// Whether the candidates can join service number `id`, whose roster is given.
+fn check(
+    roster: &Roster,
+    id: u32,
+    candidates: &[Candidate<'_>],
+    snapshot: &Snapshot,
+    namespace: &Namespace,
+) -> Result<()> {
+    let mut cookies = HashSet::new();
+    for Listener { cookie, address, namespace: actual, name } in
+        candidates.iter().map(|candidate| &candidate.listener)
+    {
+        let socket = || name.clone();
+        if *actual != namespace.inode() {
+            let expected = namespace.inode();
+            return Err(Error::OtherNamespace { socket: socket(), actual: *actual, expected });
+        }
+        if address.port != roster.port {
+            let (actual, expected) = (address.port, roster.port);
+            return Err(Error::OtherPort { socket: socket(), actual, expected });
+        }
+        let twice = (!cookies.insert(*cookie)).then_some(roster.name.as_str());
+        if let Some(service) = snapshot.service_of(*cookie).or(twice) {
+            return Err(Error::AlreadyMember { socket: socket(), service: service.to_owned() });
+        }
+        for ip in address.endpoints() {
+            let address = SocketAddr::new(ip, roster.port);
+            if let Some(service) = snapshot.serving(address, id) {
+                return Err(Error::AddressTaken { address, service: service.to_owned() });
+            }
+        }
+    }
+    check_families(roster, candidates)
+}
+
+fn check_families(roster: &Roster, candidates: &[Candidate<'_>]) -> Result<()> {
+    let addresses = || {
+        let members = roster.members.iter().map(|member| member.address);
+        members.chain(candidates.iter().map(|candidate| candidate.listener.address))
+    };
+    let ipv4 = addresses().find(|address| !address.families.ipv6);
+    let ipv6 = addresses().find(|address| !address.families.ipv4);
+    match (ipv4, ipv6) {
+        (Some(ipv4), Some(ipv6)) => Err(Error::MixedFamilies {
+            ipv4: format!("socket {ipv4}"),
+            ipv6: format!("socket {ipv6}"),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Enters the candidates into the roster, each with a free slot.
+fn join<'a>(
+    roster: &mut Roster,
+    datapath: &Datapath,
+    snapshot: &Snapshot,
+    candidates: &[Candidate<'a>],
+) -> Result<Vec<Joining<'a>>> {
+    let slots = datapath.free_slots(snapshot, candidates.len())?;
+    let members = candidates.iter().zip(&slots).map(|(candidate, &slot)| Member {
+        id: MemberId(0),
+        pid: candidate.pid,
+        cookie: candidate.listener.cookie,
+        slot,
+        weight: 1,
+        draining: false,
+        address: candidate.listener.address,
+    });
+    roster.join(members);
+    Ok(candidates
+        .iter()
+        .zip(slots)
+        .map(|(candidate, slot)| Joining {
+            socket: candidate.socket,
+            slot,
+            name: candidate.listener.name.clone(),
+        })
+        .collect())
+}
+
+/// The name most like `wanted`, if it is much like it.
+fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+    names
+        .map(|name| (strsim::damerau_levenshtein(wanted, name), name))
+        .min()
+        .filter(|&(distance, _)| distance <= 1 + wanted.len() / 4)
+        .map(|(_, name)| name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_held_to_their_rules() {
+        let long = "a".repeat(64);
+        for good in ["web", "0", "a.b_c-d", "web:80", &long, &format!("{long}:65535")] {
+            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
+        }
+        let longer = "a".repeat(65);
+        for bad in
+            ["", "-a", ".a", "_a", "a b", "a/b", "ä", &longer, "web:", "web:x", "web:080", "a:1:2"]
+        {
+            assert!(matches!(bad.parse::<Name>(), Err(Error::BadName { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_put_behind_the_name_once() {
+        let name: Name = "web".parse().unwrap();
+        assert_eq!(name.with_port(80).with_port(81).as_str(), "web:81");
+    }
+
+    #[test]
+    fn the_nearest_name_must_be_near() {
+        let names = ["web", "mail"];
+        assert_eq!(nearest("wbe", names.into_iter()).as_deref(), Some("web"));
+        assert_eq!(nearest("database", names.into_iter()), None);
+    }
+}

@@ -1,0 +1,188 @@
+//! What a service looks like at one moment.
+
+use serde::{Serialize, Serializer};
+
+use crate::member::{Address, MemberId};
+use crate::policy::{OnFull, Policy};
+
+/// A service with its figures. Its JSON is a promise: fields may be added, none change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The service's name.
+    pub name: String,
+    /// How a member is chosen among those with room.
+    pub policy: Policy,
+    /// What becomes of a request when every queue is full.
+    pub on_full: OnFull,
+    /// Whether requests are redirected at all; `"on"` or `"off"` in JSON.
+    #[serde(serialize_with = "on_off")]
+    pub redirect: bool,
+    /// Whether every member is a called one.
+    pub spread: bool,
+    /// The port of all its members.
+    pub port: u16,
+    /// The members in list order.
+    pub members: Vec<MemberStatus>,
+    /// What became of the service's requests since it was made.
+    pub requests: Requests,
+}
+
+/// A member with its figures.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MemberStatus {
+    /// Its number within the service.
+    pub member: MemberId,
+    /// Where it listens.
+    pub address: Address,
+    /// A process that holds its socket, as it was when the member joined.
+    pub pid: u32,
+    /// Whether it gets requests.
+    pub state: MemberState,
+    /// Its share, for the policies that weigh.
+    pub weight: u16,
+    /// Connections that wait to be accepted.
+    pub queued: u32,
+    /// Handshakes not yet completed.
+    pub half_open: u32,
+    /// How many connections the queue holds: the backlog and one more.
+    pub capacity: u32,
+    /// Connections accepted and not yet closed; `None` where they are not counted.
+    pub established: Option<u32>,
+    /// Requests put on this member that called it.
+    pub placed: u64,
+    /// Requests put on this member that called siblings.
+    pub redirected_in: u64,
+    /// Requests that called this member and were put on siblings.
+    pub redirected_out: u64,
+    /// Requests put on this member for another address than its own.
+    pub special: u64,
+}
+
+/// Whether a member gets requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum MemberState {
+    /// It gets requests.
+    Active,
+    /// It gets no new requests, by the user's wish.
+    Draining,
+    /// Its socket is closed or shut down. Its place and its address are kept.
+    Gone,
+}
+
+impl MemberState {
+    /// The name in tables and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Draining => "draining",
+            Self::Gone => "gone",
+        }
+    }
+}
+
+/// What became of a service's requests.
+///
+/// A request is one look-up of a listener: a SYN, sent anew or not, but also an ACK with
+/// a SYN cookie and a stray packet. Each is counted once, in `placed`, `redirected`,
+/// `dropped`, `reset` or `left`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Requests {
+    /// Put on a member that they called.
+    pub placed: u64,
+    /// Put on a sibling of the called members.
+    pub redirected: u64,
+    /// Put on a member bound to another address than the called one.
+    pub special: u64,
+    /// Left with a full member, where the kernel drops them.
+    pub dropped: u64,
+    /// Refused (RST).
+    pub reset: u64,
+    /// Placed by `next-available`, because the policy gave no usable answer.
+    pub fallback: u64,
+    /// Left to the kernel, because every member was gone.
+    pub left: u64,
+    /// Put where half-open requests fill the queue; also in `placed` or `redirected`.
+    pub crowded: u64,
+}
+
+/// The ways out of the kernel program that belong to no service, counted for the
+/// network namespace.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Exits {
+    /// Look-ups of UDP sockets.
+    pub not_tcp: u64,
+    /// Another `sk_lookup` program had chosen already.
+    pub other_program: u64,
+    /// No service has the port.
+    pub unserved_port: u64,
+    /// No service has the address.
+    pub unserved_address: u64,
+    /// The service was taken out during the request.
+    pub no_roster: u64,
+    /// The chosen socket was closed during the request; another was chosen.
+    pub vanished: u64,
+    /// The kernel refused the chosen socket.
+    pub refused: u64,
+    /// A look was repeated because another CPU was taking a last place.
+    pub contended: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+fn on_off<S: Serializer>(on: &bool, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(if *on { "on" } else { "off" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::member::Families;
+
+    #[test]
+    fn the_json_is_as_promised() {
+        let address =
+            Address { ip: "192.0.2.1".parse().unwrap(), port: 80, families: Families::IPV4 };
+        let member = MemberStatus {
+            member: MemberId(0),
+            address,
+            pid: 7,
+            state: MemberState::Active,
+            weight: 1,
+            queued: 2,
+            half_open: 1,
+            capacity: 17,
+            established: None,
+            placed: 5,
+            redirected_in: 1,
+            redirected_out: 0,
+            special: 1,
+        };
+        let status = Status {
+            name: "web".to_owned(),
+            policy: Policy::ShortestQueue,
+            on_full: OnFull::Drop,
+            redirect: true,
+            spread: false,
+            port: 80,
+            members: vec![member],
+            requests: Requests { placed: 5, redirected: 1, special: 1, ..Requests::default() },
+        };
+        let json = serde_json::to_value(status).unwrap();
+        let expected = serde_json::json!({
+            "name": "web", "policy": "shortest-queue", "on_full": "drop", "redirect": "on",
+            "spread": false, "port": 80,
+            "members": [{
+                "member": 0, "address": "192.0.2.1:80", "pid": 7, "state": "active", "weight": 1,
+                "queued": 2, "half_open": 1, "capacity": 17, "established": null, "placed": 5,
+                "redirected_in": 1, "redirected_out": 0, "special": 1,
+            }],
+            "requests": {
+                "placed": 5, "redirected": 1, "special": 1, "dropped": 0, "reset": 0,
+                "fallback": 0, "left": 0, "crowded": 0,
+            },
+        });
+        assert_eq!(json, expected);
+    }
+}

@@ -1,0 +1,65 @@
+//! What neither the standard library nor rustix does with a descriptor.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+/// `SIOCGSKNS` (`include/uapi/linux/sockios.h`): a descriptor of a socket's namespace.
+const SIOCGSKNS: libc::c_ulong = 0x894c;
+
+/// The inode number of the network namespace that a socket lives in.
+pub(crate) fn netns_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    // SAFETY: SIOCGSKNS reads no argument, and `socket` is open for the call.
+    let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made this descriptor, for us alone.
+    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(file.metadata()?.ino())
+}
+
+/// `BPF_PROG_TEST_RUN` (`enum bpf_cmd`).
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+
+/// The part of `union bpf_attr` that belongs to `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    zero: u32,
+}
+
+/// Runs a loaded program once with the context given. libbpf-rs does this only for
+/// programs that it has loaded itself, not for pinned ones.
+pub(crate) fn test_run(program: BorrowedFd<'_>, context: &[u8]) -> io::Result<u32> {
+    let mut attributes = TestRun {
+        prog_fd: u32::try_from(program.as_raw_fd()).expect("an open descriptor"),
+        ctx_size_in: u32::try_from(context.len()).expect("a context is small"),
+        ctx_in: context.as_ptr() as u64,
+        ..TestRun::default()
+    };
+    // SAFETY: `attributes` is as long as the size given and lives through the call;
+    // `ctx_in` points to `ctx_size_in` readable bytes that do too; no output is asked for.
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attributes, size_of::<TestRun>())
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(attributes.retval) }
+}

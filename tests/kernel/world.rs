@@ -1,0 +1,83 @@
+//! A fresh network namespace and BPF file system for each test, gone with it.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
+use nix::unistd::Pid;
+
+/// How long an observable event may take before a test fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Puts the calling test's thread into its own network and mount namespace. What the
+/// thread starts lives there too; the kernel removes both when the last of it ends.
+///
+/// # Panics
+///
+/// Without the privilege: such a test must run, or be left out knowingly.
+pub(crate) fn enter() {
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap_or_else(|error| {
+        panic!("the kernel tests need root ({error}); leave them out with: cargo test --lib --bins")
+    });
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).unwrap();
+    // A fresh mount of sysfs shows the new namespace's own devices and settings.
+    ip("link set lo up");
+    // Every address of these is local at once, without being added one by one.
+    ip("route add local 10.0.0.0/8 dev lo");
+    ip("route add local fd00::/16 dev lo");
+    sysctl("net/ipv4/ip_nonlocal_bind", "1");
+    sysctl("net/ipv6/ip_nonlocal_bind", "1");
+    sysctl("net/core/somaxconn", "4096");
+}
+
+/// Runs `ip` with the arguments given.
+pub(crate) fn ip(arguments: &str) {
+    let output =
+        Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Sets a setting of the network namespace.
+pub(crate) fn sysctl(name: &str, value: &str) {
+    // /proc/thread-self/net follows the thread; /proc/sys/net follows the caller.
+    fs::write(format!("/proc/sys/{name}"), value).unwrap_or_else(|e| panic!("{name}: {e}"));
+}
+
+/// Keeps the thread on one CPU: what it does is then one history.
+pub(crate) fn pin_to_cpu(cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu).unwrap();
+    sched_setaffinity(Pid::from_raw(0), &set).unwrap();
+}
+
+/// Waits until `condition` holds.
+///
+/// # Panics
+///
+/// When it does not within [`DEADLINE`].
+pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < DEADLINE, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The n-th test address of IPv4 (10.0.0.0/8) or IPv6 (fd00::/16).
+pub(crate) fn address(ipv6: bool, n: u32) -> IpAddr {
+    if ipv6 {
+        IpAddr::V6(std::net::Ipv6Addr::from_bits((0xfd00_u128 << 112) + u128::from(n) + 1))
+    } else {
+        IpAddr::V4(std::net::Ipv4Addr::from_bits((10 << 24) + n + 1))
+    }
+}
+
+/// A socket address from text.
+pub(crate) fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
+}
