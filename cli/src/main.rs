@@ -1,1 +1,61 @@
-fn main() {}
+//! The command line. One file a command; no BPF and no `unsafe`: all that it does, it
+//! does through the library that server authors get.
+
+#![forbid(unsafe_code)]
+
+mod commands;
+mod failure;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{check, demo, drain, ls, resume, rm, run, set, share, show};
+
+/// Let the sockets of one service share their queues inside the kernel
+///
+/// When a client's connection request reaches a listening socket whose queue is full,
+/// the kernel silently drops it, even though the socket beside it has room. overspill
+/// makes the kernel put it there.
+#[derive(Debug, Parser)]
+#[command(name = "overspill", version, subcommand_required = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Args),
+    Share(share::Args),
+    Ls(ls::Args),
+    Show(show::Args),
+    Set(set::Args),
+    Drain(drain::Args),
+    Resume(resume::Args),
+    Rm(rm::Args),
+    Check(check::Args),
+    Demo(demo::Args),
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => run::run(args),
+        Command::Share(args) => share::run(args),
+        Command::Ls(args) => ls::run(args),
+        Command::Show(args) => show::run(args),
+        Command::Set(args) => set::run(args),
+        Command::Drain(args) => drain::run(args),
+        Command::Resume(args) => resume::run(args),
+        Command::Rm(args) => rm::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Demo(args) => demo::run(args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("overspill: {failure}");
+            ExitCode::from(1)
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! One file a command.
+
+pub(crate) mod check;
+pub(crate) mod demo;
+pub(crate) mod drain;
+pub(crate) mod ls;
+pub(crate) mod resume;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod set;
+pub(crate) mod share;
+pub(crate) mod show;
