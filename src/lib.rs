@@ -50,5 +50,5 @@ pub use error::{Error, Result};
 pub use member::{Address, Families, MemberId};
 pub use namespace::Namespace;
 pub use policy::{OnFull, Policy, Rules};
-pub use service::{Builder, Change, Name, Service};
+pub use service::{Builder, Change, Name, Service, listeners};
 pub use status::{Exits, MemberState, MemberStatus, Requests, Status};

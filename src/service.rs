@@ -246,12 +246,13 @@ impl Builder {
     }
 }
 
-/// A listening socket for each address; those given several times share theirs.
+/// A listening socket for each address, in no service yet; an address may be given several
+/// times, its sockets then share it (`SO_REUSEPORT`).
 ///
 /// # Errors
 ///
 /// The kernel refuses an address. The sockets made before it are closed again.
-pub(crate) fn listeners(
+pub fn listeners(
     addresses: impl IntoIterator<Item = SocketAddr>,
     backlog: u32,
 ) -> Result<Vec<TcpListener>> {

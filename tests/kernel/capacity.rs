@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use overspill::{Policy, Service};
 
-use crate::world::{self, address, wait_until};
+use world::{address, wait_until};
 
 fn connect(address: SocketAddr) -> std::io::Result<TcpStream> {
     TcpStream::connect_timeout(&address, Duration::from_millis(500))

@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
 /// How long an observable event may take before a test fails.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
+pub const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Puts the calling test's thread into its own network and mount namespace. What the
 /// thread starts lives there too; the kernel removes both when the last of it ends.
@@ -18,7 +18,7 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// # Panics
 ///
 /// Without the privilege: such a test must run, or be left out knowingly.
-pub(crate) fn enter() {
+pub fn enter() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap_or_else(|error| {
         panic!("the kernel tests need root ({error}); leave them out with: cargo test --lib --bins")
     });
@@ -36,20 +36,20 @@ pub(crate) fn enter() {
 }
 
 /// Runs `ip` with the arguments given.
-pub(crate) fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     let output =
         Command::new("ip").args(arguments.split(' ')).output().expect("iproute2 is installed");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Sets a setting of the network namespace.
-pub(crate) fn sysctl(name: &str, value: &str) {
+pub fn sysctl(name: &str, value: &str) {
     // /proc/thread-self/net follows the thread; /proc/sys/net follows the caller.
     fs::write(format!("/proc/sys/{name}"), value).unwrap_or_else(|e| panic!("{name}: {e}"));
 }
 
 /// Keeps the thread on one CPU: what it does is then one history.
-pub(crate) fn pin_to_cpu(cpu: usize) {
+pub fn pin_to_cpu(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu).unwrap();
     sched_setaffinity(Pid::from_raw(0), &set).unwrap();
@@ -60,7 +60,7 @@ pub(crate) fn pin_to_cpu(cpu: usize) {
 /// # Panics
 ///
 /// When it does not within [`DEADLINE`].
-pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < DEADLINE, "waited in vain until {what}");
@@ -69,7 +69,7 @@ pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// The n-th test address of IPv4 (10.0.0.0/8) or IPv6 (fd00::/16).
-pub(crate) fn address(ipv6: bool, n: u32) -> IpAddr {
+pub fn address(ipv6: bool, n: u32) -> IpAddr {
     if ipv6 {
         IpAddr::V6(std::net::Ipv6Addr::from_bits((0xfd00_u128 << 112) + u128::from(n) + 1))
     } else {
@@ -78,6 +78,6 @@ pub(crate) fn address(ipv6: bool, n: u32) -> IpAddr {
 }
 
 /// A socket address from text.
-pub(crate) fn at(text: &str) -> SocketAddr {
+pub fn at(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
 }
