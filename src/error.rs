@@ -38,7 +38,7 @@ pub enum Error {
         name: String,
     },
     /// There is no such service in the network namespace.
-    #[error("there is no service {name} in this network namespace{}", hint(nearest))]
+    #[error("there is no service {name} in this network namespace{}", hint(nearest.as_ref()))]
     NoSuchService {
         /// The name asked for.
         name: String,
@@ -237,8 +237,8 @@ pub enum Error {
     },
 }
 
-fn hint(nearest: &Option<String>) -> String {
-    nearest.as_ref().map_or_else(String::new, |nearest| format!("; there is {nearest}"))
+fn hint(nearest: Option<&String>) -> String {
+    nearest.map_or_else(String::new, |nearest| format!("; there is {nearest}"))
 }
 
 impl Error {

@@ -11,7 +11,9 @@ fn words(address: IpAddr) -> ([u32; 3], u32) {
     match address {
         IpAddr::V4(address) => ([0; 3], address.to_bits()),
         IpAddr::V6(address) => {
-            let word = |i: u32| (address.to_bits() >> (96 - 32 * i)) as u32;
+            let octets = address.octets();
+            let (words, _) = octets.as_chunks::<4>();
+            let word = |i: usize| u32::from_be_bytes(words[i]);
             ([word(0), word(1), word(2)], word(3))
         }
     }

@@ -274,11 +274,10 @@ fn to_row(value: &(impl IntoBytes + zerocopy::Immutable)) -> Row {
     value.as_bytes().try_into().expect("every row has the size of a row")
 }
 
-fn name_rows(name: &str) -> impl Iterator<Item = Row> {
+fn name_rows(name: &str) -> Vec<Row> {
     let mut bytes = [0; layout::NAME_ROWS * ROW_SIZE];
     bytes[..name.len()].copy_from_slice(name.as_bytes());
-    let (rows, _) = bytes.as_chunks::<ROW_SIZE>();
-    rows.to_vec().into_iter()
+    bytes.as_chunks::<ROW_SIZE>().0.to_vec()
 }
 
 fn member_row(member: &Member) -> Row {

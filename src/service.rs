@@ -74,6 +74,7 @@ pub struct Builder {
     rules: Rules,
     namespace: Option<Namespace>,
     capacity: Option<Capacity>,
+    seed: Option<u32>,
     backlog: u32,
 }
 
@@ -167,6 +168,15 @@ impl Builder {
         self
     }
 
+    /// The seed of the flow's hash (a random number), if this is the first service of its
+    /// network namespace. For simulations and tests, which must know the member that a
+    /// flow calls; where clients can guess it, they can choose their member.
+    #[must_use]
+    pub fn seed(mut self, seed: u32) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
     /// The backlog of the sockets that [`Builder::listen`] makes (4096; the kernel
     /// lowers it to `net.core.somaxconn`).
     #[must_use]
@@ -183,7 +193,7 @@ impl Builder {
     /// changed then.
     pub fn share<F: AsFd>(self, sockets: &[F]) -> Result<Service> {
         let candidates = Candidate::own(sockets)?;
-        self.make(candidates)
+        self.make(&candidates)
     }
 
     /// Makes the service of sockets taken from other processes.
@@ -193,7 +203,7 @@ impl Builder {
     /// As [`Builder::share`].
     pub fn share_adopted(self, sockets: &[Adopted]) -> Result<Service> {
         let candidates = Candidate::adopted(sockets)?;
-        self.make(candidates)
+        self.make(&candidates)
     }
 
     /// Makes a listening socket for each address, in this order, and the service of them.
@@ -213,7 +223,7 @@ impl Builder {
         Ok((service, listeners))
     }
 
-    fn make(self, candidates: Vec<Candidate<'_>>) -> Result<Service> {
+    fn make(self, candidates: &[Candidate<'_>]) -> Result<Service> {
         let name: Name = self.name.parse()?;
         let Some(first) = candidates.first() else {
             return Err(Error::NoMembers { service: self.name });
@@ -224,14 +234,14 @@ impl Builder {
         };
         let mut roster = Roster::new(self.name, first.listener.address.port, self.rules);
         let lock = Lock::acquire()?;
-        let datapath = Datapath::open_or_make(&namespace, self.capacity, &lock)?;
+        let datapath = Datapath::open_or_make(&namespace, self.capacity, self.seed, &lock)?;
         let made = datapath.snapshot(&lock).and_then(|snapshot| {
             if snapshot.find(&roster.name).is_some() {
                 return Err(Error::NameTaken { name: roster.name.clone() });
             }
             let id = datapath.free_id(&snapshot)?;
-            check(&roster, id, &candidates, &snapshot, &namespace)?;
-            let joining = join(&mut roster, &datapath, &snapshot, &candidates)?;
+            check(&roster, id, candidates, &snapshot, &namespace)?;
+            let joining = join(&mut roster, &datapath, &snapshot, candidates)?;
             let change = datapath::Change { id, old: None, new: Some(&roster), joining };
             datapath.apply(&lock, snapshot, &change)
         });
@@ -270,6 +280,7 @@ impl Service {
             rules: Rules::default(),
             namespace: None,
             capacity: None,
+            seed: None,
             backlog: 4096,
         }
     }
@@ -437,12 +448,10 @@ impl Service {
     }
 
     fn find(&self, datapath: &Datapath) -> Result<(u32, Roster)> {
-        match datapath.find(&self.name.0)? {
-            Some(found) => Ok(found),
-            None => {
-                let rosters = datapath.rosters()?;
-                Err(self.unknown(rosters.iter().map(|(_, roster)| roster.name.as_str())))
-            }
+        let rosters = datapath.rosters()?;
+        match rosters.iter().position(|(_, roster)| roster.name == self.name.0) {
+            Some(at) => Ok(rosters.into_iter().nth(at).expect("it was found there")),
+            None => Err(self.unknown(rosters.iter().map(|(_, roster)| roster.name.as_str()))),
         }
     }
 

@@ -29,6 +29,7 @@ impl Datapath {
     pub(crate) fn open_or_make(
         namespace: &Namespace,
         capacity: Option<Capacity>,
+        seed: Option<u32>,
         lock: &Lock,
     ) -> Result<Self> {
         if let Some(datapath) = Self::open(namespace)? {
@@ -39,7 +40,7 @@ impl Datapath {
         // bpffs allows no dots in names (kernel/bpf/inode.c, bpf_lookup).
         let aside = lock.root().join(format!("new-{}", namespace.inode()));
         make_folder(&aside)?;
-        let made = make(namespace, capacity.unwrap_or_default(), &aside).and_then(|()| {
+        let made = make(namespace, capacity.unwrap_or_default(), seed, &aside).and_then(|()| {
             fs::rename(&aside, &folder)
                 .map_err(|error| Error::system("rename", aside.display().to_string(), error))
         });
@@ -80,7 +81,7 @@ fn make_folder(path: &Path) -> Result<()> {
         .map_err(|error| Error::system("make the folder", path.display().to_string(), error))
 }
 
-fn make(namespace: &Namespace, capacity: Capacity, folder: &Path) -> Result<()> {
+fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &Path) -> Result<()> {
     for (what, wanted) in [("services", capacity.services), ("members", capacity.members)] {
         if !(1..=Capacity::MAX).contains(&wanted) {
             let why = format!("it must be from 1 to {}", Capacity::MAX);
@@ -96,7 +97,7 @@ fn make(namespace: &Namespace, capacity: Capacity, folder: &Path) -> Result<()> 
     let open = OverspillSkelBuilder::default()
         .open(&mut memory)
         .map_err(|error| Error::bpf("open", "the embedded program", error))?;
-    let seed = rand_seed()?;
+    let seed = seed.map_or_else(random_seed, Ok)?;
     let skeleton = load(open, seed, capacity)?;
     let tag = ProgramHandle::try_from(&skeleton.progs.overspill)
         .map_err(|error| Error::bpf("read the tag of", "the program", error))?
@@ -120,7 +121,7 @@ fn make(namespace: &Namespace, capacity: Capacity, folder: &Path) -> Result<()> 
     pin_all(skeleton, namespace, folder)
 }
 
-fn rand_seed() -> Result<u32> {
+fn random_seed() -> Result<u32> {
     let mut bytes = [0; 4];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty())
         .map_err(|error| Error::system("draw", "a random seed", error))?;

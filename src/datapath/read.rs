@@ -46,11 +46,6 @@ impl Datapath {
         Ok(rosters)
     }
 
-    /// The service of that name.
-    pub(crate) fn find(&self, name: &str) -> Result<Option<(u32, Roster)>> {
-        Ok(self.rosters()?.into_iter().find(|(_, roster)| roster.name == name))
-    }
-
     /// A service with its figures.
     pub(crate) fn status(&self, id: u32, roster: &Roster) -> Result<Status> {
         self.refresh_figures(id)?;

@@ -1,3 +1,4 @@
 //! Tests that touch the kernel. They need root; each runs in namespaces of its own.
 
 mod capacity;
+mod history;

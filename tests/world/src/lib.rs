@@ -68,7 +68,8 @@ pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// The n-th test address of IPv4 (10.0.0.0/8) or IPv6 (fd00::/16).
+/// The n-th test address of IPv4 (10.0.0.0/8) or IPv6 (`fd00::/16`).
+#[must_use]
 pub fn address(ipv6: bool, n: u32) -> IpAddr {
     if ipv6 {
         IpAddr::V6(std::net::Ipv6Addr::from_bits((0xfd00_u128 << 112) + u128::from(n) + 1))
@@ -78,6 +79,7 @@ pub fn address(ipv6: bool, n: u32) -> IpAddr {
 }
 
 /// A socket address from text.
+#[must_use]
 pub fn at(text: &str) -> SocketAddr {
     text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
 }

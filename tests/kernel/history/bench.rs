@@ -1,0 +1,421 @@
+//! A service in the kernel and its image in the model, side by side.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::Instant;
+
+use overspill::model::{self, Request, Turns, Verdict};
+use overspill::{
+    Capacity, Change, MemberId, MemberState, MemberStatus, OnFull, Policy, Requests, Rules,
+    Service, flow,
+};
+use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::syn;
+
+const PORT: u16 = 8080;
+
+/// Which addresses a history's members have.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Kind {
+    Ipv4,
+    Ipv6,
+    /// IPv4, and IPv6 sockets that take both.
+    Dual,
+}
+
+impl Kind {
+    fn members(self) -> &'static [&'static str] {
+        match self {
+            Self::Ipv4 => &["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.3", "0.0.0.0"],
+            Self::Ipv6 => &["fd00::1", "fd00::1", "fd00::2", "fd00::3", "::"],
+            Self::Dual => &["10.0.0.1", "10.0.0.2", "0.0.0.0", "::", "::"],
+        }
+    }
+
+    /// The last one is nobody's own.
+    fn called(self) -> &'static [&'static str] {
+        match self {
+            Self::Ipv4 => &["10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4"],
+            Self::Ipv6 => &["fd00::1", "fd00::2", "fd00::3", "fd00::4"],
+            Self::Dual => &["10.0.0.1", "10.0.0.2", "fd00::1", "10.0.0.4"],
+        }
+    }
+}
+
+/// A client whose connection waits to be accepted.
+#[derive(Debug)]
+struct Waiting {
+    client: SocketAddr,
+    called: SocketAddr,
+    _stream: Socket,
+}
+
+/// A member: its socket, its image in the model, and what must be true of it.
+struct Member {
+    listener: Option<TcpListener>,
+    model: model::Member,
+    expected: MemberStatus,
+    waiting: VecDeque<Waiting>,
+    half_open: Vec<(SocketAddr, SocketAddr)>,
+}
+
+pub(super) struct Bench {
+    kind: Kind,
+    random: StdRng,
+    service: Service,
+    seed: u32,
+    rules: Rules,
+    turns: Turns,
+    members: Vec<Member>,
+    requests: Requests,
+    next_id: u32,
+    next_port: u16,
+}
+
+impl Bench {
+    pub(super) fn new(kind: Kind, mut random: StdRng) -> Self {
+        let rules = random_rules(&mut random);
+        let (seed, count) = (random.random(), random.random_range(1..=5));
+        let listeners: Vec<TcpListener> = (0..count).map(|_| listener(kind, &mut random)).collect();
+        let service = Service::builder("history")
+            .policy(rules.policy)
+            .on_full(rules.on_full)
+            .redirect(rules.redirect)
+            .spread(rules.spread)
+            .capacity(Capacity { services: 2, members: 32 })
+            .seed(seed)
+            .share(&listeners)
+            .unwrap();
+        assert_eq!(service.namespace().seed().unwrap(), Some(seed));
+        let requests = Requests::default();
+        let (turns, members, next_id) = (Turns::default(), Vec::new(), 0);
+        let mut bench = Self {
+            kind,
+            random,
+            service,
+            seed,
+            rules,
+            turns,
+            members,
+            requests,
+            next_id,
+            next_port: 1024,
+        };
+        for listener in listeners {
+            bench.enter(listener);
+        }
+        bench.compare();
+        bench
+    }
+
+    /// Enters a listener that has joined the service into the model.
+    fn enter(&mut self, listener: TcpListener) {
+        let status = self.service.status().unwrap();
+        let expected = status.members[self.members.len()].clone();
+        assert_eq!(expected.member, MemberId(self.next_id), "ids are given in order, once");
+        self.next_id += 1;
+        let model = model::Member {
+            address: expected.address,
+            gone: false,
+            draining: false,
+            queued: 0,
+            half_open: 0,
+            backlog: expected.capacity - 1,
+        };
+        assert_eq!((expected.queued, expected.half_open, expected.placed), (0, 0, 0));
+        let (waiting, half_open) = (VecDeque::new(), Vec::new());
+        self.members.push(Member { listener: Some(listener), model, expected, waiting, half_open });
+        self.turns = Turns::default();
+    }
+
+    /// Does something, and compares.
+    pub(super) fn step(&mut self) {
+        match self.random.random_range(0..100) {
+            0..45 => self.request(true),
+            45..58 => self.request(false),
+            58..62 => self.abort(),
+            62..82 => self.accept(),
+            82..85 => self.close(),
+            85..88 => self.join(),
+            88..90 => self.leave(),
+            90..93 => self.set_draining(true),
+            93..97 => self.set_draining(false),
+            _ => self.set(),
+        }
+        self.compare();
+    }
+
+    pub(super) fn finish(self) {
+        self.service.remove().unwrap();
+        assert!(!std::path::Path::new("/sys/fs/bpf/overspill").exists());
+    }
+
+    fn any_member(&mut self) -> usize {
+        self.random.random_range(0..self.members.len())
+    }
+
+    /// A client, real if asked for and if the handshake is to complete, calls.
+    fn request(&mut self, real: bool) {
+        let ip: IpAddr = self.kind.called().choose(&mut self.random).unwrap().parse().unwrap();
+        let called = SocketAddr::new(ip, PORT);
+        // A flow is never used twice: nothing is left of an earlier one.
+        self.next_port += 1;
+        let real_client: &str = if called.is_ipv6() { "fd00:1::1" } else { "10.1.0.1" };
+        let real_client = SocketAddr::new(real_client.parse().unwrap(), self.next_port);
+        let before = self.turns.clone();
+        let mut verdict = self.place(real_client, called);
+        if verdict == Verdict::Left && self.kernel_finds_a_member() {
+            return;
+        }
+        if real && !self.sends_cookie(verdict) {
+            self.connect(verdict, real_client, called);
+        } else {
+            self.turns = before;
+            let client = syn::client(called.is_ipv6(), self.next_port);
+            verdict = self.place(client, called);
+            syn::open(client, called);
+            self.half_opened(verdict, client, called);
+        }
+        self.count(verdict);
+    }
+
+    fn place(&mut self, client: SocketAddr, called: SocketAddr) -> Verdict {
+        let members: Vec<model::Member> =
+            self.members.iter().map(|member| member.model.clone()).collect();
+        let hash = flow::hash(self.seed, client, called);
+        model::place(self.rules, &members, &mut self.turns, Request { called: called.ip(), hash })
+    }
+
+    /// Whether the kernel's own look-up may find a member for a request left to it: one on
+    /// a wildcard address, when redirecting is off and those on the called one are gone.
+    /// The model does not say which.
+    fn kernel_finds_a_member(&self) -> bool {
+        self.members.iter().any(|member| !member.model.gone)
+    }
+
+    /// Whether the kernel answers with a SYN cookie and forgets the request
+    /// (`tcp_conn_request`, `inet_csk_reqsk_queue_is_full`).
+    fn sends_cookie(&self, verdict: Verdict) -> bool {
+        chosen(verdict).is_some_and(|position| {
+            let model = &self.members[position].model;
+            model.half_open > model.backlog
+        })
+    }
+
+    fn connect(&mut self, verdict: Verdict, client: SocketAddr, called: SocketAddr) {
+        let socket =
+            Socket::new(Domain::for_address(called), Type::STREAM, Some(Protocol::TCP)).unwrap();
+        socket.bind(&client.into()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let answer = socket.connect(&called.into());
+        match verdict {
+            Verdict::Placed(_) | Verdict::Redirected { .. } => {
+                let stream: TcpStream = socket.into();
+                world::wait_until("the client is connected", || stream.peer_addr().is_ok());
+                let member = &mut self.members[chosen(verdict).unwrap()];
+                member.model.queued += 1;
+                member.waiting.push_back(Waiting { client, called, _stream: stream.into() });
+            }
+            // No answer: it stays on its way until it is dropped here.
+            Verdict::Dropped(_) => {
+                assert_eq!(answer.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+            }
+            Verdict::Reset | Verdict::Left | Verdict::NotOurs => {
+                let refused = || match socket.take_error().unwrap() {
+                    Some(error) => error.raw_os_error() == Some(libc::ECONNREFUSED),
+                    None => {
+                        answer.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ECONNREFUSED))
+                    }
+                };
+                world::wait_until("the client is refused", refused);
+            }
+        }
+    }
+
+    fn half_opened(&mut self, verdict: Verdict, client: SocketAddr, called: SocketAddr) {
+        if self.sends_cookie(verdict) {
+            return;
+        }
+        if let Some(position) = chosen(verdict) {
+            let member = &mut self.members[position];
+            member.model.half_open += 1;
+            member.half_open.push((client, called));
+        }
+    }
+
+    /// What the counters must say of a request.
+    fn count(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::NotOurs => {}
+            Verdict::Placed(to) => {
+                self.requests.placed += 1;
+                self.members[to.member].expected.placed += 1;
+            }
+            Verdict::Redirected { from, to } => {
+                self.requests.redirected += 1;
+                self.members[from].expected.redirected_out += 1;
+                self.members[to.member].expected.redirected_in += 1;
+            }
+            Verdict::Dropped(_) => self.requests.dropped += 1,
+            Verdict::Reset => self.requests.reset += 1,
+            Verdict::Left => self.requests.left += 1,
+        }
+        if let Verdict::Placed(to) | Verdict::Redirected { to, .. } = verdict {
+            self.requests.special += u64::from(to.special);
+            self.requests.crowded += u64::from(to.crowded);
+            self.members[to.member].expected.special += u64::from(to.special);
+        }
+    }
+
+    fn abort(&mut self) {
+        let position = self.any_member();
+        let member = &mut self.members[position];
+        if let Some((client, called)) = member.half_open.pop() {
+            syn::abort(client, called);
+            member.model.half_open -= 1;
+        }
+    }
+
+    /// A server accepts: the client that came first, at the address that it called.
+    fn accept(&mut self) {
+        let position = self.any_member();
+        let member = &mut self.members[position];
+        let (Some(listener), Some(waiting)) = (&member.listener, member.waiting.pop_front()) else {
+            return;
+        };
+        let (stream, peer) = listener.accept().unwrap();
+        let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+        assert_eq!(canonical(peer), waiting.client, "accepted by member {position}");
+        assert_eq!(canonical(stream.local_addr().unwrap()), waiting.called);
+        member.model.queued -= 1;
+    }
+
+    /// A member's socket is closed, or shut down.
+    fn close(&mut self) {
+        let position = self.any_member();
+        let shut_down = self.random.random();
+        let member = &mut self.members[position];
+        match &member.listener {
+            // Once shut down, a socket does not listen and can't be shut down again.
+            Some(listener) if shut_down && !member.model.gone => {
+                rustix::net::shutdown(listener, rustix::net::Shutdown::Both).unwrap();
+            }
+            _ => member.listener = None,
+        }
+        member.model.gone = true;
+        (member.model.queued, member.model.half_open) = (0, 0);
+        member.waiting.clear();
+        member.half_open.clear();
+    }
+
+    fn join(&mut self) {
+        if self.members.len() >= 8 {
+            return;
+        }
+        let listener = listener(self.kind, &mut self.random);
+        self.service.join(&listener).unwrap();
+        self.enter(listener);
+    }
+
+    /// A member leaves, and its socket is closed: it would take requests on its own.
+    fn leave(&mut self) {
+        let position = self.any_member();
+        let id = self.members[position].expected.member;
+        if self.members.len() == 1 {
+            self.service.leave(id).unwrap_err();
+            return;
+        }
+        self.service.leave(id).unwrap();
+        self.members.remove(position);
+        self.turns = Turns::default();
+    }
+
+    fn set_draining(&mut self, draining: bool) {
+        let position = self.any_member();
+        let member = &mut self.members[position];
+        let id = member.expected.member;
+        if draining { self.service.drain(id) } else { self.service.resume(id) }.unwrap();
+        member.model.draining = draining;
+    }
+
+    fn set(&mut self) {
+        let rules = random_rules(&mut self.random);
+        let change = Change {
+            policy: Some(rules.policy),
+            on_full: Some(rules.on_full),
+            redirect: Some(rules.redirect),
+            spread: Some(rules.spread),
+        };
+        self.service.set(change).unwrap();
+        self.rules = rules;
+    }
+
+    /// The kernel's figures become those of the model: a handshake's last segment is
+    /// taken a moment after the client's `connect` is done.
+    fn compare(&self) {
+        let expected: Vec<MemberStatus> = self.members.iter().map(Member::expected).collect();
+        let start = Instant::now();
+        loop {
+            let status = self.service.status().unwrap();
+            if status.members == expected && status.requests == self.requests {
+                return;
+            }
+            if start.elapsed() > world::DEADLINE {
+                assert_eq!(status.members, expected, "{:?}", self.rules);
+                assert_eq!(status.requests, self.requests, "{:?}", self.rules);
+            }
+        }
+    }
+}
+
+impl Member {
+    fn expected(&self) -> MemberStatus {
+        let model = &self.model;
+        MemberStatus {
+            queued: model.queued,
+            half_open: model.half_open,
+            capacity: if model.gone { 0 } else { model.backlog + 1 },
+            state: match (model.gone, model.draining) {
+                (true, _) => MemberState::Gone,
+                (_, true) => MemberState::Draining,
+                _ => MemberState::Active,
+            },
+            ..self.expected.clone()
+        }
+    }
+}
+
+fn chosen(verdict: Verdict) -> Option<usize> {
+    match verdict {
+        Verdict::Placed(to) | Verdict::Redirected { to, .. } => Some(to.member),
+        _ => None,
+    }
+}
+
+fn random_rules(random: &mut StdRng) -> Rules {
+    Rules {
+        policy: *Policy::ALL.choose(random).unwrap(),
+        on_full: *OnFull::ALL.choose(random).unwrap(),
+        redirect: random.random_bool(0.9),
+        spread: random.random_bool(0.2),
+    }
+}
+
+/// A listener at one of the kind's addresses, with a small queue.
+fn listener(kind: Kind, random: &mut StdRng) -> TcpListener {
+    let ip: IpAddr = kind.members().choose(random).unwrap().parse().unwrap();
+    let address = SocketAddr::new(ip, PORT);
+    let socket =
+        Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_reuse_port(true).unwrap();
+    if address.is_ipv6() {
+        socket.set_only_v6(!matches!(kind, Kind::Dual)).unwrap();
+    }
+    socket.bind(&address.into()).unwrap();
+    socket.listen(random.random_range(0..=3)).unwrap();
+    socket.into()
+}
