@@ -117,8 +117,11 @@ impl Datapath {
             let Some(inode) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            if attached_to(&entry.path().join(pin::LINK)).is_ok_and(|actual| actual == inode) {
-                inodes.push(inode);
+            match attached_to(&entry.path().join(pin::LINK)) {
+                Ok(actual) if actual == inode => inodes.push(inode),
+                // Not to be allowed to look is not the same as that there is nothing.
+                Err(error @ Error::Permission { .. }) => return Err(error),
+                _ => {}
             }
         }
         inodes.sort_unstable();
