@@ -3,8 +3,10 @@
 
 #![forbid(unsafe_code)]
 
+mod args;
 mod commands;
 mod failure;
+mod output;
 
 use std::process::ExitCode;
 
