@@ -108,7 +108,8 @@ fn sockets(pid: u32) -> Result<Vec<OwnedFd>> {
 #[derive(Default)]
 struct Found {
     listening: Vec<OwnedFd>,
-    mptcp: Option<Error>,
+    /// Why one on the port, perhaps the one that is meant, can't be taken.
+    refused: Option<Error>,
     others: Vec<String>,
 }
 
@@ -120,16 +121,16 @@ impl Found {
             // What else may keep it out (a device, ...) is said when it is to join.
             Ok(_) | Err(Error::BoundToDevice { .. }) if same_port => self.listening.push(socket),
             Ok(listener) => self.others.push(format!("listens on {}", listener.address)),
-            Err(error @ Error::Mptcp { .. }) if same_port => self.mptcp = Some(error),
-            Err(error @ Error::NotTcp { .. }) if same_port => {
+            Err(error @ (Error::NotTcp { .. } | Error::NotListening { .. })) if same_port => {
                 self.others.push(format!("has {error}"));
             }
+            Err(error) if same_port => self.refused = Some(error),
             Err(_) => {}
         }
     }
 
     fn error(self, pid: u32, port: u16) -> Error {
-        if let Some(error) = self.mptcp {
+        if let Some(error) = self.refused {
             return error;
         }
         let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
