@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
-use libbpf_rs::{MapCore as _, MapFlags, OpenMapMut, PrintLevel, ProgramHandle};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenMapMut, PrintLevel, ProgramHandle};
 use zerocopy::IntoBytes;
 
 use super::lock::remove_folder;
@@ -99,6 +99,7 @@ fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &P
         .map_err(|error| Error::bpf("open", "the embedded program", error))?;
     let seed = seed.map_or_else(random_seed, Ok)?;
     let skeleton = load(open, seed, capacity)?;
+    check_readable(&skeleton)?;
     let tag = ProgramHandle::try_from(&skeleton.progs.overspill)
         .map_err(|error| Error::bpf("read the tag of", "the program", error))?
         .tag();
@@ -152,6 +153,14 @@ fn load(
     // A socket bound to [::] may be called at two wildcard addresses.
     size(&mut maps.endpoints, 2 * capacity.members)?;
     open.load().map_err(|error| Error::bpf("load", "the program into the kernel", error))
+}
+
+/// Rosters are opened by number, which takes more privilege (CAP_SYS_ADMIN) than making
+/// them: without it, a service would be made that nobody here could read or remove.
+fn check_readable(skeleton: &OverspillSkel<'_>) -> Result<()> {
+    let failed = |error| Error::bpf("open by its number", "the map services", error);
+    let number = skeleton.maps.services.info().map_err(failed)?.info.id;
+    MapHandle::from_map_id(number).map(drop).map_err(failed)
 }
 
 fn pin_all(mut skeleton: OverspillSkel<'_>, namespace: &Namespace, folder: &Path) -> Result<()> {
