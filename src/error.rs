@@ -286,7 +286,8 @@ impl Error {
             Self::NoBtf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
             Self::Permission { .. } => {
                 "run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and \
-                 CAP_SYS_PTRACE; overspill check tells what is missing"
+                 CAP_SYS_PTRACE (for processes of other users CAP_DAC_READ_SEARCH too); \
+                 overspill check tells what is missing"
             }
             _ => return None,
         })
