@@ -48,9 +48,7 @@ pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
     let mut adopted = Vec::new();
     for &pid in pids {
         let mut found = Found::default();
-        for socket in sockets(pid)? {
-            found.sort(socket, port);
-        }
+        each_socket(pid, |socket| found.sort(socket, port))?;
         if found.listening.is_empty() {
             return Err(found.error(pid, port));
         }
@@ -66,8 +64,9 @@ pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
     Ok(adopted)
 }
 
-/// Duplicates of all sockets of a process, in the order of its descriptors.
-fn sockets(pid: u32) -> Result<Vec<OwnedFd>> {
+/// Hands out a duplicate of each socket of a process, in the order of its descriptors; one
+/// at a time, since a busy server holds more of them than we may have open.
+fn each_socket(pid: u32, mut visit: impl FnMut(OwnedFd)) -> Result<()> {
     let gone = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
         _ => Error::system("read the descriptors of process", pid.to_string(), error),
@@ -87,10 +86,9 @@ fn sockets(pid: u32) -> Result<Vec<OwnedFd>> {
     let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(no_process)?;
     let pidfd = rustix::process::pidfd_open(id, PidfdFlags::empty())
         .map_err(|error| Error::system("open process", pid.to_string(), error))?;
-    let mut sockets = Vec::new();
     for number in numbers {
         match rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
-            Ok(socket) => sockets.push(socket),
+            Ok(socket) => visit(socket),
             Err(rustix::io::Errno::BADF) => {}
             Err(rustix::io::Errno::PERM) => {
                 let error = io::Error::from(io::ErrorKind::PermissionDenied);
@@ -101,7 +99,7 @@ fn sockets(pid: u32) -> Result<Vec<OwnedFd>> {
             }
         }
     }
-    Ok(sockets)
+    Ok(())
 }
 
 /// The sockets of a process, sorted by what they are good for.
