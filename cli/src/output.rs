@@ -27,9 +27,7 @@ pub(crate) fn table(
 ) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    if columns.iter().any(|(heading, _)| !heading.is_empty()) {
-        table.set_header(columns.iter().map(|(heading, _)| *heading));
-    }
+    table.set_header(columns.iter().map(|(heading, _)| *heading));
     for row in rows {
         table.add_row(row);
     }

@@ -21,6 +21,7 @@ pub(crate) use change::{Change, Joining, Snapshot};
 pub(crate) use lock::Lock;
 
 use crate::error::{Error, Result};
+use crate::mounts;
 use crate::namespace::Namespace;
 
 /// How many services and members a network namespace can have.
@@ -161,22 +162,12 @@ pub(crate) fn root() -> Result<PathBuf> {
 
 /// Where a BPF file system is mounted: /sys/fs/bpf before others.
 pub(crate) fn bpffs() -> Result<PathBuf> {
-    let usual = "/sys/fs/bpf";
-    let path = "/proc/thread-self/mountinfo";
-    let mounts = fs::read_to_string(path).map_err(|error| Error::system("read", path, error))?;
-    let mut found = None;
-    for line in mounts.lines() {
-        // proc_pid_mountinfo(5): the mount point is field 5, the type follows " - ".
-        let point = line.split(' ').nth(4);
-        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
-        if let (Some(point), Some("bpf")) = (point, kind) {
-            if point == usual {
-                return Ok(usual.into());
-            }
-            found = Some(PathBuf::from(point.replace("\\040", " ")));
-        }
+    let usual = Path::new("/sys/fs/bpf");
+    let mut points = mounts::points("bpf")?;
+    if points.iter().any(|point| point == usual) {
+        return Ok(usual.to_owned());
     }
-    found.ok_or(Error::NoBpffs)
+    points.pop().ok_or(Error::NoBpffs)
 }
 
 /// The namespace that a pinned link acts in; 0 when that has ended.
