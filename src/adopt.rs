@@ -108,7 +108,10 @@ struct Found {
     listening: Vec<OwnedFd>,
     /// Why one on the port, perhaps the one that is meant, can't be taken.
     refused: Option<Error>,
-    others: Vec<String>,
+    /// Where it listens besides.
+    elsewhere: Vec<String>,
+    /// What it has on the port that is no listening TCP socket.
+    unfit: Vec<String>,
 }
 
 impl Found {
@@ -118,9 +121,9 @@ impl Found {
         match sys::inspect(socket.as_fd()) {
             // What else may keep it out (a device, ...) is said when it is to join.
             Ok(_) | Err(Error::BoundToDevice { .. }) if same_port => self.listening.push(socket),
-            Ok(listener) => self.others.push(format!("listens on {}", listener.address)),
+            Ok(listener) => self.elsewhere.push(listener.address.to_string()),
             Err(error @ (Error::NotTcp { .. } | Error::NotListening { .. })) if same_port => {
-                self.others.push(format!("has {error}"));
+                self.unfit.push(error.to_string());
             }
             Err(error) if same_port => self.refused = Some(error),
             Err(_) => {}
@@ -132,10 +135,31 @@ impl Found {
             return error;
         }
         let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let found = match self.others.as_slice() {
-            [] => String::new(),
-            others => format!("; it {}", others.join(", ")),
-        };
+        let found = enumerate("; ", &self.unfit) + &enumerate("; it listens on ", &self.elsewhere);
         Error::NoSuchSocket { pid, command: command.trim_end().to_owned(), port, found }
+    }
+}
+
+/// The items behind some words, or nothing for none; no more than a message can bear.
+fn enumerate(words: &str, items: &[String]) -> String {
+    const NAMED: usize = 8;
+    match items.get(..NAMED) {
+        _ if items.is_empty() => String::new(),
+        Some(first) if items.len() > NAMED => format!("{words}{}, ...", first.join(", ")),
+        _ => format!("{words}{}", items.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_a_few_places() {
+        let places: Vec<String> = (1..=9).map(|n| n.to_string()).collect();
+        assert_eq!(enumerate("; on ", &places[..0]), "");
+        assert_eq!(enumerate("; on ", &places[..2]), "; on 1, 2");
+        assert_eq!(enumerate("; on ", &places[..8]), "; on 1, 2, 3, 4, 5, 6, 7, 8");
+        assert_eq!(enumerate("; on ", &places), "; on 1, 2, 3, 4, 5, 6, 7, 8, ...");
     }
 }
