@@ -6,9 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
-use libbpf_rs::{
-    MapCore as _, MapFlags, MapHandle, OpenMapMut, OpenObject, PrintLevel, ProgramHandle,
-};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenMapMut, OpenObject, ProgramHandle};
 use zerocopy::IntoBytes;
 
 use super::lock::remove_folder;
@@ -128,8 +126,7 @@ fn open(memory: &mut MaybeUninit<OpenObject>) -> Result<OpenOverspillSkel<'_>> {
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Err(Error::NoBtf);
     }
-    // What libbpf has to say is in the errors that it returns.
-    libbpf_rs::set_print(Some((PrintLevel::Debug, |_, _| {})));
+    super::hush();
     OverspillSkelBuilder::default()
         .open(memory)
         .map_err(|error| Error::bpf("open", "the embedded program", error))
@@ -168,7 +165,7 @@ fn load(
     open.load().map_err(|error| Error::bpf("load", "the program into the kernel", error))
 }
 
-/// Rosters are opened by number, which takes more privilege (CAP_SYS_ADMIN) than making
+/// Rosters are opened by number, which takes more privilege (`CAP_SYS_ADMIN`) than making
 /// them: without it, a service would be made that nobody here could read or remove.
 fn check_readable(skeleton: &OverspillSkel<'_>) -> Result<()> {
     let failed = |error| Error::bpf("open by its number", "the map services", error);

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, Program, ProgramHandle};
+use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, ProgramHandle};
 use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
@@ -170,9 +170,16 @@ pub(crate) fn bpffs() -> Result<PathBuf> {
     points.pop().ok_or(Error::NoBpffs)
 }
 
+/// Keeps libbpf from writing to standard error: what it has to say is in the errors that
+/// it returns. Called before whatever else is asked of it.
+fn hush() {
+    libbpf_rs::set_print(Some((PrintLevel::Debug, |_, _| {})));
+}
+
 /// The namespace that a pinned link acts in; 0 when that has ended.
 fn attached_to(link: &Path) -> Result<u64> {
     let failed = |error| Error::bpf("open", link.display().to_string(), error);
+    hush();
     let info = Link::open(link).map_err(failed)?.info().map_err(failed)?;
     match info.info {
         libbpf_rs::query::LinkTypeInfo::NetNs(netns) => Ok(netns.ino.into()),
