@@ -50,7 +50,7 @@ mod tests {
             90 24 0:30 / /tmp/a\\040b\\134c rw - bpf none rw\n\
             91 24 0:31 / /odd - proc bpf rw\n";
         assert_eq!(points_in(mounts, "bpf"), [PathBuf::from("/sys/fs/bpf"), "/tmp/a b\\c".into()]);
-        assert_eq!(points_in(mounts, "cgroup2"), [PathBuf::new(); 0]);
+        assert!(points_in(mounts, "cgroup2").is_empty());
     }
 
     proptest! {
@@ -61,14 +61,12 @@ mod tests {
 
         #[test]
         fn what_the_kernel_escapes_is_unescaped(name in "[ -~]{0,20}") {
-            let mut escaped = String::new();
-            for c in name.chars() {
-                match c {
-                    ' ' | '\\' => escaped += &format!("\\{:03o}", c as u32),
-                    _ => escaped.push(c),
-                }
-            }
-            prop_assert_eq!(unescape(&escaped), PathBuf::from(name));
+            let escape = |c| match c {
+                ' ' | '\\' => format!("\\{:03o}", u32::from(c)),
+                _ => c.to_string(),
+            };
+            let escaped: Vec<String> = name.chars().map(escape).collect();
+            prop_assert_eq!(unescape(&escaped.concat()), PathBuf::from(name));
         }
     }
 }
