@@ -11,15 +11,15 @@ use crate::failure::Failure;
 /// By which rules requests are placed; what is not given stays as it is.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RuleArgs {
-    /// How a member is chosen among those with room [default: next-available]
+    /// How a member is chosen among those with room
     #[arg(long, value_parser = policy())]
     policy: Option<Policy>,
 
-    /// What becomes of a request when every queue is full [default: drop]
+    /// What becomes of a request when every queue is full
     #[arg(long, value_name = "ACTION", value_parser = on_full())]
     on_full: Option<OnFull>,
 
-    /// Whether requests are redirected to siblings at all [default: on]
+    /// Whether requests are redirected to siblings at all
     #[arg(long, value_name = "ON|OFF", value_parser = on_off(), hide_possible_values = true)]
     redirect: Option<bool>,
 }
@@ -89,12 +89,13 @@ impl Place {
             Some(Netns::Inode(inode)) => return Ok(Namespace::numbered(*inode)),
             Some(Netns::Path(path)) => Namespace::at(path),
         };
-        opened.map_err(|error| match error.remedy() {
-            Some(_) => Failure::from(error),
-            None => {
-                let line = Failure::from(error);
-                Failure::new(format!("{line}; look with ip netns or lsns -t net"))
+        opened.map_err(|error| {
+            let says_what_to_do = error.remedy().is_some();
+            let line = Failure::from(error);
+            if says_what_to_do {
+                return line;
             }
+            Failure::new(format!("{line}; look with ip netns or lsns -t net"))
         })
     }
 

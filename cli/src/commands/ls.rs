@@ -40,12 +40,12 @@ struct Entry {
     status: Status,
 }
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: &Args) -> Outcome {
     let (entries, failure) = if args.all { everywhere()? } else { (at(&args.place)?, None) };
-    if args.json {
-        output::print_json(&entries)?;
-    } else {
-        output::print(&table(&entries, args.all))?;
+    match (&failure, args.json) {
+        (Some(_), _) if entries.is_empty() => {}
+        (_, true) => output::print_json(&entries)?,
+        (_, false) => output::print(&table(&entries, args.all))?,
     }
     failure.map_or(Ok(()), Err)
 }

@@ -24,6 +24,6 @@ pub(crate) struct Args {
     place: Place,
 }
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: &Args) -> Outcome {
     Ok(args.place.service(&args.name)?.resume(args.member)?)
 }

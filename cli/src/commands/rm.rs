@@ -29,7 +29,7 @@ pub(crate) struct Args {
     place: Place,
 }
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: &Args) -> Outcome {
     let service = args.place.service(&args.name)?;
     match args.member {
         Some(member) => service.leave(member)?,

@@ -13,6 +13,8 @@ use crate::failure::Outcome;
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("change")
     .args(["policy", "on_full", "redirect", "spread"]).required(true).multiple(true))]
+// The one that clap makes of the group is too long for a line.
+#[command(override_usage = "overspill set [OPTIONS] <NAME>")]
 #[command(after_help = "\
 EXAMPLES
   overspill set web --policy shortest-queue
@@ -34,7 +36,7 @@ pub(crate) struct Args {
     place: Place,
 }
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: &Args) -> Outcome {
     let change = Change { spread: args.spread, ..args.rules.as_change() };
     Ok(args.place.service(&args.name)?.set(change)?)
 }

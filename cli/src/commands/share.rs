@@ -11,6 +11,9 @@ use crate::output;
 ///
 /// Takes every TCP socket that the processes listen on at the port, in the order of the
 /// list, in the network namespace of the first process. The processes notice nothing.
+///
+/// Unless other rules are given, the policy is next-available, a request that finds every
+/// queue full is dropped, and redirecting is on.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
@@ -54,7 +57,7 @@ pub(crate) struct Args {
     capacity: Option<Capacity>,
 }
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: &Args) -> Outcome {
     let namespace = Namespace::of_process(args.pids[0])?;
     let sockets = adopt::listeners(&args.pids, args.port)?;
     let service = if args.join {

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     place: Place,
 }
 
-pub(crate) fn run(args: Args) -> Outcome {
+pub(crate) fn run(args: &Args) -> Outcome {
     let status = args.place.service(&args.name)?.status()?;
     if args.json {
         return output::print_json(&status);
