@@ -132,18 +132,11 @@ fn btf() -> Item {
 }
 
 fn missing(name: &str, error: &Error) -> Item {
-    Item::missing(name, told(error), error.remedy().unwrap_or("look at the kernel's log (dmesg)"))
-}
-
-/// An error with its causes.
-fn told(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(source) = cause {
-        text = format!("{text}: {source}");
-        cause = source.source();
-    }
-    text
+    Item::missing(
+        name,
+        error.with_causes(),
+        error.remedy().unwrap_or("look at the kernel's log (dmesg)"),
+    )
 }
 
 fn jit(setting: io::Result<u64>) -> Item {
@@ -266,7 +259,7 @@ fn cgroup(points: Result<Vec<std::path::PathBuf>>) -> Item {
             None => Item::note(name, "not mounted; only run without --listen needs it")
                 .with_remedy("mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
         },
-        Err(error) => Item::note(name, told(&error)),
+        Err(error) => Item::note(name, error.with_causes()),
     }
 }
 
@@ -319,14 +312,14 @@ fn services() -> Vec<Item> {
         Ok(namespaces) if namespaces.is_empty() => return vec![Item::ok("services", "none yet")],
         Ok(namespaces) => namespaces,
         Err(Error::NoBpffs) => return vec![Item::ok("services", "none without bpffs")],
-        Err(error) => return vec![Item::note("services", told(&error))],
+        Err(error) => return vec![Item::note("services", error.with_causes())],
     };
     namespaces
         .iter()
         .filter_map(|namespace| state(namespace).transpose())
         .map(|item| {
             item.unwrap_or_else(|error| {
-                let item = Item::note("services", told(&error));
+                let item = Item::note("services", error.with_causes());
                 match error.remedy() {
                     Some(remedy) => item.with_remedy(remedy),
                     None => item,
@@ -341,7 +334,7 @@ fn state(namespace: &Namespace) -> Result<Option<Item>> {
     let Some(datapath) = Datapath::open(namespace)? else { return Ok(None) };
     datapath.check_writable()?;
     let count = datapath.rosters()?.len();
-    let found = format!("{count} in network namespace {}", namespace.inode());
+    let found = format!("{count} in network namespace {}, of this build", namespace.inode());
     Ok(Some(Item::ok("services", found)))
 }
 

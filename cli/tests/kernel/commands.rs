@@ -221,7 +221,7 @@ fn check_finds_nothing_missing_and_leaves_nothing_behind() {
     let inode = Namespace::current().unwrap().inode();
     let expected = serde_json::json!({
         "name": "services", "verdict": "ok", "remedy": null,
-        "found": format!("1 in network namespace {inode}"),
+        "found": format!("1 in network namespace {inode}, of this build"),
     });
     assert_eq!(services, Some(&expected));
 }
