@@ -48,9 +48,7 @@ pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
     let mut adopted = Vec::new();
     for &pid in pids {
         let mut found = Found::default();
-        for socket in sockets(pid)? {
-            found.sort(socket, port);
-        }
+        each_socket(pid, |socket| found.sort(socket, port))?;
         if found.listening.is_empty() {
             return Err(found.error(pid, port));
         }
@@ -66,8 +64,9 @@ pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
     Ok(adopted)
 }
 
-/// Duplicates of all sockets of a process, in the order of its descriptors.
-fn sockets(pid: u32) -> Result<Vec<OwnedFd>> {
+/// Hands out a duplicate of each socket of a process, in the order of its descriptors; one
+/// at a time, since a busy server holds more of them than we may have open.
+fn each_socket(pid: u32, mut visit: impl FnMut(OwnedFd)) -> Result<()> {
     let gone = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
         _ => Error::system("read the descriptors of process", pid.to_string(), error),
@@ -87,10 +86,9 @@ fn sockets(pid: u32) -> Result<Vec<OwnedFd>> {
     let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(no_process)?;
     let pidfd = rustix::process::pidfd_open(id, PidfdFlags::empty())
         .map_err(|error| Error::system("open process", pid.to_string(), error))?;
-    let mut sockets = Vec::new();
     for number in numbers {
         match rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
-            Ok(socket) => sockets.push(socket),
+            Ok(socket) => visit(socket),
             Err(rustix::io::Errno::BADF) => {}
             Err(rustix::io::Errno::PERM) => {
                 let error = io::Error::from(io::ErrorKind::PermissionDenied);
@@ -101,15 +99,19 @@ fn sockets(pid: u32) -> Result<Vec<OwnedFd>> {
             }
         }
     }
-    Ok(sockets)
+    Ok(())
 }
 
 /// The sockets of a process, sorted by what they are good for.
 #[derive(Default)]
 struct Found {
     listening: Vec<OwnedFd>,
-    mptcp: Option<Error>,
-    others: Vec<String>,
+    /// Why one on the port, perhaps the one that is meant, can't be taken.
+    refused: Option<Error>,
+    /// Where it listens besides.
+    elsewhere: Vec<String>,
+    /// What it has on the port that is no listening TCP socket.
+    unfit: Vec<String>,
 }
 
 impl Found {
@@ -119,24 +121,45 @@ impl Found {
         match sys::inspect(socket.as_fd()) {
             // What else may keep it out (a device, ...) is said when it is to join.
             Ok(_) | Err(Error::BoundToDevice { .. }) if same_port => self.listening.push(socket),
-            Ok(listener) => self.others.push(format!("listens on {}", listener.address)),
-            Err(error @ Error::Mptcp { .. }) if same_port => self.mptcp = Some(error),
-            Err(error @ Error::NotTcp { .. }) if same_port => {
-                self.others.push(format!("has {error}"));
+            Ok(listener) => self.elsewhere.push(listener.address.to_string()),
+            Err(error @ (Error::NotTcp { .. } | Error::NotListening { .. })) if same_port => {
+                self.unfit.push(error.to_string());
             }
+            Err(error) if same_port => self.refused = Some(error),
             Err(_) => {}
         }
     }
 
     fn error(self, pid: u32, port: u16) -> Error {
-        if let Some(error) = self.mptcp {
+        if let Some(error) = self.refused {
             return error;
         }
         let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-        let found = match self.others.as_slice() {
-            [] => String::new(),
-            others => format!("; it {}", others.join(", ")),
-        };
+        let found = enumerate("; ", &self.unfit) + &enumerate("; it listens on ", &self.elsewhere);
         Error::NoSuchSocket { pid, command: command.trim_end().to_owned(), port, found }
+    }
+}
+
+/// The items behind some words, or nothing for none; no more than a message can bear.
+fn enumerate(words: &str, items: &[String]) -> String {
+    const NAMED: usize = 8;
+    match items.get(..NAMED) {
+        _ if items.is_empty() => String::new(),
+        Some(first) if items.len() > NAMED => format!("{words}{}, ...", first.join(", ")),
+        _ => format!("{words}{}", items.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_names_a_few_places() {
+        let places: Vec<String> = (1..=9).map(|n| n.to_string()).collect();
+        assert_eq!(enumerate("; on ", &places[..0]), "");
+        assert_eq!(enumerate("; on ", &places[..2]), "; on 1, 2");
+        assert_eq!(enumerate("; on ", &places[..8]), "; on 1, 2, 3, 4, 5, 6, 7, 8");
+        assert_eq!(enumerate("; on ", &places), "; on 1, 2, 3, 4, 5, 6, 7, 8, ...");
     }
 }

@@ -286,10 +286,28 @@ impl Error {
             Self::NoBtf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
             Self::Permission { .. } => {
                 "run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and \
-                 CAP_SYS_PTRACE; overspill check tells what is missing"
+                 CAP_SYS_PTRACE (for processes of other users CAP_DAC_READ_SEARCH too); \
+                 overspill check tells what is missing"
             }
             _ => return None,
         })
+    }
+
+    /// The error with its causes, on one line.
+    #[must_use]
+    pub fn with_causes(&self) -> String {
+        let mut line = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(source) = cause {
+            let text = source.to_string();
+            // Some errors repeat their cause in their own text.
+            if !line.ends_with(&text) {
+                line = format!("{line}: {text}");
+            }
+            cause = source.source();
+        }
+        // Other people's words: a program's name may have any character in it.
+        line.replace(char::is_control, "?")
     }
 
     pub(crate) fn system(
@@ -317,5 +335,21 @@ impl Error {
             }
             _ => Self::Bpf { operation, object, source },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_told_once_and_on_one_line() {
+        let denied = || io::Error::from_raw_os_error(libc::EACCES);
+        let error = Error::system("open", "/a\nb", denied());
+        let line = error.with_causes();
+        assert_eq!(line, "no permission to open /a?b: Permission denied (os error 13)");
+        let nested = Error::system("open", "it", io::Error::other(denied()));
+        assert_eq!(nested.with_causes(), "cannot open it: Permission denied (os error 13)");
+        assert_eq!(Error::NoBpffs.with_causes(), "no BPF file system is mounted");
     }
 }

@@ -37,6 +37,7 @@ mod error;
 pub mod flow;
 mod member;
 pub mod model;
+mod mounts;
 mod namespace;
 mod policy;
 pub mod preflight;

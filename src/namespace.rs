@@ -1,6 +1,7 @@
 //! Network namespaces: a service lives in one.
 
 use std::fs::File;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -9,6 +10,9 @@ use std::sync::Arc;
 use crate::datapath::Datapath;
 use crate::error::{Error, Result};
 use crate::status::Exits;
+
+/// `NSFS_MAGIC` (`include/uapi/linux/magic.h`): the file system of namespaces.
+const NSFS_MAGIC: rustix::fs::FsWord = 0x6e73_6673;
 
 /// A network namespace, known by the inode number that `lsns` and `readlink
 /// /proc/PID/ns/net` show.
@@ -40,6 +44,10 @@ impl Namespace {
         let failed =
             |error| Error::system("open network namespace", path.display().to_string(), error);
         let file = File::open(path).map_err(failed)?;
+        let system = rustix::fs::fstatfs(&file).map_err(|error| failed(error.into()))?;
+        if system.f_type != NSFS_MAGIC {
+            return Err(failed(io::Error::other("it is not a namespace")));
+        }
         let inode = file.metadata().map_err(failed)?.ino();
         Ok(Self { inode, file: Some(Arc::new(file)) })
     }

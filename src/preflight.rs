@@ -1,1 +1,459 @@
 //! What the machine has of what overspill needs, and how to get the rest.
+//!
+//! Nothing here takes privilege: what can't be seen without it is reported as such.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::fs::{Access, AtFlags, CWD};
+use rustix::process::Resource;
+use rustix::thread::CapabilitySet;
+use serde::Serialize;
+
+use crate::datapath::{self, Datapath};
+use crate::error::{Error, Result};
+use crate::mounts;
+use crate::namespace::Namespace;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Item {
+    /// What was looked at.
+    pub name: String,
+    /// Whether it will do.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What can be done about it; always there when something is missing.
+    pub remedy: Option<String>,
+}
+
+/// Whether a thing will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It will.
+    Ok,
+    /// Overspill works, but there is something to know.
+    Note,
+    /// Overspill does not work without it.
+    Missing,
+}
+
+impl Verdict {
+    /// The name in tables and JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+impl Item {
+    fn new(name: &str, verdict: Verdict, found: impl Into<String>) -> Self {
+        Self { name: name.to_owned(), verdict, found: found.into(), remedy: None }
+    }
+
+    fn ok(name: &str, found: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Ok, found)
+    }
+
+    fn note(name: &str, found: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Note, found)
+    }
+
+    fn missing(name: &str, found: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self::new(name, Verdict::Missing, found).with_remedy(remedy)
+    }
+
+    fn with_remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+}
+
+/// Looks at everything that overspill depends on.
+#[must_use]
+pub fn report() -> Vec<Item> {
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut items = vec![kernel(&release), btf(), jit(setting("net/core/bpf_jit_enable"))];
+    items.push(lockdown(fs::read_to_string("/sys/kernel/security/lockdown")));
+    items.push(user_namespace(fs::metadata("/proc/thread-self/ns/user").map(|file| file.ino())));
+    items.extend(match rustix::thread::capabilities(None) {
+        Ok(sets) => capabilities(sets.effective),
+        Err(error) => vec![Item::note("capabilities", format!("can't be read: {error}"))],
+    });
+    let loads = !items.iter().any(|item| item.verdict == Verdict::Missing);
+    items.push(bpffs());
+    items.push(program(loads));
+    items.push(cgroup(mounts::points("cgroup2")));
+    items.push(longest_queue(setting("net/core/somaxconn")));
+    items.push(half_open(
+        setting("net/ipv4/tcp_syncookies"),
+        setting("net/ipv4/tcp_max_syn_backlog"),
+    ));
+    items.push(open_files(rustix::process::getrlimit(Resource::Nofile).current));
+    items.extend(services());
+    items
+}
+
+fn kernel(release: &str) -> Item {
+    let name = "kernel";
+    match version(release) {
+        None => Item::note(name, format!("{release}, whatever that is")),
+        Some(version) if version < (5, 17) => {
+            Item::missing(name, release, "use Linux 5.17 or newer (for bpf_loop)")
+        }
+        Some(version) if version < (6, 2) => {
+            Item::note(name, format!("{release} reads queues the slow way"))
+                .with_remedy("use Linux 6.2 or newer (for bpf_rdonly_cast)")
+        }
+        Some(_) => Item::ok(name, release),
+    }
+}
+
+/// The first two numbers of a kernel's release, as in 6.12.48+deb13-cloud-amd64.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+fn btf() -> Item {
+    let path = "/sys/kernel/btf/vmlinux";
+    if Path::new(path).exists() {
+        return Item::ok("BTF", path);
+    }
+    missing("BTF", &Error::NoBtf)
+}
+
+fn missing(name: &str, error: &Error) -> Item {
+    Item::missing(
+        name,
+        error.with_causes(),
+        error.remedy().unwrap_or("look at the kernel's log (dmesg)"),
+    )
+}
+
+fn jit(setting: io::Result<u64>) -> Item {
+    let name = "BPF JIT";
+    match setting {
+        Ok(0) => Item::missing(name, "off", "sysctl -w net.core.bpf_jit_enable=1"),
+        Ok(_) => Item::ok(name, "on"),
+        // The setting is the first network namespace's; others don't show it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Item::note(name, "not shown in this network namespace")
+        }
+        Err(error) => Item::note(name, format!("can't be read: {error}")),
+    }
+}
+
+fn lockdown(modes: io::Result<String>) -> Item {
+    let name = "lockdown";
+    let modes = match modes {
+        Ok(modes) => modes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Item::note(name, "can't be read: no securityfs, or no lockdown");
+        }
+        Err(error) => return Item::note(name, format!("can't be read: {error}")),
+    };
+    // "none [integrity] confidentiality": the brackets are around the one in force.
+    let mode = modes.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    match mode.map(|(mode, _)| mode) {
+        Some("confidentiality") => {
+            Item::note(name, "confidentiality: BPF may not read the kernel's memory")
+                .with_remedy("if the program is refused: boot with lockdown=integrity")
+        }
+        Some(mode) => Item::ok(name, mode),
+        None => Item::note(name, format!("unknown: {}", modes.trim())),
+    }
+}
+
+fn user_namespace(inode: io::Result<u64>) -> Item {
+    /// `PROC_USER_INIT_INO` (`include/linux/proc_ns.h`)
+    const INITIAL: u64 = 0xEFFF_FFFD;
+    let name = "user namespace";
+    match inode {
+        Ok(INITIAL) => Item::ok(name, "the initial one"),
+        Ok(_) => Item::missing(
+            name,
+            "not the initial one: its capabilities don't count",
+            "run outside of it (docker run --userns=host)",
+        ),
+        Err(error) => Item::note(name, format!("can't be told: {error}")),
+    }
+}
+
+fn capabilities(held: CapabilitySet) -> Vec<Item> {
+    let needed = [
+        ("CAP_BPF", CapabilitySet::BPF, "to load programs and make maps"),
+        ("CAP_PERFMON", CapabilitySet::PERFMON, "to read queues in the kernel"),
+        ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN, "to place requests"),
+        ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN, "to read the list of members"),
+        ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE, "to share other processes' sockets"),
+    ];
+    let contained = CapabilitySet::BPF | CapabilitySet::PERFMON;
+    let item = |(name, capability, purpose): (&str, CapabilitySet, &str)| {
+        if held.contains(capability) {
+            Item::ok(name, "held")
+        } else if contained.contains(capability) && held.contains(CapabilitySet::SYS_ADMIN) {
+            Item::ok(name, "contained in CAP_SYS_ADMIN")
+        } else {
+            Item::missing(
+                name,
+                format!("not held; needed {purpose}"),
+                "run as root, or grant it (see capabilities(7))",
+            )
+        }
+    };
+    let mut items: Vec<Item> = needed.into_iter().map(item).collect();
+    let name = "CAP_DAC_READ_SEARCH";
+    items.push(if held.contains(CapabilitySet::DAC_READ_SEARCH) {
+        Item::ok(name, "held")
+    } else if held.contains(CapabilitySet::DAC_OVERRIDE) {
+        Item::ok(name, "contained in CAP_DAC_OVERRIDE")
+    } else {
+        Item::note(name, "not held: share can't look into others' processes")
+    });
+    items
+}
+
+fn bpffs() -> Item {
+    let name = "bpffs";
+    let path = match datapath::bpffs() {
+        Ok(path) => path,
+        Err(error) => return missing(name, &error),
+    };
+    let point = path.display();
+    match rustix::fs::accessat(CWD, &path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
+        Ok(()) => Item::ok(name, format!("{point}, writable")),
+        Err(error) => Item::missing(
+            name,
+            format!("{point}: {error}"),
+            format!("run as its owner (ls -ld {point}), or let it be yours"),
+        ),
+    }
+}
+
+/// Whether the kernel takes the program, where loading can be tried at all.
+fn program(try_it: bool) -> Item {
+    let name = "program";
+    if !try_it {
+        return Item::note(name, "not tried, for want of what is missing above");
+    }
+    match Datapath::rehearse() {
+        Ok(()) => Item::ok(name, "loaded, and let go again"),
+        Err(error) => missing(name, &error),
+    }
+}
+
+fn cgroup(points: Result<Vec<std::path::PathBuf>>) -> Item {
+    let name = "cgroup v2";
+    match points {
+        Ok(points) => match points.first() {
+            Some(point) => Item::ok(name, point.display().to_string()),
+            None => Item::note(name, "not mounted; only run without --listen needs it")
+                .with_remedy("mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
+        },
+        Err(error) => Item::note(name, error.with_causes()),
+    }
+}
+
+fn longest_queue(setting: io::Result<u64>) -> Item {
+    /// The default since Linux 5.4.
+    const USUAL: u64 = 4_096;
+    let name = "somaxconn";
+    match setting {
+        Ok(limit) if limit < USUAL => Item::note(name, format!("{limit} cuts longer backlogs"))
+            .with_remedy(format!(
+                "sysctl -w net.core.somaxconn={USUAL}; then start the servers anew"
+            )),
+        Ok(limit) => Item::ok(name, format!("{limit}, the longest backlog")),
+        Err(error) => Item::note(name, format!("can't be read: {error}")),
+    }
+}
+
+/// Without SYN cookies the kernel drops requests of unknown clients once half-open ones
+/// fill three quarters of `tcp_max_syn_backlog` (`tcp_conn_request`), whatever room
+/// the queue has.
+fn half_open(cookies: io::Result<u64>, limit: io::Result<u64>) -> Item {
+    let name = "tcp_max_syn_backlog";
+    match (cookies, limit) {
+        (Ok(0), Ok(limit)) => {
+            Item::note(name, format!("{limit} limits queues: SYN cookies are off"))
+                .with_remedy("sysctl -w net.ipv4.tcp_syncookies=1")
+        }
+        (Ok(_), Ok(limit)) => Item::ok(name, format!("{limit}, with SYN cookies beyond")),
+        (Err(error), _) | (_, Err(error)) => Item::note(name, format!("can't be read: {error}")),
+    }
+}
+
+fn open_files(limit: Option<u64>) -> Item {
+    /// What a supervisor of a few hundred sockets can do with.
+    const USUAL: u64 = 1_024;
+    let name = "open files";
+    match limit {
+        Some(limit) if limit < USUAL => {
+            Item::note(name, format!("{limit}; each shared socket takes one"))
+                .with_remedy("ulimit -n 1024")
+        }
+        Some(limit) => Item::ok(name, format!("{limit} for this process")),
+        None => Item::ok(name, "unlimited"),
+    }
+}
+
+/// The states that exist, each fit for this build or not.
+fn services() -> Vec<Item> {
+    let namespaces = match Namespace::with_services() {
+        Ok(namespaces) if namespaces.is_empty() => return vec![Item::ok("services", "none yet")],
+        Ok(namespaces) => namespaces,
+        Err(Error::NoBpffs) => return vec![Item::ok("services", "none without bpffs")],
+        Err(error) => return vec![Item::note("services", error.with_causes())],
+    };
+    namespaces
+        .iter()
+        .filter_map(|namespace| state(namespace).transpose())
+        .map(|item| {
+            item.unwrap_or_else(|error| {
+                let item = Item::note("services", error.with_causes());
+                match error.remedy() {
+                    Some(remedy) => item.with_remedy(remedy),
+                    None => item,
+                }
+            })
+        })
+        .collect()
+}
+
+/// The services of a namespace; `None` when the last has been removed meanwhile.
+fn state(namespace: &Namespace) -> Result<Option<Item>> {
+    let Some(datapath) = Datapath::open(namespace)? else { return Ok(None) };
+    datapath.check_writable()?;
+    let count = datapath.rosters()?.len();
+    let found = format!("{count} in network namespace {}, of this build", namespace.inode());
+    Ok(Some(Item::ok("services", found)))
+}
+
+/// A number in /proc/sys.
+fn setting(name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(Path::new("/proc/sys").join(name))?;
+    text.trim().parse().map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn denied<T>() -> io::Result<T> {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+
+    fn absent<T>() -> io::Result<T> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    #[test]
+    fn kernels_are_judged_by_their_release() {
+        for (release, verdict) in [
+            ("5.16.20", Verdict::Missing),
+            ("4.19.0-27-amd64", Verdict::Missing),
+            ("5.17.0", Verdict::Note),
+            ("6.1.0-37-cloud-amd64", Verdict::Note),
+            ("6.2-rc1", Verdict::Ok),
+            ("6.12.48+deb13-cloud-amd64", Verdict::Ok),
+            ("10.0", Verdict::Ok),
+            ("unheard-of", Verdict::Note),
+        ] {
+            assert_eq!(kernel(release).verdict, verdict, "{release}");
+        }
+    }
+
+    #[test]
+    fn the_lockdown_in_force_stands_in_brackets() {
+        let judge = |text: &str| lockdown(Ok(text.to_owned()));
+        assert_eq!(judge("[none] integrity confidentiality\n").verdict, Verdict::Ok);
+        let integrity = judge("none [integrity] confidentiality\n");
+        assert_eq!((integrity.verdict, integrity.found.as_str()), (Verdict::Ok, "integrity"));
+        assert_eq!(judge("none integrity [confidentiality]\n").verdict, Verdict::Note);
+        assert_eq!(judge("nonsense").verdict, Verdict::Note);
+        assert_eq!(lockdown(absent()).verdict, Verdict::Note);
+        assert_eq!(lockdown(denied()).verdict, Verdict::Note);
+    }
+
+    #[test]
+    fn the_jit_must_be_on_where_it_can_be_told() {
+        assert_eq!(jit(Ok(0)).verdict, Verdict::Missing);
+        assert_eq!(jit(Ok(2)).verdict, Verdict::Ok);
+        assert_eq!(jit(absent()).verdict, Verdict::Note);
+        assert_eq!(jit(denied()).verdict, Verdict::Note);
+    }
+
+    #[test]
+    fn only_the_first_user_namespace_counts() {
+        assert_eq!(user_namespace(Ok(4_026_531_837)).verdict, Verdict::Ok);
+        assert_eq!(user_namespace(Ok(4_026_532_999)).verdict, Verdict::Missing);
+        assert_eq!(user_namespace(denied()).verdict, Verdict::Note);
+    }
+
+    #[test]
+    fn the_limits_of_queues_are_never_missing() {
+        assert_eq!(longest_queue(Ok(128)).verdict, Verdict::Note);
+        assert_eq!(longest_queue(Ok(4_096)).verdict, Verdict::Ok);
+        assert_eq!(longest_queue(denied()).verdict, Verdict::Note);
+        assert_eq!(half_open(Ok(0), Ok(512)).verdict, Verdict::Note);
+        assert_eq!(half_open(Ok(1), Ok(512)).verdict, Verdict::Ok);
+        assert_eq!(half_open(Ok(1), absent()).verdict, Verdict::Note);
+        assert_eq!(open_files(Some(256)).verdict, Verdict::Note);
+        assert_eq!(open_files(None).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn cgroup_v2_is_only_noted() {
+        assert_eq!(cgroup(Ok(Vec::new())).verdict, Verdict::Note);
+        assert_eq!(cgroup(Ok(vec!["/sys/fs/cgroup".into()])).verdict, Verdict::Ok);
+    }
+
+    proptest! {
+        #[test]
+        fn sys_admin_stands_in_for_bpf_and_perfmon_alone(bits in any::<u64>()) {
+            let held = CapabilitySet::from_bits_retain(bits);
+            let admin = held.contains(CapabilitySet::SYS_ADMIN);
+            for item in capabilities(held) {
+                let expected = match item.name.as_str() {
+                    "CAP_BPF" => admin || held.contains(CapabilitySet::BPF),
+                    "CAP_PERFMON" => admin || held.contains(CapabilitySet::PERFMON),
+                    "CAP_NET_ADMIN" => held.contains(CapabilitySet::NET_ADMIN),
+                    "CAP_SYS_ADMIN" => admin,
+                    "CAP_SYS_PTRACE" => held.contains(CapabilitySet::SYS_PTRACE),
+                    _ => continue,
+                };
+                prop_assert_eq!(item.verdict == Verdict::Ok, expected, "{}", &item.name);
+                prop_assert_eq!(item.remedy.is_none(), expected);
+            }
+        }
+
+        #[test]
+        fn any_text_gets_a_verdict(text in ".*") {
+            kernel(&text);
+            lockdown(Ok(text));
+        }
+
+        #[test]
+        fn newer_kernels_are_not_judged_worse(major in 0_u32..20, minor in 0_u32..30) {
+            let verdict = |minor| kernel(&format!("{major}.{minor}.1-x")).verdict as u8;
+            prop_assert!(verdict(minor + 1) <= verdict(minor));
+        }
+    }
+
+    #[test]
+    fn what_is_missing_has_a_remedy() {
+        for item in report() {
+            assert!(item.verdict != Verdict::Missing || item.remedy.is_some(), "{item:?}");
+        }
+    }
+}

@@ -320,6 +320,18 @@ impl Service {
         Ok(services)
     }
 
+    /// What all services of a network namespace look like, by name: one look at its state.
+    pub fn statuses(namespace: &Namespace) -> Result<Vec<Status>> {
+        let Some(datapath) = Datapath::open(namespace)? else { return Ok(Vec::new()) };
+        let mut statuses = datapath
+            .rosters()?
+            .iter()
+            .map(|(id, roster)| datapath.status(*id, roster))
+            .collect::<Result<Vec<_>>>()?;
+        statuses.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(statuses)
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &Name {

@@ -1,6 +1,5 @@
 //! How a command says that it failed: one line with what, why, and what to do about it.
 
-use std::error::Error;
 use std::fmt;
 
 /// The result of a command.
@@ -19,16 +18,7 @@ impl Failure {
 
 impl From<overspill::Error> for Failure {
     fn from(error: overspill::Error) -> Self {
-        let mut line = error.to_string();
-        let mut cause = error.source();
-        while let Some(source) = cause {
-            let text = source.to_string();
-            // Some errors repeat their cause in their own text.
-            if !line.ends_with(&text) {
-                line = format!("{line}: {text}");
-            }
-            cause = source.source();
-        }
+        let mut line = error.with_causes();
         if let Some(remedy) = error.remedy() {
             line = format!("{line}; {remedy}");
         }

@@ -3,9 +3,12 @@
 
 #![forbid(unsafe_code)]
 
+mod args;
 mod commands;
 mod failure;
+mod output;
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -41,21 +44,47 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(args),
-        Command::Share(args) => share::run(args),
-        Command::Ls(args) => ls::run(args),
-        Command::Show(args) => show::run(args),
-        Command::Set(args) => set::run(args),
-        Command::Drain(args) => drain::run(args),
-        Command::Resume(args) => resume::run(args),
-        Command::Rm(args) => rm::run(args),
-        Command::Check(args) => check::run(args),
+        Command::Share(args) => share::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Show(args) => show::run(&args),
+        Command::Set(args) => set::run(&args),
+        Command::Drain(args) => drain::run(&args),
+        Command::Resume(args) => resume::run(&args),
+        Command::Rm(args) => rm::run(&args),
+        Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("overspill: {failure}");
+            // Where it can't be said, the status still says it.
+            let _ = writeln!(io::stderr(), "overspill: {failure}");
             ExitCode::from(1)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_examples_can_be_typed_as_they_stand() {
+        for command in Cli::command().get_subcommands() {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let help = help.replace("\\\n", " ");
+            let lines = help.lines().map(str::trim).filter(|line| line.starts_with("overspill "));
+            for line in lines {
+                let end = [" | ", " && ", "   #"].iter().filter_map(|stop| line.find(stop)).min();
+                let words = line[..end.unwrap_or(line.len())].split_whitespace();
+                Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}\n{error}"));
+            }
         }
     }
 }

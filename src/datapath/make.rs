@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
-use libbpf_rs::{MapCore as _, MapFlags, OpenMapMut, PrintLevel, ProgramHandle};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenMapMut, OpenObject, ProgramHandle};
 use zerocopy::IntoBytes;
 
 use super::lock::remove_folder;
@@ -70,6 +70,14 @@ impl Datapath {
         }
     }
 
+    /// Loads the program and lets it go again, to see whether this kernel takes it.
+    pub(crate) fn rehearse() -> Result<()> {
+        let mut memory = MaybeUninit::uninit();
+        let smallest = Capacity { services: 1, members: 1 };
+        let skeleton = load(open(&mut memory)?, 0, smallest)?;
+        check_readable(&skeleton)
+    }
+
     /// Detaches and removes all. For a state without services.
     pub(crate) fn remove(self, _lock: &Lock) -> Result<()> {
         remove_folder(&self.folder)
@@ -88,17 +96,10 @@ fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &P
             return Err(Error::BadCapacity { what, wanted, why });
         }
     }
-    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
-        return Err(Error::NoBtf);
-    }
-    // What libbpf has to say is in the errors that it returns.
-    libbpf_rs::set_print(Some((PrintLevel::Debug, |_, _| {})));
     let mut memory = MaybeUninit::uninit();
-    let open = OverspillSkelBuilder::default()
-        .open(&mut memory)
-        .map_err(|error| Error::bpf("open", "the embedded program", error))?;
     let seed = seed.map_or_else(random_seed, Ok)?;
-    let skeleton = load(open, seed, capacity)?;
+    let skeleton = load(open(&mut memory)?, seed, capacity)?;
+    check_readable(&skeleton)?;
     let tag = ProgramHandle::try_from(&skeleton.progs.overspill)
         .map_err(|error| Error::bpf("read the tag of", "the program", error))?
         .tag();
@@ -119,6 +120,16 @@ fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &P
         .update(&0_u32.to_ne_bytes(), state.as_bytes(), MapFlags::ANY)
         .map_err(|error| Error::bpf("write", "the map state", error))?;
     pin_all(skeleton, namespace, folder)
+}
+
+fn open(memory: &mut MaybeUninit<OpenObject>) -> Result<OpenOverspillSkel<'_>> {
+    if !Path::new("/sys/kernel/btf/vmlinux").exists() {
+        return Err(Error::NoBtf);
+    }
+    super::hush();
+    OverspillSkelBuilder::default()
+        .open(memory)
+        .map_err(|error| Error::bpf("open", "the embedded program", error))
 }
 
 fn random_seed() -> Result<u32> {
@@ -152,6 +163,14 @@ fn load(
     // A socket bound to [::] may be called at two wildcard addresses.
     size(&mut maps.endpoints, 2 * capacity.members)?;
     open.load().map_err(|error| Error::bpf("load", "the program into the kernel", error))
+}
+
+/// Rosters are opened by number, which takes more privilege (`CAP_SYS_ADMIN`) than making
+/// them: without it, a service would be made that nobody here could read or remove.
+fn check_readable(skeleton: &OverspillSkel<'_>) -> Result<()> {
+    let failed = |error| Error::bpf("open by its number", "the map services", error);
+    let number = skeleton.maps.services.info().map_err(failed)?.info.id;
+    MapHandle::from_map_id(number).map(drop).map_err(failed)
 }
 
 fn pin_all(mut skeleton: OverspillSkel<'_>, namespace: &Namespace, folder: &Path) -> Result<()> {

@@ -14,13 +14,14 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, Program, ProgramHandle};
+use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, ProgramHandle};
 use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
 pub(crate) use lock::Lock;
 
 use crate::error::{Error, Result};
+use crate::mounts;
 use crate::namespace::Namespace;
 
 /// How many services and members a network namespace can have.
@@ -117,8 +118,11 @@ impl Datapath {
             let Some(inode) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
                 continue;
             };
-            if attached_to(&entry.path().join(pin::LINK)).is_ok_and(|actual| actual == inode) {
-                inodes.push(inode);
+            match attached_to(&entry.path().join(pin::LINK)) {
+                Ok(actual) if actual == inode => inodes.push(inode),
+                // Not to be allowed to look is not the same as that there is nothing.
+                Err(error @ Error::Permission { .. }) => return Err(error),
+                _ => {}
             }
         }
         inodes.sort_unstable();
@@ -158,27 +162,24 @@ pub(crate) fn root() -> Result<PathBuf> {
 
 /// Where a BPF file system is mounted: /sys/fs/bpf before others.
 pub(crate) fn bpffs() -> Result<PathBuf> {
-    let usual = "/sys/fs/bpf";
-    let path = "/proc/thread-self/mountinfo";
-    let mounts = fs::read_to_string(path).map_err(|error| Error::system("read", path, error))?;
-    let mut found = None;
-    for line in mounts.lines() {
-        // proc_pid_mountinfo(5): the mount point is field 5, the type follows " - ".
-        let point = line.split(' ').nth(4);
-        let kind = line.split(" - ").nth(1).and_then(|rest| rest.split(' ').next());
-        if let (Some(point), Some("bpf")) = (point, kind) {
-            if point == usual {
-                return Ok(usual.into());
-            }
-            found = Some(PathBuf::from(point.replace("\\040", " ")));
-        }
+    let usual = Path::new("/sys/fs/bpf");
+    let mut points = mounts::points("bpf")?;
+    if points.iter().any(|point| point == usual) {
+        return Ok(usual.to_owned());
     }
-    found.ok_or(Error::NoBpffs)
+    points.pop().ok_or(Error::NoBpffs)
+}
+
+/// Keeps libbpf from writing to standard error: what it has to say is in the errors that
+/// it returns. Called before whatever else is asked of it.
+fn hush() {
+    libbpf_rs::set_print(Some((PrintLevel::Debug, |_, _| {})));
 }
 
 /// The namespace that a pinned link acts in; 0 when that has ended.
 fn attached_to(link: &Path) -> Result<u64> {
     let failed = |error| Error::bpf("open", link.display().to_string(), error);
+    hush();
     let info = Link::open(link).map_err(failed)?.info().map_err(failed)?;
     match info.info {
         libbpf_rs::query::LinkTypeInfo::NetNs(netns) => Ok(netns.ino.into()),

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Datapath;
@@ -24,9 +24,13 @@ impl Datapath {
                 self.maps.services.lookup(&id.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
             let Some(inner) = inner else { return Ok(None) };
             let inner = u32::from_ne_bytes(inner.try_into().expect("the number of a map"));
-            // Replaced, and therefore gone, between the two steps: the next look sees
-            // its successor.
-            let Ok(map) = MapHandle::from_map_id(inner) else { continue };
+            let map = match MapHandle::from_map_id(inner) {
+                Ok(map) => map,
+                // Replaced, and therefore gone, between the two steps: the next look sees
+                // its successor.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::bpf("open", "a roster", error)),
+            };
             let roster = Roster::decode(&rows(&map)?).ok_or_else(|| Error::Damaged {
                 path: self.folder.clone(),
                 what: format!("the roster of service number {id} can't be read"),

@@ -1,11 +1,56 @@
 //! `overspill check`
 
+use overspill::preflight::{self, Item, Verdict};
+
 use crate::failure::{Failure, Outcome};
+use crate::output::{self, words};
 
-/// (to be written)
+/// Tell what this machine lacks of what overspill needs
+///
+/// Looks at the kernel, at what this user may do, at limits and at the services that
+/// exist, and loads the program once to see whether the kernel takes it; it leaves
+/// nothing behind. Fails when something is missing; a note is no failure.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "\
+EXAMPLES
+  overspill check
+  sudo -u www-data overspill check    # what that user may do
+  overspill check --json | jq '.[] | select(.verdict != \"ok\")'")]
+pub(crate) struct Args {
+    /// Print an array of objects with name, verdict (ok, note or missing), found and remedy
+    #[arg(long)]
+    json: bool,
+}
 
-pub(crate) fn run(_args: Args) -> Outcome {
-    Err(Failure::new("not written yet"))
+pub(crate) fn run(args: &Args) -> Outcome {
+    let items = preflight::report();
+    if args.json {
+        output::print_json(&items)?;
+    } else {
+        output::print(&table(&items))?;
+    }
+    let missing: Vec<&str> = items
+        .iter()
+        .filter(|item| item.verdict == Verdict::Missing)
+        .map(|item| item.name.as_str())
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let (count, names) = (items.len(), missing.join(", "));
+    Err(Failure::new(format!(
+        "{} of {count} checks found something missing: {names}; each comes with what to do about it",
+        missing.len()
+    )))
+}
+
+/// Each item on a line, and what to do about it on the next.
+fn table(items: &[Item]) -> String {
+    let rows = items.iter().flat_map(|item| {
+        let row = [item.verdict.name().to_owned(), item.name.clone(), item.found.clone()];
+        let remedy = item.remedy.iter();
+        let remedy = remedy.map(|text| [String::new(), String::new(), format!("-> {text}")]);
+        std::iter::once(row).chain(remedy)
+    });
+    output::table(&[words("VERDICT"), words("CHECK"), words("FOUND")], rows)
 }

@@ -1,11 +1,32 @@
 //! `overspill drain`
 
-use crate::failure::{Failure, Outcome};
+use overspill::{MemberId, Name};
 
-/// (to be written)
+use crate::args::{self, Place};
+use crate::failure::Outcome;
+
+/// Give a member no new requests
+///
+/// What its queue holds stays there, to be accepted; requests to its address go to its
+/// siblings. Once it holds nothing it can be stopped without a client noticing.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "\
+EXAMPLES
+  overspill drain web 2
+  overspill drain web 2 && overspill show web    # wait until QUEUED is 0, then stop it")]
+pub(crate) struct Args {
+    /// The service's name
+    #[arg(value_parser = args::name)]
+    name: Name,
 
-pub(crate) fn run(_args: Args) -> Outcome {
-    Err(Failure::new("not written yet"))
+    /// The member's number, as show lists it
+    #[arg(value_parser = args::member)]
+    member: MemberId,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    Ok(args.place.service(&args.name)?.drain(args.member)?)
 }

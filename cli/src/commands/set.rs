@@ -1,11 +1,42 @@
 //! `overspill set`
 
-use crate::failure::{Failure, Outcome};
+use clap::ArgGroup;
+use overspill::{Change, Name};
 
-/// (to be written)
+use crate::args::{self, Place, RuleArgs};
+use crate::failure::Outcome;
+
+/// Change the rules of a service
+///
+/// What is not given stays. The change takes effect at once, for the next request; what
+/// is queued stays where it is.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(group = ArgGroup::new("change")
+    .args(["policy", "on_full", "redirect", "spread"]).required(true).multiple(true))]
+// The one that clap makes of the group is too long for a line.
+#[command(override_usage = "overspill set [OPTIONS] <NAME>")]
+#[command(after_help = "\
+EXAMPLES
+  overspill set web --policy shortest-queue
+  overspill set web --on-full reset --spread on
+  overspill set web --redirect off    # as without overspill, until it is on again")]
+pub(crate) struct Args {
+    /// The service's name
+    #[arg(value_parser = args::name)]
+    name: Name,
 
-pub(crate) fn run(_args: Args) -> Outcome {
-    Err(Failure::new("not written yet"))
+    #[command(flatten)]
+    rules: RuleArgs,
+
+    /// Whether every member counts as called, whatever its address
+    #[arg(long, value_name = "ON|OFF", value_parser = args::on_off(), hide_possible_values = true)]
+    spread: Option<bool>,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let change = Change { spread: args.spread, ..args.rules.as_change() };
+    Ok(args.place.service(&args.name)?.set(change)?)
 }

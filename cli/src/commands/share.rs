@@ -1,11 +1,101 @@
 //! `overspill share`
 
-use crate::failure::{Failure, Outcome};
+use clap::builder::RangedU64ValueParser;
+use overspill::{Capacity, Name, Namespace, Service, adopt};
 
-/// (to be written)
+use crate::args::{self, RuleArgs};
+use crate::failure::Outcome;
+use crate::output;
+
+/// Make a service of the sockets that running processes listen on
+///
+/// Takes every TCP socket that the processes listen on at the port, in the order of the
+/// list, in the network namespace of the first process. The processes notice nothing.
+///
+/// Unless other rules are given, the policy is next-available, a request that finds every
+/// queue full is dropped, and redirecting is on.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "\
+EXAMPLES
+  Two servers on two addresses share their queues:
+    overspill share web --pid 1201,1202 --port 80
 
-pub(crate) fn run(_args: Args) -> Outcome {
-    Err(Failure::new("not written yet"))
+  Four workers, each request to the shortest queue, refused when all are full:
+    overspill share api --pid 1301,1302,1303,1304 --port 8080 \\
+        --policy shortest-queue --on-full reset --spread
+
+  A fifth worker joins:
+    overspill share api --pid 1305 --port 8080 --join")]
+pub(crate) struct Args {
+    /// The service's name: letters, digits, '.', '_' and '-'
+    #[arg(value_parser = args::name)]
+    name: Name,
+
+    /// The processes, in the order in which their sockets are to be tried
+    #[arg(long = "pid", value_name = "PID", required = true, value_delimiter = ',',
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+    pids: Vec<u32>,
+
+    /// The port that the sockets listen on
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+
+    #[command(flatten)]
+    rules: RuleArgs,
+
+    /// Count every member as called, whatever its address
+    #[arg(long)]
+    spread: bool,
+
+    /// Add the sockets to the existing service NAME, at the end of its list
+    #[arg(long, conflicts_with_all = ["policy", "on_full", "redirect", "spread", "capacity"])]
+    join: bool,
+
+    /// How many services and members the network namespace is to hold; only with the
+    /// first service of a namespace [default: 1024,4096]
+    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = capacity)]
+    capacity: Option<Capacity>,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let namespace = Namespace::of_process(args.pids[0])?;
+    let sockets = adopt::listeners(&args.pids, args.port)?;
+    let service = if args.join {
+        let service = Service::open_in(args.name.as_str(), &namespace)?;
+        service.join_adopted(&sockets)?;
+        service
+    } else {
+        let mut builder = args.rules.of_new(Service::builder(args.name.as_str()));
+        builder = builder.spread(args.spread).namespace(namespace);
+        if let Some(capacity) = args.capacity {
+            builder = builder.capacity(capacity);
+        }
+        builder.share_adopted(&sockets)?
+    };
+    let status = service.status()?;
+    let members = output::count(status.members.len(), "member");
+    let new = if args.join { format!(", {} of them new", sockets.len()) } else { String::new() };
+    output::print(&format!("{}: {members} on port {}{new}", status.name, status.port))
+}
+
+fn capacity(text: &str) -> Result<Capacity, String> {
+    let fit = |number: &str| number.parse().ok().filter(|n| (1..=Capacity::MAX).contains(n));
+    text.split_once(',')
+        .and_then(|(services, members)| {
+            Some(Capacity { services: fit(services)?, members: fit(members)? })
+        })
+        .ok_or_else(|| format!("two numbers from 1 to {}, as in 16,256", Capacity::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capacity_is_two_numbers_within_bounds() {
+        assert_eq!(capacity("16,256"), Ok(Capacity { services: 16, members: 256 }));
+        for bad in ["", "16", "0,1", "1,0", "1,65537", "-1,2", "1,2,3", "a,b", "1, 2"] {
+            assert!(capacity(bad).is_err(), "{bad}");
+        }
+    }
 }

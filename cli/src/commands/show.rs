@@ -1,11 +1,98 @@
 //! `overspill show`
 
-use crate::failure::{Failure, Outcome};
+use overspill::{MemberStatus, Name, Requests, Status};
 
-/// (to be written)
+use crate::args::{self, Place};
+use crate::failure::Outcome;
+use crate::output::{self, numbers, on_off, words};
+
+/// Show a service: its rules, its members with their queues, and its requests
+///
+/// Of each member: QUEUED are the connections that wait to be accepted, of what its queue
+/// holds; HALF-OPEN are handshakes not yet completed; PLACED are requests that called it
+/// and were put on it, IN those that called siblings and were put on it, OUT those that
+/// called it and were put on siblings.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(after_help = "\
+EXAMPLES
+  overspill show web
+  overspill show web --json | jq '.members[] | select(.state != \"active\")'
+  watch -n1 overspill show web --netns blue")]
+pub(crate) struct Args {
+    /// The service's name
+    #[arg(value_parser = args::name)]
+    name: Name,
 
-pub(crate) fn run(_args: Args) -> Outcome {
-    Err(Failure::new("not written yet"))
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let status = args.place.service(&args.name)?.status()?;
+    if args.json {
+        return output::print_json(&status);
+    }
+    let parts = [header(&status), members(&status.members), requests(&status.requests)];
+    output::print(&parts.join("\n\n"))
+}
+
+/// The rules in the words with which `overspill set` changes them.
+fn header(status: &Status) -> String {
+    format!(
+        "{}: {} on port {}\npolicy {}, on-full {}, redirect {}, spread {}",
+        status.name,
+        output::count(status.members.len(), "member"),
+        status.port,
+        status.policy,
+        status.on_full,
+        on_off(status.redirect),
+        on_off(status.spread),
+    )
+}
+
+fn members(members: &[MemberStatus]) -> String {
+    let columns = [
+        numbers("MEMBER"),
+        words("ADDRESS"),
+        numbers("PID"),
+        words("STATE"),
+        numbers("QUEUED"),
+        numbers("HALF-OPEN"),
+        numbers("PLACED"),
+        numbers("IN"),
+        numbers("OUT"),
+    ];
+    let rows = members.iter().map(|member| {
+        [
+            member.member.to_string(),
+            member.address.to_string(),
+            member.pid.to_string(),
+            member.state.name().to_owned(),
+            format!("{}/{}", member.queued, member.capacity),
+            member.half_open.to_string(),
+            member.placed.to_string(),
+            member.redirected_in.to_string(),
+            member.redirected_out.to_string(),
+        ]
+    });
+    output::table(&columns, rows)
+}
+
+fn requests(requests: &Requests) -> String {
+    let figures = [
+        ("PLACED", requests.placed),
+        ("REDIRECTED", requests.redirected),
+        ("SPECIAL", requests.special),
+        ("DROPPED", requests.dropped),
+        ("RESET", requests.reset),
+        ("FALLBACK", requests.fallback),
+        ("LEFT", requests.left),
+        ("CROWDED", requests.crowded),
+    ];
+    let columns = figures.map(|(heading, _)| numbers(heading));
+    output::table(&columns, [figures.map(|(_, figure)| figure.to_string())])
 }

@@ -1,0 +1,142 @@
+//! What several commands take on their command lines.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use overspill::{Builder, Change, MemberId, Name, Namespace, OnFull, Policy, Service};
+
+use crate::failure::Failure;
+
+/// By which rules requests are placed; what is not given stays as it is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct RuleArgs {
+    /// How a member is chosen among those with room
+    #[arg(long, value_parser = policy())]
+    policy: Option<Policy>,
+
+    /// What becomes of a request when every queue is full
+    #[arg(long, value_name = "ACTION", value_parser = on_full())]
+    on_full: Option<OnFull>,
+
+    /// Whether requests are redirected to siblings at all
+    #[arg(long, value_name = "ON|OFF", value_parser = on_off(), hide_possible_values = true)]
+    redirect: Option<bool>,
+}
+
+impl RuleArgs {
+    /// As the rules of a new service.
+    pub(crate) fn of_new(&self, mut builder: Builder) -> Builder {
+        if let Some(policy) = self.policy {
+            builder = builder.policy(policy);
+        }
+        if let Some(on_full) = self.on_full {
+            builder = builder.on_full(on_full);
+        }
+        builder.redirect(self.redirect.unwrap_or(true))
+    }
+
+    /// As a change of an existing service.
+    pub(crate) fn as_change(&self) -> Change {
+        Change {
+            policy: self.policy,
+            on_full: self.on_full,
+            redirect: self.redirect,
+            ..Change::default()
+        }
+    }
+}
+
+fn policy() -> impl TypedValueParser<Value = Policy> {
+    PossibleValuesParser::new(Policy::ALL.map(Policy::name)).try_map(|word| word.parse::<Policy>())
+}
+
+fn on_full() -> impl TypedValueParser<Value = OnFull> {
+    PossibleValuesParser::new(OnFull::ALL.map(OnFull::name)).try_map(|word| word.parse::<OnFull>())
+}
+
+/// `on` or `off`.
+pub(crate) fn on_off() -> impl TypedValueParser<Value = bool> {
+    PossibleValuesParser::new(["on", "off"]).map(|word| word == "on")
+}
+
+/// A service's name; a wrong one is answered with the rules for names.
+pub(crate) fn name(text: &str) -> Result<Name, String> {
+    text.parse().map_err(|error: overspill::Error| Failure::from(error).to_string())
+}
+
+/// A member's number, as `overspill show` tells it.
+pub(crate) fn member(text: &str) -> Result<MemberId, String> {
+    match text.parse() {
+        Ok(number) => Ok(MemberId(number)),
+        Err(_) => Err("a member is given by its number; overspill show lists them".to_owned()),
+    }
+}
+
+/// In which network namespace a service is looked for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Place {
+    /// Network namespace: a name as ip netns shows it, a path such as /proc/PID/ns/net, or
+    /// an inode number as lsns shows it [default: the current one]
+    #[arg(long, value_name = "NETNS")]
+    netns: Option<Netns>,
+}
+
+impl Place {
+    pub(crate) fn namespace(&self) -> Result<Namespace, Failure> {
+        let opened = match &self.netns {
+            None => return Ok(Namespace::current()?),
+            Some(Netns::Inode(inode)) => return Ok(Namespace::numbered(*inode)),
+            Some(Netns::Path(path)) => Namespace::at(path),
+        };
+        opened.map_err(|error| {
+            let says_what_to_do = error.remedy().is_some();
+            let line = Failure::from(error);
+            if says_what_to_do {
+                return line;
+            }
+            Failure::new(format!("{line}; look with ip netns or lsns -t net"))
+        })
+    }
+
+    pub(crate) fn service(&self, name: &Name) -> Result<Service, Failure> {
+        Ok(Service::open_in(name.as_str(), &self.namespace()?)?)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Netns {
+    Inode(u64),
+    Path(PathBuf),
+}
+
+impl FromStr for Netns {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            Err("it is a name, a path or an inode number".to_owned())
+        } else if let Ok(inode) = text.parse() {
+            Ok(Self::Inode(inode))
+        } else if text.contains('/') {
+            Ok(Self::Path(text.into()))
+        } else {
+            Ok(Self::Path(Path::new("/run/netns").join(text)))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_given_in_three_ways() {
+        let parse = |text: &str| text.parse::<Netns>();
+        assert_eq!(parse("blue"), Ok(Netns::Path("/run/netns/blue".into())));
+        assert_eq!(parse("/proc/1/ns/net"), Ok(Netns::Path("/proc/1/ns/net".into())));
+        assert_eq!(parse("./here"), Ok(Netns::Path("./here".into())));
+        assert_eq!(parse("4026531840"), Ok(Netns::Inode(4_026_531_840)));
+        assert!(parse("").is_err());
+    }
+}

@@ -1,0 +1,83 @@
+//! How a command says what it has found: a table for people, JSON for programs.
+
+use std::io::{self, Write as _};
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::failure::{Failure, Outcome};
+
+/// A table's column: its heading and which way its cells lean.
+pub(crate) type Column = (&'static str, CellAlignment);
+
+/// A column of words.
+pub(crate) const fn words(heading: &'static str) -> Column {
+    (heading, CellAlignment::Left)
+}
+
+/// A column of numbers.
+pub(crate) const fn numbers(heading: &'static str) -> Column {
+    (heading, CellAlignment::Right)
+}
+
+/// Rows below their headings, lined up, two spaces apart; a line is never broken.
+pub(crate) fn table(
+    columns: &[Column],
+    rows: impl IntoIterator<Item = impl IntoIterator<Item = String>>,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(columns.iter().map(|(heading, _)| *heading));
+    for row in rows {
+        table.add_row(row);
+    }
+    for ((_, alignment), column) in columns.iter().zip(table.column_iter_mut()) {
+        column.set_padding((0, 2)).set_cell_alignment(*alignment);
+    }
+    table.trim_fmt()
+}
+
+/// Prints lines. A reader that has seen enough (`| head -1`) is no failure.
+pub(crate) fn print(text: &str) -> Outcome {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("cannot write the output: {error}; look where it goes")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Outcome {
+    print(&serde_json::to_string_pretty(value).expect("no map with keys that are not text"))
+}
+
+/// "1 member", "2 members".
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    let s = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{s}")
+}
+
+/// "on" or "off".
+pub(crate) fn on_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_lined_up_and_lines_do_not_end_in_spaces() {
+        let rows =
+            [["web".to_owned(), "8080".to_owned()], ["frontend".to_owned(), "80".to_owned()]];
+        let text = table(&[words("NAME"), numbers("PORT")], rows);
+        assert_eq!(text, "NAME      PORT\nweb       8080\nfrontend    80");
+    }
+
+    #[test]
+    fn a_table_without_rows_is_its_headings() {
+        let none: [[String; 2]; 0] = [];
+        assert_eq!(table(&[words("NAME"), numbers("PORT")], none), "NAME  PORT");
+    }
+}

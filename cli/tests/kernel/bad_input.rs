@@ -1,0 +1,308 @@
+//! What can't be done is refused with one line that says what, why and what to do, and
+//! changes nothing.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use overspill::Namespace;
+
+use crate::server::{Server, add_namespace};
+use crate::tool::{Ran, cells, overspill};
+
+/// A service beside which everything goes wrong.
+struct Bystander {
+    server: Server,
+    before: String,
+}
+
+impl Bystander {
+    /// `good`, with two members on port 1000.
+    fn new(options: &str) -> Self {
+        let server = Server::start("tcp=10.9.0.1:1000 tcp=10.9.0.2:1000");
+        overspill(&format!("share good --pid {} --port 1000{options}", server.pid())).done();
+        Self { server, before: overspill("show good --json").done() }
+    }
+
+    fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
+    /// The arguments are refused with a line that has these parts in this order.
+    #[track_caller]
+    fn refuses(&self, arguments: &str, parts: &[&str]) {
+        self.is_refused(overspill(arguments), parts);
+    }
+
+    #[track_caller]
+    fn is_refused(&self, ran: Ran, parts: &[&str]) {
+        let line = ran.failed();
+        let mut rest = line.as_str();
+        for part in parts {
+            let (_, after) = rest.split_once(part).unwrap_or_else(|| panic!("{part:?}: {line}"));
+            rest = after;
+        }
+        assert_eq!(overspill("show good --json").done(), self.before);
+        assert_eq!(cells(&overspill("ls --all").done()).len(), 2, "only good is there");
+    }
+}
+
+#[test]
+fn sockets_that_cannot_be_members() {
+    world::enter();
+    let good = Bystander::new("");
+    let cases: [(&str, &[&str]); 7] = [
+        ("tcp=10.0.0.1:81", &["(python", "no TCP socket", "port 80", "10.0.0.1:81", "ss -ltnp"]),
+        ("udp=10.0.0.1:80", &["no TCP socket", "10.0.0.1:80 is a UDP socket", "ss -ltnp"]),
+        ("unix=socket", &["no TCP socket that listens on port 80", "ss -ltnp"]),
+        ("bound=10.0.0.1:80", &["no TCP socket", "10.0.0.1:80 does not listen", "ss -ltnp"]),
+        ("device=10.0.0.1:80", &["10.0.0.1:80 is bound to the device lo", "address of the device"]),
+        ("mptcp=10.0.0.1:80", &["10.0.0.1:80 is an MPTCP socket", "GODEBUG=multipathtcp=0"]),
+        (
+            "tcp=10.0.0.1:80 tcp=[fd00::1]:80",
+            &["10.0.0.1:80 takes IPv4 only", "[fd00::1]:80 IPv6 only", "[::] without IPV6_V6ONLY"],
+        ),
+    ];
+    for (sockets, parts) in cases {
+        let server = Server::start(sockets);
+        good.refuses(&format!("share web --pid {} --port 80", server.pid()), parts);
+    }
+    // One unfit process among fit ones spoils it all.
+    let (fit, unfit) = (Server::start("tcp=10.0.0.1:80"), Server::start("udp=10.0.0.2:80"));
+    let pids = format!("{},{}", fit.pid(), unfit.pid());
+    good.refuses(&format!("share web --pid {pids} --port 80"), &[&unfit.pid().to_string(), "UDP"]);
+}
+
+#[test]
+fn sockets_that_are_members_already() {
+    world::enter();
+    let good = Bystander::new("");
+    let pid = good.pid();
+    let member = &["10.9.0.1:1000 is already a member of service good", "rm SERVICE MEMBER"];
+    good.refuses(&format!("share web --pid {pid} --port 1000"), member);
+    good.refuses(&format!("share good --pid {pid} --port 1000 --join"), member);
+    let rival = Server::start("tcp=0.0.0.0:1001 tcp=0.0.0.0:80");
+    let port = &["listens on port 80, the service on 1000", "one service for each port"];
+    good.refuses(&format!("share good --pid {} --port 80 --join", rival.pid()), port);
+}
+
+#[test]
+fn an_address_that_another_service_serves() {
+    world::enter();
+    let servers = ["one", "two"].map(|_| Server::start("reuseport=10.0.0.1:80"));
+    let [one, two] = servers.each_ref().map(Server::pid);
+    overspill(&format!("share one --pid {one} --port 80")).done();
+    let before = overspill("show one --json").done();
+    let line = overspill(&format!("share two --pid {two} --port 80")).failed();
+    assert!(line.contains("10.0.0.1:80 is served by service one; let the socket join"), "{line}");
+    assert_eq!(overspill("show one --json").done(), before);
+    overspill(&format!("share one --pid {two} --port 80 --join")).done();
+}
+
+#[test]
+fn processes_that_are_not_there() {
+    world::enter();
+    let good = Bystander::new("");
+    let ended = {
+        let mut child = Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        child.id()
+    };
+    let parts: &[&str] = &["there is no process", &ended.to_string(), "ps or ss -ltnp"];
+    good.refuses(&format!("share web --pid {ended} --port 80"), parts);
+    let server = Server::start("tcp=10.0.0.1:80");
+    good.refuses(&format!("share web --pid {},{ended} --port 80", server.pid()), parts);
+}
+
+#[test]
+fn names_members_and_namespaces_that_are_not_there() {
+    world::enter();
+    let good = Bystander::new("");
+    let server = Server::start("tcp=10.0.0.1:80");
+    let pid = server.pid();
+    let taken = &["the name good is taken", "choose another name", "--join", "overspill rm"];
+    good.refuses(&format!("share good --pid {pid} --port 80"), taken);
+    for arguments in ["show god", "set god --redirect off", "drain god 0", "resume god 0", "rm god"]
+    {
+        good.refuses(arguments, &["there is no service god", "there is good", "overspill ls"]);
+    }
+    good.refuses(&format!("share god --pid {pid} --port 80 --join"), &["there is no service god"]);
+    for arguments in ["drain good 2", "resume good 2", "rm good 2"] {
+        good.refuses(arguments, &["service good has no member 2", "it has 0, 1"]);
+    }
+    let nowhere = &["/run/netns/nowhere", "No such file", "ip netns"];
+    good.refuses("ls --netns nowhere", nowhere);
+    good.refuses("rm good --netns nowhere", nowhere);
+    good.refuses("ls --netns /etc/passwd", &["/etc/passwd", "not a namespace", "ip netns"]);
+    good.refuses("show good --netns 1", &["there is no service good", "--netns"]);
+}
+
+#[test]
+fn the_last_member_stays() {
+    world::enter();
+    let good = Bystander::new("");
+    let server = Server::start("tcp=10.0.0.1:80");
+    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    let line = overspill("rm web 0").failed();
+    assert!(line.contains("web would be left without members; remove the service"), "{line}");
+    overspill("rm web").done();
+    assert_eq!(overspill("show good --json").done(), good.before);
+}
+
+#[test]
+fn over_capacity() {
+    world::enter();
+    let good = Bystander::new(" --capacity 2,4");
+    let three = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80 tcp=10.0.0.3:80");
+    let members = &["members over capacity: 5 wanted, 4 possible", "--capacity"];
+    good.refuses(&format!("share web --pid {} --port 80", three.pid()), members);
+    let one = Server::start("tcp=10.0.0.1:81 tcp=10.0.0.1:82");
+    overspill(&format!("share one --pid {} --port 81", one.pid())).done();
+    let line = overspill(&format!("share two --pid {} --port 82", one.pid())).failed();
+    assert!(line.contains("services over capacity: 3 wanted, 2 possible"), "{line}");
+    overspill("rm one").done();
+    let other = &["capacity", "set up for 2 services and 4 members", "last service is removed"];
+    good.refuses(&format!("share two --pid {} --port 82 --capacity 9,9", one.pid()), other);
+}
+
+#[test]
+fn a_failed_first_service_leaves_nothing_behind() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80 tcp=[fd00::1]:80");
+    overspill(&format!("share web --pid {} --port 80", server.pid())).failed();
+    assert!(!std::path::Path::new("/sys/fs/bpf/overspill").exists());
+}
+
+/// The binary where everybody may run it.
+fn public_copy() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let copy = folder.path().join("overspill");
+    fs::copy(env!("CARGO_BIN_EXE_overspill"), &copy).unwrap();
+    (folder, copy)
+}
+
+#[test]
+fn without_privilege() {
+    world::enter();
+    let good = Bystander::new("");
+    let server = Server::start("tcp=10.0.0.1:80");
+    let share = format!("share web --pid {} --port 80", server.pid());
+    let (_folder, copy) = public_copy();
+    let nobody: &[&str] = &["--reuid=65534", "--regid=65534", "--clear-groups"];
+    let bare_root: &[&str] = &["--bounding-set=-all", "--inh-caps=-all"];
+    for options in [nobody, bare_root] {
+        let run = |arguments: &str| {
+            let mut command = Command::new("setpriv");
+            command.args(options).arg(&copy).args(arguments.split(' '));
+            Ran::from(command.output().unwrap())
+        };
+        for arguments in [
+            share.as_str(),
+            "ls",
+            "ls --all",
+            "show good",
+            "set good --redirect off",
+            "drain good 0",
+            "resume good 0",
+            "rm good 0",
+            "rm good",
+        ] {
+            good.is_refused(run(arguments), &["no permission to", "run as root", "CAP_BPF"]);
+        }
+        let check = run("check");
+        assert_eq!(check.code, Some(1));
+        assert!(check.stdout.contains("missing  CAP_NET_ADMIN"), "{}", check.stdout);
+        assert!(check.complaint().contains("CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"));
+    }
+}
+
+/// Each capability by itself: what can't be done without it is refused for want of
+/// permission, and for nothing else.
+#[test]
+fn without_one_capability() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80");
+    let share = format!("share web --pid {} --port 80", server.pid());
+    for capability in ["net_admin", "sys_admin", "sys_ptrace"] {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", &format!("-{capability}")]);
+        command.arg(env!("CARGO_BIN_EXE_overspill")).args(share.split(' '));
+        let line = Ran::from(command.output().unwrap()).failed();
+        assert!(line.contains("no permission to") && line.contains("run as root"), "{line}");
+        assert!(!std::path::Path::new("/sys/fs/bpf/overspill").exists(), "{capability}");
+    }
+}
+
+#[test]
+fn without_a_bpf_file_system() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80");
+    assert!(Command::new("umount").args(["-a", "-t", "bpf"]).status().unwrap().success());
+    let share = format!("share web --pid {} --port 80", server.pid());
+    for arguments in [&share, "ls", "ls --all", "show web", "rm web"] {
+        let line = overspill(arguments).failed();
+        let expected = "no BPF file system is mounted; mount it: mount -t bpf bpf /sys/fs/bpf";
+        assert!(line.contains(expected), "{line}");
+    }
+    let check = overspill("check");
+    assert_eq!(check.code, Some(1));
+    assert!(check.complaint().ends_with("missing: bpffs; each comes with what to do about it"));
+}
+
+/// Overwrites one byte of the state's description, as another version might have
+/// written it.
+fn damage(offset: usize) {
+    let inode = Namespace::current().unwrap().inode();
+    let map = MapHandle::from_pinned_path(format!("/sys/fs/bpf/overspill/{inode}/state")).unwrap();
+    let mut state = map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).unwrap().unwrap();
+    state[offset] ^= 0xff;
+    map.update(&0_u32.to_ne_bytes(), &state, MapFlags::ANY).unwrap();
+}
+
+#[test]
+fn a_state_of_another_build_can_be_read_but_not_changed() {
+    world::enter();
+    let good = Bystander::new("");
+    let server = Server::start("tcp=10.0.0.1:80");
+    damage(std::mem::offset_of!(State, build));
+    let share = format!("share web --pid {} --port 80", server.pid());
+    for arguments in [&share, "set good --redirect off", "drain good 0", "rm good 0", "rm good"] {
+        let parts = &["/sys/fs/bpf/overspill/", "made by overspill 0", "build", "use that version"];
+        good.refuses(arguments, parts);
+    }
+    let report = overspill("check").done();
+    assert!(report.contains("note     services") && report.contains("made by"), "{report}");
+}
+
+#[test]
+fn a_state_of_another_layout_is_left_alone() {
+    world::enter();
+    let good = Bystander::new("");
+    damage(std::mem::offset_of!(State, layout));
+    let join = format!("share good --pid {} --port 1000 --join", good.pid());
+    for arguments in [&join, "ls", "ls --all", "show good", "set good --redirect off", "rm good"] {
+        let line = overspill(arguments).failed();
+        assert!(line.contains("made by overspill") && line.contains("use that version"), "{line}");
+    }
+    // What can be listed is listed all the same.
+    add_namespace("blue");
+    let other = Server::start_in("/run/netns/blue", "tcp=0.0.0.0:80");
+    overspill(&format!("share other --pid {} --port 80", other.pid())).done();
+    let ran = overspill("ls --all");
+    assert_eq!((ran.code, cells(&ran.stdout)[1][0]), (Some(1), "other"));
+    assert!(ran.complaint().contains("made by overspill"));
+    damage(std::mem::offset_of!(State, layout));
+    assert_eq!(overspill("show good --json").done(), good.before);
+}
+
+/// `struct ov_state` in `bpf/overspill.h`, as far as it matters here.
+#[repr(C)]
+struct State {
+    layout: u32,
+    rest: [u32; 3],
+    tag: [u8; 8],
+    build: [u8; 32],
+}

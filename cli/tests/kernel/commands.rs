@@ -1,0 +1,227 @@
+//! The life of services, from `share` to `rm`.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use overspill::{Namespace, Service};
+use serde_json::Value;
+use world::at;
+
+use crate::server::{Server, add_namespace, get};
+use crate::tool::{Ran, cells, command, overspill};
+
+const HEADINGS: &str = "NAME  PORT  POLICY  MEMBERS  QUEUED  PLACED  REDIRECTED  DROPPED\n";
+
+fn show(arguments: &str) -> Value {
+    serde_json::from_str(&overspill(&format!("show {arguments} --json")).done()).unwrap()
+}
+
+#[test]
+fn the_life_of_a_service() {
+    world::enter();
+    let folder = tempfile::tempdir().unwrap();
+    let addresses = [at("10.0.0.1:8080"), at("10.0.0.2:8080"), at("10.0.0.3:8080")];
+    let servers = ["one", "two", "three"].map(|name| {
+        let root = folder.path().join(name);
+        fs::create_dir(&root).unwrap();
+        fs::write(root.join("who"), name).unwrap();
+        root
+    });
+    let servers: Vec<Server> = addresses
+        .iter()
+        .zip(&servers)
+        .map(|(&address, root)| Server::http(address, root))
+        .collect();
+    let [one, two, three] = [0, 1, 2].map(|n: usize| servers[n].pid());
+    let who = |n: usize| get(addresses[n], "/who");
+
+    assert_eq!(overspill("ls").done(), HEADINGS);
+    let said = overspill(&format!("share web --pid {one},{two} --port 8080")).done();
+    assert_eq!(said, "web: 2 members on port 8080\n");
+    assert_eq!([who(0), who(1)], ["one", "two"]);
+    let list = overspill("ls").done();
+    let row = ["web", "8080", "next-available", "2/2", "0/12", "2", "0", "0"];
+    assert_eq!(cells(&list)[1], row);
+
+    overspill("drain web 0").done();
+    assert_eq!([who(0), who(1)], ["two", "two"]);
+    assert_eq!(show("web")["members"][0]["state"], "draining");
+    assert_eq!(cells(&overspill("ls").done())[1][3], "1/2");
+    overspill("resume web 0").done();
+    assert_eq!([who(0), who(1)], ["one", "two"]);
+    let status = show("web");
+    assert_eq!(status["members"][0]["redirected_out"], 1);
+    assert_eq!(status["members"][1]["redirected_in"], 1);
+    assert_eq!([&status["requests"]["placed"], &status["requests"]["redirected"]], [5, 1]);
+
+    let said = overspill(&format!("share web --pid {three} --port 8080 --join")).done();
+    assert_eq!(said, "web: 3 members on port 8080, 1 of them new\n");
+    overspill("rm web 1").done();
+    let members: Vec<Value> =
+        show("web")["members"].as_array().unwrap().iter().map(|m| m["member"].clone()).collect();
+    assert_eq!(members, [0, 2]);
+    assert_eq!(who(1), "two");
+
+    overspill("rm web").done();
+    assert_eq!(overspill("ls").done(), HEADINGS);
+    assert!(!Path::new("/sys/fs/bpf/overspill").exists());
+    assert_eq!([who(0), who(1), who(2)], ["one", "two", "three"]);
+}
+
+#[test]
+fn rules_are_given_and_changed() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
+    let rules = |status: &Value| {
+        ["policy", "on_full", "redirect", "spread"].map(|key| status[key].to_string())
+    };
+    let pid = server.pid();
+    overspill(&format!(
+        "share web --pid {pid} --port 80 --policy shortest-queue --on-full reset --redirect off \
+         --spread"
+    ))
+    .done();
+    assert_eq!(rules(&show("web")), ["\"shortest-queue\"", "\"reset\"", "\"off\"", "true"]);
+    overspill("set web --policy round-robin").done();
+    assert_eq!(rules(&show("web")), ["\"round-robin\"", "\"reset\"", "\"off\"", "true"]);
+    overspill("set web --on-full drop --redirect on --spread off").done();
+    assert_eq!(rules(&show("web")), ["\"round-robin\"", "\"drop\"", "\"on\"", "false"]);
+    overspill("rm web").done();
+    overspill(&format!("share web --pid {pid} --port 80")).done();
+    assert_eq!(rules(&show("web")), ["\"next-available\"", "\"drop\"", "\"on\"", "false"]);
+}
+
+#[test]
+fn json_is_the_status_as_the_library_gives_it() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
+    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    let expected = serde_json::to_value(Service::open("web").unwrap().status().unwrap()).unwrap();
+    assert_eq!(show("web"), expected);
+    let list =
+        |arguments: &str| -> Value { serde_json::from_str(&overspill(arguments).done()).unwrap() };
+    assert_eq!(list("ls --json"), serde_json::json!([expected]));
+    let mut entry = expected;
+    entry["netns"] = Namespace::current().unwrap().inode().into();
+    assert_eq!(list("ls --all --json"), serde_json::json!([entry]));
+    overspill("rm web").done();
+    assert_eq!(list("ls --json"), serde_json::json!([]));
+}
+
+#[test]
+fn people_see_rules_members_and_requests() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
+    let pid = server.pid().to_string();
+    overspill(&format!("share web --pid {pid} --port 80")).done();
+    let waiting = std::net::TcpStream::connect("10.0.0.2:80").unwrap();
+    let text = overspill("show web").done();
+    let expected: [&[&str]; 9] = [
+        &["web:", "2", "members", "on", "port", "80"],
+        &["policy", "next-available,", "on-full", "drop,", "redirect", "on,", "spread", "off"],
+        &[],
+        &["MEMBER", "ADDRESS", "PID", "STATE", "QUEUED", "HALF-OPEN", "PLACED", "IN", "OUT"],
+        &["0", "10.0.0.1:80", &pid, "active", "0/6", "0", "0", "0", "0"],
+        &["1", "10.0.0.2:80", &pid, "active", "1/6", "0", "1", "0", "0"],
+        &[],
+        &["PLACED", "REDIRECTED", "SPECIAL", "DROPPED", "RESET", "FALLBACK", "LEFT", "CROWDED"],
+        &["1", "0", "0", "0", "0", "0", "0", "0"],
+    ];
+    assert_eq!(cells(&text), expected);
+    assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+    drop(waiting);
+}
+
+#[test]
+fn a_closed_socket_is_shown_as_gone() {
+    world::enter();
+    let servers = [Server::start("tcp=10.0.0.1:80"), Server::start("tcp=10.0.0.2:80")];
+    let pids = servers.each_ref().map(|server| server.pid().to_string()).join(",");
+    overspill(&format!("share web --pid {pids} --port 80")).done();
+    let [first, _second] = servers;
+    drop(first);
+    assert_eq!(show("web")["members"][0]["state"], "gone");
+    assert_eq!(cells(&overspill("ls").done())[1][3..5], ["1/2", "0/6"]);
+}
+
+#[test]
+fn a_process_in_another_network_namespace() {
+    world::enter();
+    add_namespace("blue");
+    world::ip("-n blue link set lo up");
+    let path = "/run/netns/blue";
+    let server = Server::start_in(path, "tcp=127.0.0.1:80 tcp=127.0.0.2:80");
+    let pid = server.pid();
+    let said = overspill(&format!("share web --pid {pid} --port 80")).done();
+    assert_eq!(said, "web: 2 members on port 80\n");
+
+    assert_eq!(overspill("ls").done(), HEADINGS);
+    let line = overspill("show web").failed();
+    assert!(line.contains("no service web") && line.contains("--netns"), "{line}");
+    let inode = Namespace::at(path).unwrap().inode();
+    assert_eq!(cells(&overspill("ls --all").done())[1][..3], ["web", "80", &inode.to_string()]);
+    for place in ["blue", path, &format!("/proc/{pid}/ns/net"), &inode.to_string()] {
+        assert_eq!(show(&format!("web --netns {place}"))["members"][0]["pid"], pid);
+        assert_eq!(cells(&overspill(&format!("ls --netns {place}")).done())[1][0], "web");
+        overspill(&format!("set web --policy shortest-queue --netns {place}")).done();
+        overspill(&format!("drain web 0 --netns {place}")).done();
+        assert_eq!(show(&format!("web --netns {place}"))["members"][0]["state"], "draining");
+        overspill(&format!("resume web 0 --netns {place}")).done();
+        assert_eq!(show(&format!("web --netns {place}"))["members"][0]["state"], "active");
+    }
+    overspill("rm web 1 --netns blue").done();
+    overspill(&format!("rm web --netns {inode}")).done();
+    assert!(!Path::new("/sys/fs/bpf/overspill").exists());
+}
+
+#[test]
+fn names_may_repeat_in_other_namespaces() {
+    world::enter();
+    add_namespace("blue");
+    let here = Server::start("tcp=0.0.0.0:80");
+    let there = Server::start_in("/run/netns/blue", "tcp=0.0.0.0:80");
+    overspill(&format!("share web --pid {} --port 80", here.pid())).done();
+    overspill(&format!("share web --pid {} --port 80", there.pid())).done();
+    assert_eq!(cells(&overspill("ls --all").done()).len(), 3);
+    overspill("rm web").done();
+    assert_eq!(cells(&overspill("ls --all").done()).len(), 2);
+    overspill("rm web --netns blue").done();
+    assert!(!Path::new("/sys/fs/bpf/overspill").exists());
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80");
+    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    for arguments in ["ls", "ls --json", "show web", "show web --json", "check"] {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        Ran::from(command(arguments).stdout(writer).output().unwrap()).done();
+    }
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let line = Ran::from(command("ls").stdout(full).output().unwrap()).failed();
+    assert!(line.contains("cannot write the output: No space left"), "{line}");
+}
+
+#[test]
+fn check_finds_nothing_missing_and_leaves_nothing_behind() {
+    world::enter();
+    let report = overspill("check").done();
+    assert!(
+        cells(&report).contains(&vec!["ok", "program", "loaded,", "and", "let", "go", "again"])
+    );
+    assert!(cells(&report).contains(&vec!["ok", "services", "none", "yet"]), "{report}");
+    assert!(!Path::new("/sys/fs/bpf/overspill").exists());
+    let server = Server::start("tcp=10.0.0.1:80");
+    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    let items: Value = serde_json::from_str(&overspill("check --json").done()).unwrap();
+    let services = items.as_array().unwrap().iter().find(|item| item["name"] == "services");
+    let inode = Namespace::current().unwrap().inode();
+    let expected = serde_json::json!({
+        "name": "services", "verdict": "ok", "remedy": null,
+        "found": format!("1 in network namespace {inode}, of this build"),
+    });
+    assert_eq!(services, Some(&expected));
+}

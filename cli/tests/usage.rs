@@ -1,0 +1,96 @@
+//! Wrong usage ends with status 2 and says what would be right. Nothing here takes
+//! privilege or touches the kernel.
+
+use std::process::{Command, Output};
+
+fn overspill(arguments: &str) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_overspill"))
+        .args(arguments.split(' ').filter(|word| !word.is_empty()))
+        .output()
+        .unwrap()
+}
+
+#[track_caller]
+fn is_wrong(arguments: &str, parts: &[&str]) {
+    let output = overspill(arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments}: {text}");
+    assert_eq!(output.stdout, b"", "{arguments}");
+    for part in parts {
+        assert!(text.contains(part), "{arguments}: no {part:?} in {text}");
+    }
+}
+
+#[test]
+fn what_is_left_out_is_named() {
+    is_wrong("share", &["<NAME>", "--pid", "--port"]);
+    is_wrong("share web --port 80", &["--pid"]);
+    is_wrong("share web --pid 1", &["--port"]);
+    is_wrong("show", &["<NAME>"]);
+    is_wrong("rm", &["<NAME>"]);
+    is_wrong("drain web", &["<MEMBER>"]);
+    is_wrong("resume web", &["<MEMBER>"]);
+    is_wrong("set web", &["--policy", "--on-full", "--redirect", "--spread"]);
+    is_wrong("ls --netns", &["--netns"]);
+}
+
+#[test]
+fn wrong_words_are_answered_with_the_known_ones() {
+    let policies = &["fastest", "next-available", "shortest-queue", "round-robin"];
+    is_wrong("set web --policy fastest", policies);
+    is_wrong("share web --pid 1 --port 80 --policy fastest", policies);
+    is_wrong("set web --policy shortest", &["a similar value exists", "shortest-queue"]);
+    is_wrong("set web --on-full refuse", &["drop", "reset"]);
+    is_wrong("set web --redirect maybe", &["on", "off"]);
+    is_wrong("set web --spread yes", &["on", "off"]);
+    is_wrong("shwo web", &["a similar subcommand exists", "show"]);
+}
+
+#[test]
+fn wrong_names_are_answered_with_the_rules() {
+    let rules = &["is not a service name", "1 to 64 letters, digits"];
+    for name in [".web", "a/b", "web:http", "ä", &"x".repeat(65)] {
+        is_wrong(&format!("show {name}"), rules);
+        is_wrong(&format!("share {name} --pid 1 --port 80"), rules);
+        for command in ["drain NAME 0", "resume NAME 0", "rm NAME", "set NAME --redirect on"] {
+            is_wrong(&command.replace("NAME", name), rules);
+        }
+    }
+}
+
+#[test]
+fn wrong_numbers_are_answered_with_what_would_do() {
+    is_wrong("share web --pid 1 --port 0", &["0", "1..=65535"]);
+    is_wrong("share web --pid 1 --port 65536", &["65536", "1..=65535"]);
+    is_wrong("share web --pid 0 --port 80", &["--pid"]);
+    is_wrong("share web --pid 1,,2 --port 80", &["--pid"]);
+    is_wrong("share web --pid one --port 80", &["one", "--pid"]);
+    is_wrong("share web --pid 1 --port 80 --capacity 0,5", &["two numbers from 1 to 65536"]);
+    is_wrong("share web --pid 1 --port 80 --capacity 5", &["two numbers from 1 to 65536"]);
+    is_wrong("drain web first", &["first", "number", "overspill show"]);
+    is_wrong("rm web -1", &["-1"]);
+    is_wrong("drain web 4294967296", &["number"]);
+}
+
+#[test]
+fn what_does_not_go_together_is_refused() {
+    for option in
+        ["--policy round-robin", "--on-full drop", "--redirect on", "--spread", "--capacity 1,1"]
+    {
+        let arguments = format!("share web --pid 1 --port 80 --join {option}");
+        is_wrong(&arguments, &["--join", "cannot be used with", option.split(' ').next().unwrap()]);
+    }
+    is_wrong("ls --all --netns blue", &["--all", "cannot be used with", "--netns"]);
+}
+
+#[test]
+fn every_help_has_examples() {
+    for command in ["share", "ls", "show", "set", "drain", "resume", "rm", "check"] {
+        let output = overspill(&format!("{command} --help"));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        let (_, examples) = text.split_once("\nEXAMPLES\n").expect("examples");
+        assert!(examples.contains(&format!("overspill {command}")), "{command}: {examples}");
+        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
+    }
+}
