@@ -3,5 +3,6 @@
 
 mod bad_input;
 mod commands;
+mod demo;
 mod server;
 mod tool;
