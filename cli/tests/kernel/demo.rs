@@ -144,7 +144,7 @@ fn a_missing_server_is_named_with_its_package() {
     assert_eq!(output.status.code(), Some(1));
     let line = String::from_utf8(output.stderr).unwrap();
     assert_eq!(line.lines().count(), 1, "{line}");
-    assert!(line.contains("apt-get install nginx-light haproxy python3 iproute2"), "{line}");
+    assert!(line.contains("apt-get install nginx haproxy python3 iproute2"), "{line}");
     demo.assert_nothing_is_left();
 }
 

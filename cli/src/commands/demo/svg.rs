@@ -35,7 +35,6 @@ text {{ font: 14px system-ui, "DejaVu Sans", sans-serif; fill: #1f2328; }}
 .title {{ font-weight: 600; font-size: 16px; }}
 .end {{ font-weight: 600; }}
 .note {{ fill: #59636e; font-size: 13px; }}
-.number {{ text-anchor: end; }}
 </style>
 <rect width="100%" height="100%" fill="#ffffff"/>
 {body}</svg>
@@ -57,7 +56,7 @@ impl Picture {
         for line in scene.lines() {
             self.line(&line, scale);
         }
-        self.y += ROW / 4;
+        self.y += ROW / 2;
         for measure in scene.measures() {
             self.y += ROW * 3 / 4;
             self.text(MARGIN, "note", &measure.label);
@@ -73,13 +72,7 @@ impl Picture {
         for (column, (part, value)) in COLUMNS.into_iter().zip(line.bars) {
             let width = if value == 0 { 0 } else { (value * BAR / scale).max(1) };
             self.bar(column, width, part);
-            let counted = match line.counters {
-                Some([_, redirected]) if part == Part::Redirected => {
-                    format!("{value} ({redirected} redirected)")
-                }
-                _ => value.to_string(),
-            };
-            self.text(column + width + 6, "label", &counted);
+            self.text(column + width + 6, "label", &value.to_string());
         }
     }
 
@@ -92,12 +85,12 @@ impl Picture {
             self.text(x + 22, "note", part.meaning());
             x += 230;
         }
-        self.y += ROW / 4;
+        self.y += ROW / 2;
     }
 
     fn paragraph(&mut self, text: &str, class: &str) {
-        for line in wrap(text, 108) {
-            self.row();
+        for line in wrap(text, 112) {
+            self.y += ROW * 3 / 4;
             self.text(MARGIN, class, &line);
         }
     }
@@ -145,7 +138,7 @@ mod tests {
         };
         assert!(svg.contains(&bar(BAR, "#cf222e")), "{svg}");
         assert!(svg.contains(&bar(BAR, "#0969da")), "{svg}");
-        assert!(svg.contains(">1000 (1000 redirected)</text>"), "{svg}");
+        assert!(svg.contains(">1000</text>"), "{svg}");
     }
 
     #[test]

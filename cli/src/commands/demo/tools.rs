@@ -13,7 +13,7 @@ pub(super) struct Tool {
     package: &'static str,
 }
 
-pub(super) const NGINX: Tool = Tool { program: "nginx", package: "nginx-light" };
+pub(super) const NGINX: Tool = Tool { program: "nginx", package: "nginx" };
 pub(super) const HAPROXY: Tool = Tool { program: "haproxy", package: "haproxy" };
 pub(super) const PYTHON: Tool = Tool { program: "python3", package: "python3" };
 pub(super) const IP: Tool = Tool { program: "ip", package: "iproute2" };
@@ -61,7 +61,7 @@ mod tests {
     fn what_is_missing_is_named_with_its_package() {
         let line = missing(&[NGINX, HAPROXY]).to_string();
         assert!(line.contains("no nginx and no haproxy"), "{line}");
-        assert!(line.ends_with("apt-get install nginx-light haproxy"), "{line}");
+        assert!(line.ends_with("apt-get install nginx haproxy"), "{line}");
     }
 
     #[test]
