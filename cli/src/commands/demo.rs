@@ -64,6 +64,7 @@ fn play() -> Outcome {
 
 /// Plays the demo; this process is the first of its namespace.
 fn play_here(seconds: u32, svg: Option<&Path>) -> Outcome {
+    check_writable(svg)?;
     let folder = stage::enter()?;
     let look = terminal::Look::of_stdout();
     let introduction = introduction(seconds);
@@ -88,6 +89,15 @@ fn play_here(seconds: u32, svg: Option<&Path>) -> Outcome {
     let Some(path) = svg else { return Ok(()) };
     fs::write(path, svg::draw(&scenes, &introduction, &conclusion))
         .map_err(|error| Failure::new(format!("demo cannot write {}: {error}", path.display())))
+}
+
+/// Says before the demo, not after it, that the picture will have no place.
+fn check_writable(svg: Option<&Path>) -> Outcome {
+    let Some(parent) = svg.and_then(Path::parent) else { return Ok(()) };
+    if parent == Path::new("") || parent.is_dir() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("demo cannot write to {}: it is no folder", parent.display())))
 }
 
 fn introduction(seconds: u32) -> String {
