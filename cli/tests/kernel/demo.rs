@@ -74,6 +74,18 @@ fn values(text: &str, label: &str) -> Vec<[u64; 2]> {
         .collect()
 }
 
+/// Of each member: the clients that it answered with overspill, and how many requests
+/// overspill says to have put on it.
+fn answered_and_counted(text: &str) -> Vec<[u64; 2]> {
+    // Only the members' lines end with three numbers.
+    let rows = text.lines().filter_map(|line| {
+        let mut numbers = line.split_whitespace().rev().map_while(|word| word.parse::<u64>().ok());
+        let (redirected, placed) = (numbers.next()?, numbers.next()?);
+        Some([numbers.next()?, placed + redirected])
+    });
+    rows.collect()
+}
+
 fn output_of(demo: &Demo, arguments: &[&str]) -> Output {
     let output = demo.command(arguments).stdin(Stdio::null()).output().unwrap();
     println!("{}", String::from_utf8_lossy(&output.stdout));
@@ -95,6 +107,11 @@ fn clients_fail_without_overspill_and_none_with_it() {
     assert!(failed[0][0] > 0, "a quarter of the clients calls the hung server");
     assert_eq!(failed[1][0], 200, "all clients call the hung server");
     assert_eq!([failed[0][1], failed[1][1]], [0, 0]);
+    let members = answered_and_counted(&text);
+    assert_eq!(members.len(), 8, "four members in each scene");
+    for [answered, counted] in members {
+        assert_eq!(answered, counted);
+    }
     assert!(text.contains(&format!("Without overspill {} of 200 and 200 of 200", failed[0][0])));
     let picture = fs::read_to_string(svg).unwrap();
     assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
