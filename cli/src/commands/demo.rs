@@ -19,6 +19,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Outcome};
+use crate::output::print;
 
 /// Show the difference on real servers and clients of its own
 ///
@@ -69,7 +70,7 @@ fn play_here(seconds: u32, svg: Option<&Path>) -> Outcome {
     let look = terminal::Look::of_stdout();
     let introduction = introduction(seconds);
     for line in terminal::wrap(&introduction, 79) {
-        print(&format!("{line}\n"))?;
+        print(&line)?;
     }
     let mut scenes = Vec::new();
     for (number, script) in scene::all().into_iter().enumerate() {
@@ -84,7 +85,7 @@ fn play_here(seconds: u32, svg: Option<&Path>) -> Outcome {
     print(&format!("\n{}\n", terminal::legend(look)))?;
     let conclusion = report::conclusion(&scenes);
     for line in terminal::wrap(&conclusion, 79) {
-        print(&format!("{line}\n"))?;
+        print(&line)?;
     }
     let Some(path) = svg else { return Ok(()) };
     fs::write(path, svg::draw(&scenes, &introduction, &conclusion))
@@ -110,13 +111,6 @@ fn introduction(seconds: u32) -> String {
         1000 / load::BURSTS,
         load::PATIENCE.as_secs(),
     )
-}
-
-/// Prints; whoever reads it may have gone.
-fn print(text: &str) -> Outcome {
-    io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(|error| Failure::new(format!("demo cannot print: {error}")))
 }
 
 /// Tells somebody who waits what is going on, on a line that is overwritten.

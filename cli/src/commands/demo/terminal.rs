@@ -87,6 +87,7 @@ pub(super) fn draw(scene: &Scene, look: Look) -> String {
     for measure in scene.measures() {
         text.push_str(&draw_measure(&measure));
     }
+    text.truncate(text.trim_end().len());
     text
 }
 
@@ -116,7 +117,7 @@ pub(super) fn legend(look: Look) -> String {
     let parts = Part::ALL.map(|part| {
         format!("{} {}", look.paint(part, &look.block(part).to_string()), part.meaning())
     });
-    format!("  {}\n", parts.join("   "))
+    format!("  {}", parts.join("   "))
 }
 
 /// How long a bar is: something, however short, for all that is not nothing.
