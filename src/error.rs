@@ -288,6 +288,11 @@ impl Error {
                 "run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and \
                  CAP_SYS_PTRACE; overspill check tells what is missing"
             }
+            Self::System { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => "ss -ltnp shows who listens there",
+                io::ErrorKind::AddrNotAvailable => "ip address shows the machine's addresses",
+                _ => return None,
+            },
             _ => return None,
         })
     }
