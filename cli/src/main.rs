@@ -5,12 +5,14 @@
 
 mod commands;
 mod failure;
+mod supervisor;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use commands::{check, demo, drain, ls, resume, rm, run, set, share, show};
+use supervisor::worker;
 
 /// Let the sockets of one service share their queues inside the kernel
 ///
@@ -36,6 +38,8 @@ enum Command {
     Rm(rm::Args),
     Check(check::Args),
     Demo(demo::Args),
+    #[command(hide = true)]
+    Worker(worker::Args),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Command::Rm(args) => rm::run(args),
         Command::Check(args) => check::run(args),
         Command::Demo(args) => demo::run(args),
+        Command::Worker(args) => worker::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
