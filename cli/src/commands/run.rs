@@ -28,8 +28,9 @@ COMMAND has to stay in the foreground. What it leaves running in its process gro
 killed. Clients that wait in its queue wait for its successor; during a pause new requests
 go to the other workers.
 
-SIGTERM, SIGINT, SIGHUP and SIGQUIT are passed on to the workers and end the service; what
-still runs when the grace time is over, or at a second signal, is killed.
+SIGTERM, SIGINT and SIGQUIT are passed on to the workers and end the service, as does
+SIGHUP, passed on as SIGTERM. What still runs when the grace time is over, or at a second
+signal, is killed.
 
 Exit status: 0 when a signal has ended it, 1 when it failed (nothing is left behind), 2 for
 wrong usage.";

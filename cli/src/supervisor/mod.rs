@@ -99,7 +99,7 @@ impl Supervisor {
         self.tell_services();
         loop {
             self.start_due();
-            self.services.set_draining(self.crew.draining());
+            self.services.set_draining(&self.sockets, self.crew.draining());
             match self.next_event(self.crew.next_start()) {
                 Some(Event::Ended(worker)) => self.lost(worker),
                 Some(Event::Signal(signal)) => {
@@ -134,10 +134,30 @@ impl Supervisor {
 
     fn start_due(&mut self) {
         while let Some(worker) = self.crew.due(Instant::now()) {
+            self.revive(worker);
             if let Err(NotStarted { pid, failure }) = self.start(worker) {
                 let pause = log::after(self.crew.ended(worker, Instant::now()));
                 let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
                 log::line(format_args!("worker {worker}{pid}: {failure}; next start {pause}"));
+            }
+        }
+    }
+
+    /// Mends what the last process may have done to the worker's sockets.
+    fn revive(&mut self, worker: usize) {
+        for position in self.sockets.positions(worker) {
+            let address = self.sockets.address(position);
+            match self.sockets.revive(position) {
+                None => {}
+                Some(Ok(listener)) => {
+                    log::line(format_args!(
+                        "worker {worker} had shut {address} down; listening again"
+                    ));
+                    self.services.rejoin(position, listener);
+                }
+                Some(Err(error)) => {
+                    log::line(format_args!("worker {worker} had shut {address} down: {error}"));
+                }
             }
         }
     }
@@ -150,7 +170,7 @@ impl Supervisor {
         watch_end(worker, id_of(&child), self.sender.clone());
         self.children[worker] = Some(child);
         self.crew.started(worker, Instant::now());
-        self.services.set_pid(worker, pid);
+        self.services.set_pid(&self.sockets, worker, pid);
         let addresses: Vec<String> =
             self.sockets.of(worker).map(|(address, _)| address.to_string()).collect();
         let addresses = addresses.join(", ");
@@ -167,11 +187,13 @@ impl Supervisor {
     }
 
     /// Passes a signal on to all workers and waits for them; what outlasts the grace time or
-    /// a second signal is killed.
+    /// a second signal is killed. A lost terminal (SIGHUP) is passed on as SIGTERM: to many
+    /// servers SIGHUP means to read their settings anew.
     fn stop(&mut self, signal: Signal) {
         // With the last copy of its socket a worker closes it: new requests go to those
         // that still listen, and in the end they are refused.
         self.sockets.close();
+        let signal = if signal == Signal::SIGHUP { Signal::SIGTERM } else { signal };
         for child in self.children.iter().flatten() {
             // Fails only for a process that is not there: no child that is yet to be reaped.
             let _ = kill(id_of(child), signal);

@@ -1,13 +1,15 @@
 //! The services that the workers' sockets make up: one for each port.
 
+use std::mem;
 use std::net::TcpListener;
 
 use overspill::{Error, MemberId, MemberState, Name, Rules, Service};
 
 use super::sockets::Sockets;
 use super::{Plan, log};
+use crate::failure::Failure;
 
-/// The services, and which of their members belong to which worker.
+/// The services, and which of the sockets each of their members is.
 #[derive(Debug, Default)]
 pub(crate) struct Services {
     made: Vec<Made>,
@@ -18,6 +20,7 @@ pub(crate) struct Services {
 #[derive(Debug)]
 struct Made {
     service: Service,
+    /// Each with the position of its socket.
     members: Vec<(usize, MemberId)>,
 }
 
@@ -48,23 +51,35 @@ impl Services {
     }
 
     /// Notes which process serves a worker's sockets now.
-    pub(crate) fn set_pid(&self, worker: usize, pid: u32) {
-        self.each_member(worker, |service, member| service.set_pid(member, pid));
+    pub(crate) fn set_pid(&self, sockets: &Sockets, worker: usize, pid: u32) {
+        self.each_member(sockets.positions(worker), |service, member| service.set_pid(member, pid));
     }
 
     /// Lets the members of exactly these workers drain.
-    pub(crate) fn set_draining(&mut self, draining: Vec<bool>) {
+    pub(crate) fn set_draining(&mut self, sockets: &Sockets, draining: Vec<bool>) {
         // Resumed before others drain, so that there is always one that takes requests.
         for drain in [false, true] {
             for (worker, &wanted) in draining.iter().enumerate() {
                 if wanted == drain && wanted != self.draining[worker] {
-                    self.each_member(worker, |service, member| {
+                    self.each_member(sockets.positions(worker), |service, member| {
                         if drain { service.drain(member) } else { service.resume(member) }
                     });
                 }
             }
         }
         self.draining = draining;
+    }
+
+    /// Lets a socket that listens again be a member again. The kernel has taken it out of
+    /// the service when it was shut down, so it joins anew, at the end of the list.
+    pub(crate) fn rejoin(&mut self, position: usize, listener: &TcpListener) {
+        for made in &mut self.made {
+            for (_, member) in made.members.iter_mut().filter(|(own, _)| *own == position) {
+                let joined = made.service.join(listener);
+                let replaced = joined.and_then(|new| made.service.leave(mem::replace(member, new)));
+                replaced.unwrap_or_else(tell);
+            }
+        }
     }
 
     /// Removes them all, and gives the first failure. One that is gone already, by
@@ -80,27 +95,31 @@ impl Services {
         result
     }
 
-    /// Does something to every member of a worker. What fails is told, no more: the worker
-    /// serves its socket either way.
+    /// Does something to the members that these sockets are. What fails is told, no more:
+    /// the worker serves its sockets either way.
     fn each_member(
         &self,
-        worker: usize,
+        positions: impl Iterator<Item = usize>,
         act: impl Fn(&Service, MemberId) -> overspill::Result<()>,
     ) {
-        for made in &self.made {
-            for &(_, member) in made.members.iter().filter(|&&(owner, _)| owner == worker) {
-                if let Err(error) = act(&made.service, member) {
-                    log::line(format_args!("{}", crate::failure::Failure::from(error)));
+        for position in positions {
+            for made in &self.made {
+                for &(_, member) in made.members.iter().filter(|&&(own, _)| own == position) {
+                    act(&made.service, member).unwrap_or_else(tell);
                 }
             }
         }
     }
 }
 
+fn tell(error: Error) {
+    log::line(format_args!("{}", Failure::from(error)));
+}
+
 impl Made {
     fn make(name: &Name, plan: &Plan, sockets: &Sockets, port: u16) -> overspill::Result<Self> {
         take_over(name)?;
-        let (workers, listeners): (Vec<usize>, Vec<&TcpListener>) = sockets.on(port).unzip();
+        let (positions, listeners): (Vec<usize>, Vec<&TcpListener>) = sockets.on(port).unzip();
         let Rules { policy, on_full, redirect, spread } = plan.rules;
         let mut builder = Service::builder(name.as_str())
             .policy(policy)
@@ -112,7 +131,7 @@ impl Made {
         }
         let service = builder.share(&listeners)?;
         let members = service.status()?.members.into_iter().map(|member| member.member);
-        Ok(Self { members: workers.into_iter().zip(members).collect(), service })
+        Ok(Self { members: positions.into_iter().zip(members).collect(), service })
     }
 }
 

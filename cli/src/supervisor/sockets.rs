@@ -2,6 +2,9 @@
 
 use std::net::{SocketAddr, TcpListener};
 
+use nix::sys::socket::sockopt::AcceptConn;
+use nix::sys::socket::{Backlog, getsockopt, listen};
+
 /// Every worker's listening sockets, kept open here as well, so that a socket and what
 /// waits in its queue outlive the worker.
 #[derive(Debug)]
@@ -11,6 +14,7 @@ pub(crate) struct Sockets {
     listeners: Vec<TcpListener>,
     addresses: Vec<SocketAddr>,
     workers: usize,
+    backlog: u32,
 }
 
 impl Sockets {
@@ -20,7 +24,7 @@ impl Sockets {
         let workers = addresses[0].len();
         let addresses = addresses.concat();
         let listeners = overspill::listeners(addresses.iter().copied(), backlog)?;
-        Ok(Self { listeners, addresses, workers })
+        Ok(Self { listeners, addresses, workers, backlog })
     }
 
     pub(crate) fn workers(&self) -> usize {
@@ -33,11 +37,31 @@ impl Sockets {
         own.skip(worker).step_by(self.workers)
     }
 
-    /// The sockets on one port, each with its worker.
+    /// The sockets on one port, each with its position among all sockets.
     pub(crate) fn on(&self, port: u16) -> impl Iterator<Item = (usize, &TcpListener)> {
         let all = self.addresses.iter().zip(&self.listeners).enumerate();
         all.filter(move |(_, (address, _))| address.port() == port)
-            .map(|(position, (_, listener))| (position % self.workers, listener))
+            .map(|(position, (_, listener))| (position, listener))
+    }
+
+    /// The positions of a worker's sockets.
+    pub(crate) fn positions(&self, worker: usize) -> impl Iterator<Item = usize> + use<> {
+        (worker..self.listeners.len()).step_by(self.workers)
+    }
+
+    /// Lets a socket listen again if a worker shut it down (`shutdown(2)`), as some servers
+    /// do to wake their threads. `None` where it listens as it should.
+    pub(crate) fn revive(&self, position: usize) -> Option<nix::Result<&TcpListener>> {
+        let listener = &self.listeners[position];
+        if getsockopt(listener, AcceptConn) == Ok(true) {
+            return None;
+        }
+        let backlog = i32::try_from(self.backlog).ok().and_then(|it| Backlog::new(it).ok());
+        Some(listen(listener, backlog.unwrap_or(Backlog::MAXCONN)).map(|()| listener))
+    }
+
+    pub(crate) fn address(&self, position: usize) -> SocketAddr {
+        self.addresses[position]
     }
 
     /// The ports, in the order of the command line.
@@ -83,7 +107,8 @@ mod tests {
             let own: Vec<u16> = sockets.of(worker).map(|(_, listener)| port(listener)).collect();
             assert_eq!(own, [all[worker], all[worker + 3]]);
         }
-        let workers: Vec<usize> = sockets.on(0).map(|(worker, _)| worker).collect();
-        assert_eq!(workers, [0, 1, 2, 0, 1, 2]);
+        let positions: Vec<usize> = sockets.on(0).map(|(position, _)| position).collect();
+        assert_eq!(positions, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(sockets.positions(1).collect::<Vec<_>>(), [1, 4]);
     }
 }

@@ -52,7 +52,7 @@ impl Run {
     /// With Python workers that answer; returns when all are started.
     fn serving(options: &str) -> Self {
         let run = Self::start(options, &WORKER);
-        run.line("workers");
+        run.line("service");
         run
     }
 
@@ -386,6 +386,47 @@ fn while_no_worker_runs_requests_wait() {
         answer(client);
     }
     run.ends_at(Signal::SIGTERM);
+}
+
+#[test]
+fn a_socket_that_a_worker_shut_down_serves_its_successor() {
+    world::enter();
+    let (_folder, file) = absent_file();
+    let script = format!(
+        "import os, socket\nif not os.path.exists({file:?}):\n    open({file:?}, 'w').close()\n    \
+         socket.socket(fileno=3).shutdown(socket.SHUT_RDWR)\n    os._exit(0)\n{}",
+        WORKER[2]
+    );
+    let run = Run::start("--name web -n 1 --listen 10.0.0.1:80", &["python3", "-c", &script]);
+    run.line("worker 0 had shut 10.0.0.1:80 down; listening again");
+    let answer = ask("10.0.0.1:80");
+    wait_until("the successor is noted", || pids("web") == [pid(&answer)]);
+    assert_eq!(members("web")[0].state, MemberState::Active);
+    assert_eq!(members("web")[0].placed, 1);
+    run.ends_at(Signal::SIGTERM);
+}
+
+#[test]
+fn no_signal_is_ignored_or_blocked_in_a_worker() {
+    world::enter();
+    let script = "grep -E '^Sig(Blk|Ign)' /proc/self/status >&2; exec sleep 1000";
+    let run = Run::start("-n 1 --listen 10.0.0.1:80", &["sh", "-c", script]);
+    for field in ["SigBlk:", "SigIgn:"] {
+        let line = run.line(field);
+        let mask = u64::from_str_radix(line.rsplit('\t').next().unwrap(), 16).unwrap();
+        // Beyond them are those for the C library's own use, whatever they are set to.
+        let standard = mask & ((1 << 31) - 1);
+        assert_eq!(standard, 0, "{line}");
+    }
+    run.ends_at(Signal::SIGTERM);
+}
+
+#[test]
+fn a_lost_terminal_ends_the_workers_gracefully() {
+    world::enter();
+    let run = Run::serving("-n 1 --listen 10.0.0.1:80");
+    let lines = run.ends_at(Signal::SIGHUP);
+    assert!(lines[1].ends_with("was ended by SIGTERM"), "{lines:#?}");
 }
 
 #[test]
