@@ -6,7 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -374,13 +374,15 @@ fn while_no_worker_runs_requests_wait() {
     let (_folder, file) = absent_file();
     let mut command = vec!["sh", "-c", NEEDS_FILE, "sh", file.to_str().unwrap()];
     command.extend(WORKER);
-    let run = Run::start("--name web -n 2 --listen 10.0.0.1:80", &command);
-    // Both wait by turns, and at times together, when the first pause is over.
-    run.line("in 100 ms");
-    run.line("in 100 ms");
-    run.line("in 200 ms");
-    run.line("in 200 ms");
-    let clients: Vec<TcpStream> = (0..8).map(|_| connect("10.0.0.1:80")).collect();
+    let run = Run::start("--name web -n 1 --listen 10.0.0.1:80", &command);
+    run.line("in 400 ms");
+    let mut clients = Vec::new();
+    // The pause lasts until the next line.
+    while run.lines.recv_timeout(Duration::from_millis(20)).is_err() {
+        assert_eq!(members("web")[0].state, MemberState::Active, "the last one never drains");
+        clients.push(connect("10.0.0.1:80"));
+    }
+    assert!(!clients.is_empty());
     std::fs::write(&file, "").unwrap();
     for client in clients {
         answer(client);
@@ -409,7 +411,7 @@ fn a_socket_that_a_worker_shut_down_serves_its_successor() {
 #[test]
 fn no_signal_is_ignored_or_blocked_in_a_worker() {
     world::enter();
-    let script = "grep -E '^Sig(Blk|Ign)' /proc/self/status >&2; exec sleep 1000";
+    let script = "grep -E '^Sig(Blk|Ign)' /proc/self/status >&2; exec sleep 30";
     let run = Run::start("-n 1 --listen 10.0.0.1:80", &["sh", "-c", script]);
     for field in ["SigBlk:", "SigIgn:"] {
         let line = run.line(field);
@@ -432,7 +434,7 @@ fn a_lost_terminal_ends_the_workers_gracefully() {
 #[test]
 fn what_a_worker_leaves_running_ends_with_it() {
     world::enter();
-    let script = "sleep 1000 & echo left $! >&2; exit 0";
+    let script = "sleep 30 & echo left $! >&2; exit 0";
     let run = Run::start("-n 1 --listen 10.0.0.1:80", &["sh", "-c", script]);
     let left: u32 = run.line("left").rsplit(' ').next().unwrap().parse().unwrap();
     run.line("ended with status 0; next start now");
@@ -459,11 +461,10 @@ fn a_worker_that_will_not_end_is_killed() {
     let lines = start("1").ends_at(Signal::SIGTERM);
     assert!(lines.contains(&"overspill: 1 s are over: killing 1 worker".to_owned()), "{lines:#?}");
 
-    let run = start("1000");
+    let mut run = start("30");
     run.signal(Signal::SIGTERM);
     run.line("SIGTERM: ending 1 worker");
     // One right after the first counts as the same.
-    let mut run = run;
     wait_until("a second signal kills it", || {
         let ended = run.supervisor.try_wait().unwrap();
         if ended.is_none() {
