@@ -36,12 +36,12 @@ Exit status: 0 when a signal has ended it, 1 when it failed (nothing is left beh
 wrong usage.";
 
 const EXAMPLES: &str = "\
-EXAMPLES:
+EXAMPLES
   A worker for each CPU, all on one port:
     overspill run --listen 0.0.0.0:8080 -- python3 server.py
 
   Four workers as another user, each request to the shortest queue:
-    overspill run --name web -n 4 --listen '[::]:80' --policy shortest-queue \\
+    overspill run --name web -n 4 --listen 0.0.0.0:80 --policy shortest-queue \\
         --user www-data -- /usr/local/bin/server --inherit-socket
 
   Two workers, each at an address of its own; when one is full, the other helps out:
@@ -82,11 +82,11 @@ pub(crate) struct Args {
 
     /// What becomes of a request when every queue is full: left to the kernel, which drops
     /// it silently, or refused at once
-    #[arg(long, default_value_t, value_parser = words(&OnFull::ALL.map(OnFull::name)).try_map(|word| word.parse::<OnFull>()))]
+    #[arg(long, value_name = "ACTION", default_value_t, value_parser = words(&OnFull::ALL.map(OnFull::name)).try_map(|word| word.parse::<OnFull>()))]
     on_full: OnFull,
 
     /// Whether requests are redirected; without it there is no service, only workers
-    #[arg(long, default_value = "on", action = clap::ArgAction::Set,
+    #[arg(long, value_name = "ON|OFF", hide_possible_values = true, default_value = "on", action = clap::ArgAction::Set,
           value_parser = words(&["on", "off"]).map(|word| word == "on"))]
     redirect: bool,
 
