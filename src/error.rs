@@ -289,6 +289,11 @@ impl Error {
                  CAP_SYS_PTRACE (for processes of other users CAP_DAC_READ_SEARCH too); \
                  overspill check tells what is missing"
             }
+            Self::System { source, .. } => match source.kind() {
+                io::ErrorKind::AddrInUse => "ss -ltnp shows who listens there",
+                io::ErrorKind::AddrNotAvailable => "ip address shows the machine's addresses",
+                _ => return None,
+            },
             _ => return None,
         })
     }

@@ -7,6 +7,7 @@ mod args;
 mod commands;
 mod failure;
 mod output;
+mod supervisor;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -14,6 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{check, demo, drain, ls, resume, rm, run, set, share, show};
+use supervisor::worker;
 
 /// Let the sockets of one service share their queues inside the kernel
 ///
@@ -39,6 +41,8 @@ enum Command {
     Rm(rm::Args),
     Check(check::Args),
     Demo(demo::Args),
+    #[command(hide = true)]
+    Worker(worker::Args),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         Command::Rm(args) => rm::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Worker(args) => worker::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

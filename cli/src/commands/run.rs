@@ -1,11 +1,314 @@
 //! `overspill run`
 
-use crate::failure::{Failure, Outcome};
+use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::thread::available_parallelism;
+use std::time::Duration;
 
-/// (to be written)
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::error::ErrorKind;
+use overspill::{Capacity, Name, OnFull, Policy, Rules};
+
+use crate::failure::Outcome;
+use crate::supervisor::{self, Plan};
+
+const LONG: &str = "\
+Start the workers of a server, each with a listening socket of its own
+
+Makes the listening sockets, makes a service of them, and starts COMMAND once for each
+worker, which gets its sockets as from systemd: descriptors from 3 on, with LISTEN_FDS,
+LISTEN_PID and LISTEN_FDNAMES in its environment, and its number, from 0 on, in
+OVERSPILL_WORKER. A socket's name in LISTEN_FDNAMES is its address with '-' for each ':'
+(127.0.0.1-8080). stdin is /dev/null, and the worker leads a process group of its own.
+
+A worker that ends, with whatever status, is started again: at once, then after 100 ms,
+then after twice the pause before, up to 10 s; when it has run for 10 s, at once again. So
+COMMAND has to stay in the foreground. What it leaves running in its process group is
+killed. Clients that wait in its queue wait for its successor; during a pause new requests
+go to the other workers.
+
+SIGTERM, SIGINT and SIGQUIT are passed on to the workers and end the service, as does
+SIGHUP, passed on as SIGTERM. What still runs when the grace time is over, or at a second
+signal, is killed.
+
+Exit status: 0 when a signal has ended it, 1 when it failed (nothing is left behind), 2 for
+wrong usage.";
+
+const EXAMPLES: &str = "\
+EXAMPLES
+  A worker for each CPU, all on one port:
+    overspill run --listen 0.0.0.0:8080 -- python3 server.py
+
+  Four workers as another user, each request to the shortest queue:
+    overspill run --name web -n 4 --listen 0.0.0.0:80 --policy shortest-queue \\
+        --user www-data -- /usr/local/bin/server --inherit-socket
+
+  Two workers, each at an address of its own; when one is full, the other helps out:
+    overspill run --listen-each 192.0.2.1:80,192.0.2.2:80 -- ./server
+
+  HTTP and HTTPS (services web:80 and web:443; descriptors 3 and 4 in each worker):
+    overspill run --name web --listen 0.0.0.0:80 --listen 0.0.0.0:443 -- ./server
+
+  The same workers as plain Linux serves them, to compare:
+    overspill run --redirect off --listen 0.0.0.0:8080 -- python3 server.py";
+
+/// Start the workers of a server, each with a listening socket of its own
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {}
+#[command(long_about = LONG, after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The service's name; with several ports it is followed by :PORT [default: COMMAND's
+    /// file name]
+    #[arg(long, value_parser = base_name)]
+    name: Option<Name>,
 
-pub(crate) fn run(_args: Args) -> Outcome {
-    Err(Failure::new("not written yet"))
+    /// How many workers [default: one for each CPU, or for each address of --listen-each]
+    #[arg(short = 'n', value_name = "WORKERS",
+          value_parser = clap::value_parser!(u16).range(1..))]
+    workers: Option<u16>,
+
+    /// Each worker gets a socket at this address; may be given several times
+    #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
+    listen: Vec<SocketAddr>,
+
+    /// Each worker gets a socket at the address in its place; may be given several times.
+    /// These sockets come after those of --listen
+    #[arg(long, value_name = "A:P,B:P,...", value_parser = addresses)]
+    listen_each: Vec<Addresses>,
+
+    /// How a worker is chosen among those with room in their queue
+    #[arg(long, default_value_t, value_parser = words(&Policy::ALL.map(Policy::name)).try_map(|word| word.parse::<Policy>()))]
+    policy: Policy,
+
+    /// What becomes of a request when every queue is full: left to the kernel, which drops
+    /// it silently, or refused at once
+    #[arg(long, value_name = "ACTION", default_value_t, value_parser = words(&OnFull::ALL.map(OnFull::name)).try_map(|word| word.parse::<OnFull>()))]
+    on_full: OnFull,
+
+    /// Whether requests are redirected; without it there is no service, only workers
+    #[arg(long, value_name = "ON|OFF", hide_possible_values = true, default_value = "on", action = clap::ArgAction::Set,
+          value_parser = words(&["on", "off"]).map(|word| word == "on"))]
+    redirect: bool,
+
+    /// Let every worker take requests to every address, not only when one is full
+    #[arg(long)]
+    spread: bool,
+
+    /// How many connections may wait in each queue (and one more); the kernel lowers it to
+    /// net.core.somaxconn
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    backlog: u32,
+
+    /// The user that the workers run as, by name or number
+    #[arg(long)]
+    user: Option<String>,
+
+    /// How long the workers may take to end before they are killed
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    grace: u32,
+
+    /// How much the network namespace is set up for, if this is its first service
+    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = capacity)]
+    capacity: Option<Capacity>,
+
+    /// The server, and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+/// One address for each worker.
+#[derive(Debug, Clone)]
+struct Addresses(Vec<SocketAddr>);
+
+pub(crate) fn run(args: Args) -> Outcome {
+    match args.plan() {
+        Ok(plan) => supervisor::run(plan),
+        Err(message) => wrong_usage(&message),
+    }
+}
+
+impl Args {
+    /// What is to be run, or what is wrong with the arguments together.
+    fn plan(self) -> Result<Plan, String> {
+        if self.listen.is_empty() && self.listen_each.is_empty() {
+            return Err("without --listen there is no socket to hand to the workers (taking the \
+                        sockets that COMMAND makes is not in this version); give --listen \
+                        ADDR:PORT, or start COMMAND and use overspill share"
+                .to_owned());
+        }
+        let workers = self.workers()?;
+        let everywhere = self.listen.iter().map(|&address| vec![address; workers]);
+        let each = self.listen_each.into_iter().map(|Addresses(each)| each);
+        Ok(Plan {
+            name: self.name.unwrap_or_else(|| default_name(&self.command[0])),
+            addresses: everywhere.chain(each).collect(),
+            backlog: self.backlog,
+            rules: Rules {
+                policy: self.policy,
+                on_full: self.on_full,
+                redirect: self.redirect,
+                spread: self.spread,
+            },
+            capacity: self.capacity,
+            user: self.user,
+            grace: Duration::from_secs(self.grace.into()),
+            command: self.command,
+        })
+    }
+
+    fn workers(&self) -> Result<usize, String> {
+        let given = self.workers.map(usize::from);
+        let Some(Addresses(first)) = self.listen_each.first() else {
+            return Ok(given.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)));
+        };
+        let workers = given.unwrap_or(first.len());
+        match self.listen_each.iter().find(|each| each.0.len() != workers) {
+            None => Ok(workers),
+            Some(Addresses(other)) => Err(format!(
+                "the workers are {workers}, the addresses of --listen-each {}; give one address \
+                 for each worker",
+                other.len()
+            )),
+        }
+    }
+}
+
+fn wrong_usage(message: &str) -> ! {
+    let command = clap::Command::new("overspill run").bin_name("overspill run");
+    <Args as clap::Args>::augment_args(command).error(ErrorKind::ValueValidation, message).exit()
+}
+
+/// COMMAND's file name, made fit for a name.
+fn default_name(command: &OsStr) -> Name {
+    let file = Path::new(command).file_name().unwrap_or_default().to_string_lossy();
+    let fit = |c: char| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '-' };
+    let name: String = file.chars().map(fit).skip_while(|c| !c.is_ascii_alphanumeric()).collect();
+    let name = &name[..name.len().min(64)];
+    let name = if name.is_empty() { "service" } else { name };
+    name.parse().expect("made fit for a name")
+}
+
+fn base_name(text: &str) -> Result<Name, String> {
+    let remedy = "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit";
+    if text.contains(':') {
+        return Err(format!("overspill adds the port by itself; {remedy}"));
+    }
+    text.parse().map_err(|error| format!("{error}; {remedy}"))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let example = "give an address and a port, such as 127.0.0.1:8080 or [::]:8080";
+    let address: SocketAddr = text.parse().map_err(|_| example.to_owned())?;
+    match address.port() {
+        0 => Err(format!("port 0 would be another port for each worker; {example}")),
+        _ => Ok(address),
+    }
+}
+
+fn addresses(text: &str) -> Result<Addresses, String> {
+    text.split(',').map(address).collect::<Result<_, _>>().map(Addresses)
+}
+
+fn capacity(text: &str) -> Result<Capacity, String> {
+    let numbers = text.split_once(',').and_then(|(s, m)| Some((s.parse().ok()?, m.parse().ok()?)));
+    let (services, members) = numbers.ok_or("give two numbers, such as 16,256")?;
+    Ok(Capacity { services, members })
+}
+
+/// One of these words.
+fn words(words: &[&'static str]) -> PossibleValuesParser {
+    PossibleValuesParser::new(words.iter().copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Run {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn plan(line: &str) -> Result<Plan, String> {
+        let words = std::iter::once("run").chain(line.split(' '));
+        Run::try_parse_from(words).map_err(|error| error.to_string())?.args.plan()
+    }
+
+    fn at(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn each_worker_has_each_address() {
+        let plan =
+            plan("-n 2 --listen 10.0.0.1:80 --listen-each 10.0.0.1:81,10.0.0.2:81 -- ./server -x")
+                .unwrap();
+        let expected =
+            [[at("10.0.0.1:80"), at("10.0.0.1:80")], [at("10.0.0.1:81"), at("10.0.0.2:81")]];
+        assert_eq!(plan.addresses, expected);
+        assert_eq!(plan.name.as_str(), "server");
+        assert_eq!(plan.command, ["./server", "-x"]);
+        assert_eq!(plan.rules, Rules::default());
+    }
+
+    #[test]
+    fn the_workers_are_as_many_as_the_addresses() {
+        let each = "--listen-each 10.0.0.1:80,10.0.0.2:80,10.0.0.3:80";
+        assert_eq!(plan(&format!("{each} -- x")).unwrap().addresses[0].len(), 3);
+        let error = plan(&format!("-n 2 {each} -- x")).unwrap_err();
+        assert!(error.contains("workers are 2, the addresses of --listen-each 3"), "{error}");
+        let error = plan(&format!("{each} --listen-each 10.0.0.1:81 -- x")).unwrap_err();
+        assert!(error.contains("workers are 3, the addresses of --listen-each 1"), "{error}");
+    }
+
+    #[test]
+    fn the_rules_are_as_given() {
+        let line = "--listen 10.0.0.1:80 --policy round-robin --on-full reset --redirect off \
+                    --spread --capacity 2,3 --grace 4 -- x";
+        let plan = plan(line).unwrap();
+        let expected = Rules {
+            policy: Policy::RoundRobin,
+            on_full: OnFull::Reset,
+            redirect: false,
+            spread: true,
+        };
+        assert_eq!(plan.rules, expected);
+        assert_eq!(plan.capacity, Some(Capacity { services: 2, members: 3 }));
+        assert_eq!(plan.grace, Duration::from_secs(4));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        for (line, said) in [
+            ("-- x", "--listen"),
+            ("--listen 10.0.0.1:80", "<COMMAND>"),
+            ("--listen localhost -- x", "127.0.0.1:8080"),
+            ("--listen 10.0.0.1:0 -- x", "port 0"),
+            ("--listen-each 10.0.0.1:80, -- x", "127.0.0.1:8080"),
+            ("-n 0 --listen 10.0.0.1:80 -- x", "0 is not in"),
+            ("--policy best --listen 10.0.0.1:80 -- x", "shortest-queue"),
+            ("--name web:80 --listen 10.0.0.1:80 -- x", "adds the port"),
+            ("--capacity 3 --listen 10.0.0.1:80 -- x", "two numbers"),
+        ] {
+            let error = plan(line).unwrap_err();
+            assert!(error.contains(said), "{line}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_default_name_is_fit() {
+        let long = "a".repeat(100);
+        for (command, name) in [
+            ("/usr/bin/python3.11", "python3.11"),
+            ("./my server", "my-server"),
+            ("_hidden", "hidden"),
+            ("..", "service"),
+            ("日本", "service"),
+            (&long, &long[..64]),
+        ] {
+            assert_eq!(default_name(OsStr::new(command)).as_str(), name, "{command}");
+        }
+    }
 }

@@ -4,5 +4,6 @@
 mod bad_input;
 mod commands;
 mod demo;
+mod run;
 mod server;
 mod tool;

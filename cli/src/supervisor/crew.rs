@@ -1,0 +1,148 @@
+//! When each worker is started again, and whose members drain meanwhile. Nothing here
+//! touches a process or a clock.
+
+use std::time::{Duration, Instant};
+
+/// The pause before the second start in a row; each later one is twice as long.
+const SHORTEST: Duration = Duration::from_millis(100);
+const LONGEST: Duration = Duration::from_secs(10);
+/// A worker that has run this long has run well: its next start is a first one.
+const WELL: Duration = Duration::from_secs(10);
+
+/// The workers, by number.
+#[derive(Debug)]
+pub(crate) struct Crew(Vec<Worker>);
+
+#[derive(Debug, Clone)]
+struct Worker {
+    phase: Phase,
+    /// How long it waits when it ends next without having run well.
+    pause: Duration,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Phase {
+    Running { since: Instant },
+    Waiting { until: Instant },
+}
+
+impl Crew {
+    /// All wait for their first start, which is due.
+    pub(crate) fn new(workers: usize, now: Instant) -> Self {
+        let worker = Worker { phase: Phase::Waiting { until: now }, pause: Duration::ZERO };
+        Self(vec![worker; workers])
+    }
+
+    /// A worker that is to be started now.
+    pub(crate) fn due(&self, now: Instant) -> Option<usize> {
+        self.0
+            .iter()
+            .position(|worker| matches!(worker.phase, Phase::Waiting { until } if until <= now))
+    }
+
+    /// When the next start is due, unless all run.
+    pub(crate) fn next_start(&self) -> Option<Instant> {
+        let due = self.0.iter().filter_map(|worker| match worker.phase {
+            Phase::Waiting { until } => Some(until),
+            Phase::Running { .. } => None,
+        });
+        due.min()
+    }
+
+    pub(crate) fn started(&mut self, worker: usize, now: Instant) {
+        self.0[worker].phase = Phase::Running { since: now };
+    }
+
+    /// Notes that a worker ended, and gives the pause before its next start.
+    pub(crate) fn ended(&mut self, worker: usize, now: Instant) -> Duration {
+        let worker = &mut self.0[worker];
+        if let Phase::Running { since } = worker.phase
+            && now.duration_since(since) >= WELL
+        {
+            worker.pause = Duration::ZERO;
+        }
+        let pause = worker.pause;
+        worker.phase = Phase::Waiting { until: now + pause };
+        worker.pause = (pause * 2).clamp(SHORTEST, LONGEST);
+        pause
+    }
+
+    /// Whose members are to drain: those of the waiting workers while another runs. Where
+    /// none runs, none drains: requests wait in all queues for whoever is back first,
+    /// instead of being refused.
+    pub(crate) fn draining(&self) -> Vec<bool> {
+        let runs = |worker: &Worker| matches!(worker.phase, Phase::Running { .. });
+        let any_runs = self.0.iter().any(runs);
+        self.0.iter().map(|worker| any_runs && !runs(worker)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A crew whose workers were all started at `now`.
+    fn running(workers: usize, now: Instant) -> Crew {
+        let mut crew = Crew::new(workers, now);
+        for worker in 0..workers {
+            assert_eq!(crew.due(now), Some(worker));
+            crew.started(worker, now);
+        }
+        crew
+    }
+
+    #[test]
+    fn the_pauses_grow_to_a_limit() {
+        let now = Instant::now();
+        let mut crew = running(1, now);
+        let mut pauses = Vec::new();
+        for _ in 0..10 {
+            pauses.push(crew.ended(0, now).as_millis());
+            crew.started(0, now);
+        }
+        assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn a_worker_that_ran_well_is_started_at_once() {
+        let now = Instant::now();
+        let mut crew = running(1, now);
+        for _ in 0..5 {
+            crew.ended(0, now);
+            crew.started(0, now);
+        }
+        assert_eq!(crew.ended(0, now + WELL / 2), SHORTEST * 16);
+        crew.started(0, now);
+        assert_eq!(crew.ended(0, now + WELL), Duration::ZERO);
+        crew.started(0, now);
+        assert_eq!(crew.ended(0, now), SHORTEST);
+    }
+
+    #[test]
+    fn a_start_is_due_when_its_pause_is_over() {
+        let now = Instant::now();
+        let mut crew = running(2, now);
+        assert_eq!((crew.due(now), crew.next_start()), (None, None));
+        crew.ended(1, now);
+        assert_eq!(crew.due(now), Some(1));
+        crew.started(1, now);
+        crew.ended(1, now);
+        assert_eq!((crew.due(now), crew.next_start()), (None, Some(now + SHORTEST)));
+        assert_eq!(crew.due(now + SHORTEST), Some(1));
+    }
+
+    #[test]
+    fn waiting_workers_drain_only_while_another_runs() {
+        let now = Instant::now();
+        let mut crew = running(3, now);
+        assert_eq!(crew.draining(), [false, false, false]);
+        crew.ended(0, now);
+        assert_eq!(crew.draining(), [true, false, false]);
+        crew.ended(2, now);
+        assert_eq!(crew.draining(), [true, false, true]);
+        crew.ended(1, now);
+        assert_eq!(crew.draining(), [false, false, false]);
+        crew.started(2, now);
+        assert_eq!(crew.draining(), [true, true, false]);
+    }
+}

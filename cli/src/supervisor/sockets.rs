@@ -1,0 +1,114 @@
+//! The sockets of the workers.
+
+use std::net::{SocketAddr, TcpListener};
+
+use nix::sys::socket::sockopt::AcceptConn;
+use nix::sys::socket::{Backlog, getsockopt, listen};
+
+/// Every worker's listening sockets, kept open here as well, so that a socket and what
+/// waits in its queue outlive the worker.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    /// All first sockets in the order of the workers, then all second ones, and so on:
+    /// in a service's list, the members at one address are then neighbours.
+    listeners: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+    workers: usize,
+    backlog: u32,
+}
+
+impl Sockets {
+    /// Makes them. `addresses` gives, for each socket of a worker, the address that it has
+    /// in each worker.
+    pub(crate) fn make(addresses: &[Vec<SocketAddr>], backlog: u32) -> overspill::Result<Self> {
+        let workers = addresses[0].len();
+        let addresses = addresses.concat();
+        let listeners = overspill::listeners(addresses.iter().copied(), backlog)?;
+        Ok(Self { listeners, addresses, workers, backlog })
+    }
+
+    pub(crate) fn workers(&self) -> usize {
+        self.workers
+    }
+
+    /// The sockets of one worker, each with its address.
+    pub(crate) fn of(&self, worker: usize) -> impl Iterator<Item = (SocketAddr, &TcpListener)> {
+        let own = self.addresses.iter().copied().zip(&self.listeners);
+        own.skip(worker).step_by(self.workers)
+    }
+
+    /// The sockets on one port, each with its position among all sockets.
+    pub(crate) fn on(&self, port: u16) -> impl Iterator<Item = (usize, &TcpListener)> {
+        let all = self.addresses.iter().zip(&self.listeners).enumerate();
+        all.filter(move |(_, (address, _))| address.port() == port)
+            .map(|(position, (_, listener))| (position, listener))
+    }
+
+    /// The positions of a worker's sockets.
+    pub(crate) fn positions(&self, worker: usize) -> impl Iterator<Item = usize> + use<> {
+        (worker..self.listeners.len()).step_by(self.workers)
+    }
+
+    /// Lets a socket listen again if a worker shut it down (`shutdown(2)`), as some servers
+    /// do to wake their threads. `None` where it listens as it should.
+    pub(crate) fn revive(&self, position: usize) -> Option<nix::Result<&TcpListener>> {
+        let listener = &self.listeners[position];
+        if getsockopt(listener, AcceptConn) == Ok(true) {
+            return None;
+        }
+        let backlog = i32::try_from(self.backlog).ok().and_then(|it| Backlog::new(it).ok());
+        Some(listen(listener, backlog.unwrap_or(Backlog::MAXCONN)).map(|()| listener))
+    }
+
+    pub(crate) fn address(&self, position: usize) -> SocketAddr {
+        self.addresses[position]
+    }
+
+    /// The ports, in the order of the command line.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        let mut ports = Vec::new();
+        for port in self.addresses.iter().map(SocketAddr::port) {
+            if !ports.contains(&port) {
+                ports.push(port);
+            }
+        }
+        ports
+    }
+
+    /// Lets go of them: each is now closed with its worker.
+    pub(crate) fn close(&mut self) {
+        self.listeners.clear();
+    }
+}
+
+/// A socket's name in `LISTEN_FDNAMES`, where `:` separates the names.
+pub(crate) fn descriptor_name(address: SocketAddr) -> String {
+    address.to_string().replace(':', "-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_name_has_no_colon() {
+        let name = |text: &str| descriptor_name(text.parse().unwrap());
+        assert_eq!(name("10.0.0.1:80"), "10.0.0.1-80");
+        assert_eq!(name("[::]:80"), "[--]-80");
+    }
+
+    #[test]
+    fn each_worker_has_its_sockets() {
+        let any = |count| vec!["127.0.0.1:0".parse().unwrap(); count];
+        let sockets = Sockets::make(&[any(3), any(3)], 8).unwrap();
+        let port = |listener: &TcpListener| listener.local_addr().unwrap().port();
+        let all: Vec<u16> = sockets.listeners.iter().map(port).collect();
+        for worker in 0..3 {
+            let own: Vec<u16> = sockets.of(worker).map(|(_, listener)| port(listener)).collect();
+            assert_eq!(own, [all[worker], all[worker + 3]]);
+        }
+        let positions: Vec<usize> = sockets.on(0).map(|(position, _)| position).collect();
+        assert_eq!(positions, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(sockets.positions(1).collect::<Vec<_>>(), [1, 4]);
+    }
+}

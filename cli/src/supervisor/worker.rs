@@ -1,0 +1,152 @@
+//! A worker: started as `overspill worker`, which becomes COMMAND.
+//!
+//! Only the new process can know its own id for `LISTEN_PID`, and give up its own
+//! privileges. What goes wrong before COMMAND runs is reported through stdin, a socket to
+//! the supervisor that is closed when COMMAND takes the process over.
+
+use std::convert::Infallible;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use command_fds::{CommandFdExt, FdMapping};
+use nix::sys::signal::SigSet;
+use nix::unistd::{Uid, User, initgroups, setgid, setuid};
+
+use super::sockets::descriptor_name;
+use crate::failure::{Failure, Outcome};
+
+/// The first of the descriptors handed over (`SD_LISTEN_FDS_START`).
+const FIRST_DESCRIPTOR: i32 = 3;
+
+/// Become a worker (for `overspill run`)
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[arg(long)]
+    user: Option<String>,
+    #[arg(last = true, required = true)]
+    command: Vec<OsString>,
+}
+
+/// A worker that could not become COMMAND.
+pub(crate) struct NotStarted {
+    pub(crate) pid: Option<u32>,
+    pub(crate) failure: Failure,
+}
+
+/// Starts worker number `number` with its sockets, and returns when it has become COMMAND.
+pub(crate) fn start<'a>(
+    number: usize,
+    user: Option<&str>,
+    command: &[OsString],
+    sockets: impl Iterator<Item = (SocketAddr, &'a TcpListener)>,
+) -> Result<Child, NotStarted> {
+    let (mut child, mut report) = spawn(number, user, command, sockets).map_err(|error| {
+        let failure = Failure::new(format!("cannot start a worker: {error}"));
+        NotStarted { pid: None, failure }
+    })?;
+    let mut failure = String::new();
+    // A report that breaks off is one that COMMAND's start has closed.
+    let _ = report.read_to_string(&mut failure);
+    if failure.is_empty() {
+        return Ok(child);
+    }
+    let pid = Some(child.id());
+    // It ends by itself after its report.
+    let _ = child.wait();
+    Err(NotStarted { pid, failure: Failure::new(failure) })
+}
+
+fn spawn<'a>(
+    number: usize,
+    user: Option<&str>,
+    command: &[OsString],
+    sockets: impl Iterator<Item = (SocketAddr, &'a TcpListener)>,
+) -> std::io::Result<(Child, UnixStream)> {
+    let mut names = Vec::new();
+    let mut mappings = Vec::new();
+    for ((address, listener), child_fd) in sockets.zip(FIRST_DESCRIPTOR..) {
+        names.push(descriptor_name(address));
+        mappings.push(FdMapping { parent_fd: listener.try_clone()?.into(), child_fd });
+    }
+    let (report, stdin) = UnixStream::pair()?;
+    let mut worker = Command::new("/proc/self/exe");
+    worker.arg0("overspill").arg("worker");
+    if let Some(user) = user {
+        worker.args(["--user", user]);
+    }
+    worker
+        .arg("--")
+        .args(command)
+        .stdin(OwnedFd::from(stdin))
+        // A signal from the terminal reaches the supervisor alone, which passes it on once.
+        .process_group(0)
+        .env("LISTEN_FDS", names.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"))
+        .env("OVERSPILL_WORKER", number.to_string())
+        .fd_mappings(mappings)
+        .expect("the descriptors are numbered one by one");
+    Ok((worker.spawn()?, report))
+}
+
+/// Becomes COMMAND. Returns never: what fails is reported to the supervisor.
+pub(crate) fn run(args: &Args) -> Outcome {
+    let report = std::io::stdin().as_fd().try_clone_to_owned();
+    let Err(failure) = become_command(args);
+    let report = report.map_err(|error| Failure::new(format!("cannot use stdin: {error}")))?;
+    // Without a supervisor to read it, it is told as any other failure.
+    if File::from(report).write_all(failure.to_string().as_bytes()).is_err() {
+        return Err(failure);
+    }
+    std::process::exit(1)
+}
+
+fn become_command(args: &Args) -> Result<Infallible, Failure> {
+    // The supervisor blocks the signals that it waits for; a worker is to get them.
+    SigSet::empty()
+        .thread_set_mask()
+        .map_err(|error| Failure::new(format!("cannot unblock signals: {error}")))?;
+    let (program, arguments) = args.command.split_first().expect("COMMAND is required");
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).env("LISTEN_PID", std::process::id().to_string());
+    if let Some(name) = &args.user {
+        let user = find_user(name)?;
+        become_user(&user)?;
+        command.env("USER", &user.name).env("LOGNAME", &user.name).env("HOME", &user.dir);
+    }
+    let error = command.exec();
+    Err(Failure::new(format!(
+        "cannot start {}: {error}; give a program in PATH, or its path",
+        program.display()
+    )))
+}
+
+/// The user of that name or number.
+pub(crate) fn find_user(name: &str) -> Result<User, Failure> {
+    let failed =
+        |error| Failure::new(format!("cannot look up user {name}: {error}; look with getent"));
+    let user = User::from_name(name).map_err(failed)?;
+    let user = match (user, name.parse()) {
+        (None, Ok(number)) => User::from_uid(Uid::from_raw(number)).map_err(failed)?,
+        (user, _) => user,
+    };
+    user.ok_or_else(|| Failure::new(format!("there is no user {name}; look with getent passwd")))
+}
+
+fn become_user(user: &User) -> Result<(), Failure> {
+    let name = CString::new(user.name.as_str()).expect("a name from the system has no NUL");
+    initgroups(&name, user.gid)
+        .and_then(|()| setgid(user.gid))
+        .and_then(|()| setuid(user.uid))
+        .map_err(|error| {
+            Failure::new(format!(
+                "cannot become user {}: {error}; run as root, or without --user",
+                user.name
+            ))
+        })
+}
