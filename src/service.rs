@@ -123,6 +123,13 @@ impl<'a> Candidate<'a> {
 }
 
 impl Builder {
+    /// All its rules at once (those of [`Rules::default`]).
+    #[must_use]
+    pub fn rules(mut self, rules: Rules) -> Self {
+        self.rules = rules;
+        self
+    }
+
     /// How a member is chosen among those with room ([`Policy::NextAvailable`]).
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use overspill::{Builder, Change, MemberId, Name, Namespace, OnFull, Policy, Service};
+use overspill::{Capacity, Change, MemberId, Name, Namespace, OnFull, Policy, Rules, Service};
 
 use crate::failure::Failure;
 
@@ -26,14 +26,14 @@ pub(crate) struct RuleArgs {
 
 impl RuleArgs {
     /// As the rules of a new service.
-    pub(crate) fn of_new(&self, mut builder: Builder) -> Builder {
-        if let Some(policy) = self.policy {
-            builder = builder.policy(policy);
+    pub(crate) fn of_new(&self, spread: bool) -> Rules {
+        let default = Rules::default();
+        Rules {
+            policy: self.policy.unwrap_or(default.policy),
+            on_full: self.on_full.unwrap_or(default.on_full),
+            redirect: self.redirect.unwrap_or(default.redirect),
+            spread,
         }
-        if let Some(on_full) = self.on_full {
-            builder = builder.on_full(on_full);
-        }
-        builder.redirect(self.redirect.unwrap_or(true))
     }
 
     /// As a change of an existing service.
@@ -63,6 +63,16 @@ pub(crate) fn on_off() -> impl TypedValueParser<Value = bool> {
 /// A service's name; a wrong one is answered with the rules for names.
 pub(crate) fn name(text: &str) -> Result<Name, String> {
     text.parse().map_err(|error: overspill::Error| Failure::from(error).to_string())
+}
+
+/// How many services and members, each within its bounds.
+pub(crate) fn capacity(text: &str) -> Result<Capacity, String> {
+    let fit = |number: &str| number.parse().ok().filter(|n| (1..=Capacity::MAX).contains(n));
+    text.split_once(',')
+        .and_then(|(services, members)| {
+            Some(Capacity { services: fit(services)?, members: fit(members)? })
+        })
+        .ok_or_else(|| format!("two numbers from 1 to {}, as in 16,256", Capacity::MAX))
 }
 
 /// A member's number, as `overspill show` tells it.
@@ -138,5 +148,13 @@ mod tests {
         assert_eq!(parse("./here"), Ok(Netns::Path("./here".into())));
         assert_eq!(parse("4026531840"), Ok(Netns::Inode(4_026_531_840)));
         assert!(parse("").is_err());
+    }
+
+    #[test]
+    fn a_capacity_is_two_numbers_within_bounds() {
+        assert_eq!(capacity("16,256"), Ok(Capacity { services: 16, members: 256 }));
+        for bad in ["", "16", "0,1", "1,0", "1,65537", "-1,2", "1,2,3", "a,b", "1, 2"] {
+            assert!(capacity(bad).is_err(), "{bad}");
+        }
     }
 }

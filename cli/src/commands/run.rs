@@ -6,10 +6,10 @@ use std::path::Path;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::ErrorKind;
-use overspill::{Capacity, Name, OnFull, Policy, Rules};
+use overspill::{Capacity, Name};
 
+use crate::args::{self, RuleArgs};
 use crate::failure::Outcome;
 use crate::supervisor::{self, Plan};
 
@@ -27,6 +27,9 @@ then after twice the pause before, up to 10 s; when it has run for 10 s, at once
 COMMAND has to stay in the foreground. What it leaves running in its process group is
 killed. Clients that wait in its queue wait for its successor; during a pause new requests
 go to the other workers.
+
+Unless other rules are given, the policy is next-available and a request that finds every
+queue full is dropped. With --redirect off there is no service, only workers.
 
 SIGTERM, SIGINT and SIGQUIT are passed on to the workers and end the service, as does
 SIGHUP, passed on as SIGTERM. What still runs when the grace time is over, or at a second
@@ -76,19 +79,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "A:P,B:P,...", value_parser = addresses)]
     listen_each: Vec<Addresses>,
 
-    /// How a worker is chosen among those with room in their queue
-    #[arg(long, default_value_t, value_parser = words(&Policy::ALL.map(Policy::name)).try_map(|word| word.parse::<Policy>()))]
-    policy: Policy,
-
-    /// What becomes of a request when every queue is full: left to the kernel, which drops
-    /// it silently, or refused at once
-    #[arg(long, value_name = "ACTION", default_value_t, value_parser = words(&OnFull::ALL.map(OnFull::name)).try_map(|word| word.parse::<OnFull>()))]
-    on_full: OnFull,
-
-    /// Whether requests are redirected; without it there is no service, only workers
-    #[arg(long, value_name = "ON|OFF", hide_possible_values = true, default_value = "on", action = clap::ArgAction::Set,
-          value_parser = words(&["on", "off"]).map(|word| word == "on"))]
-    redirect: bool,
+    #[command(flatten)]
+    rules: RuleArgs,
 
     /// Let every worker take requests to every address, not only when one is full
     #[arg(long)]
@@ -108,7 +100,7 @@ pub(crate) struct Args {
     grace: u32,
 
     /// How much the network namespace is set up for, if this is its first service
-    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = capacity)]
+    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = args::capacity)]
     capacity: Option<Capacity>,
 
     /// The server, and its arguments
@@ -143,12 +135,7 @@ impl Args {
             name: self.name.unwrap_or_else(|| default_name(&self.command[0])),
             addresses: everywhere.chain(each).collect(),
             backlog: self.backlog,
-            rules: Rules {
-                policy: self.policy,
-                on_full: self.on_full,
-                redirect: self.redirect,
-                spread: self.spread,
-            },
+            rules: self.rules.of_new(self.spread),
             capacity: self.capacity,
             user: self.user,
             grace: Duration::from_secs(self.grace.into()),
@@ -209,21 +196,11 @@ fn addresses(text: &str) -> Result<Addresses, String> {
     text.split(',').map(address).collect::<Result<_, _>>().map(Addresses)
 }
 
-fn capacity(text: &str) -> Result<Capacity, String> {
-    let numbers = text.split_once(',').and_then(|(s, m)| Some((s.parse().ok()?, m.parse().ok()?)));
-    let (services, members) = numbers.ok_or("give two numbers, such as 16,256")?;
-    Ok(Capacity { services, members })
-}
-
-/// One of these words.
-fn words(words: &[&'static str]) -> PossibleValuesParser {
-    PossibleValuesParser::new(words.iter().copied())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::Parser;
+    use overspill::{OnFull, Policy, Rules};
 
     #[derive(Debug, Parser)]
     struct Run {

@@ -53,7 +53,7 @@ pub(crate) struct Args {
 
     /// How many services and members the network namespace is to hold; only with the
     /// first service of a namespace [default: 1024,4096]
-    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = capacity)]
+    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = args::capacity)]
     capacity: Option<Capacity>,
 }
 
@@ -65,8 +65,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         service.join_adopted(&sockets)?;
         service
     } else {
-        let mut builder = args.rules.of_new(Service::builder(args.name.as_str()));
-        builder = builder.spread(args.spread).namespace(namespace);
+        let rules = args.rules.of_new(args.spread);
+        let mut builder = Service::builder(args.name.as_str()).rules(rules).namespace(namespace);
         if let Some(capacity) = args.capacity {
             builder = builder.capacity(capacity);
         }
@@ -76,26 +76,4 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let members = output::count(status.members.len(), "member");
     let new = if args.join { format!(", {} of them new", sockets.len()) } else { String::new() };
     output::print(&format!("{}: {members} on port {}{new}", status.name, status.port))
-}
-
-fn capacity(text: &str) -> Result<Capacity, String> {
-    let fit = |number: &str| number.parse().ok().filter(|n| (1..=Capacity::MAX).contains(n));
-    text.split_once(',')
-        .and_then(|(services, members)| {
-            Some(Capacity { services: fit(services)?, members: fit(members)? })
-        })
-        .ok_or_else(|| format!("two numbers from 1 to {}, as in 16,256", Capacity::MAX))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_capacity_is_two_numbers_within_bounds() {
-        assert_eq!(capacity("16,256"), Ok(Capacity { services: 16, members: 256 }));
-        for bad in ["", "16", "0,1", "1,0", "1,65537", "-1,2", "1,2,3", "a,b", "1, 2"] {
-            assert!(capacity(bad).is_err(), "{bad}");
-        }
-    }
 }

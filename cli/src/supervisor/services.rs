@@ -3,7 +3,7 @@
 use std::mem;
 use std::net::TcpListener;
 
-use overspill::{Error, MemberId, MemberState, Name, Rules, Service};
+use overspill::{Error, MemberId, MemberState, Name, Service};
 
 use super::sockets::Sockets;
 use super::{Plan, log};
@@ -120,12 +120,7 @@ impl Made {
     fn make(name: &Name, plan: &Plan, sockets: &Sockets, port: u16) -> overspill::Result<Self> {
         take_over(name)?;
         let (positions, listeners): (Vec<usize>, Vec<&TcpListener>) = sockets.on(port).unzip();
-        let Rules { policy, on_full, redirect, spread } = plan.rules;
-        let mut builder = Service::builder(name.as_str())
-            .policy(policy)
-            .on_full(on_full)
-            .redirect(redirect)
-            .spread(spread);
+        let mut builder = Service::builder(name.as_str()).rules(plan.rules);
         if let Some(capacity) = plan.capacity {
             builder = builder.capacity(capacity);
         }
