@@ -528,3 +528,48 @@ fn the_maker_of_a_service_may_end() {
     });
     service.remove().unwrap();
 }
+
+/// Who looks while services come and go sees one or the other, never an error.
+#[test]
+fn looking_while_services_come_and_go() {
+    world::enter();
+    let listeners = [listener(at("10.0.0.1:80")), listener(at("10.0.0.2:80"))];
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut seen = [0_u32; 2];
+            while !stop.load(Ordering::Relaxed) {
+                let services = Service::all(&here()).unwrap_or_else(|e| panic!("{e:?}"));
+                seen[services.len()] += 1;
+                for service in services {
+                    match service.status() {
+                        Ok(status) => {
+                            assert_eq!(status.members.len(), 2);
+                            for member in status.members {
+                                assert_eq!(member.state, MemberState::Active);
+                            }
+                        }
+                        Err(Error::NoSuchService { .. }) => {}
+                        Err(error) => panic!("{error:?}"),
+                    }
+                }
+                here().exits().unwrap();
+                Namespace::with_services().unwrap();
+            }
+            seen
+        });
+        for _ in 0..30 {
+            let service = Service::builder("web").share(&listeners).unwrap();
+            for spread in [true, false] {
+                service.set(Change { spread: Some(spread), ..Change::default() }).unwrap();
+            }
+            service.remove().unwrap();
+            if reader.is_finished() {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let seen = reader.join().unwrap();
+        assert!(seen.iter().all(|&times| times > 0), "{seen:?}");
+    });
+}
