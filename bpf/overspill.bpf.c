@@ -136,8 +136,8 @@ struct {
 /* --- a member's figures ------------------------------------------------- */
 
 /* The kernel's address of a member's socket, or OV_GONE. A socket leaves the
- * SOCKMAP when it is closed or shut down and never returns to its slot, so what
- * is found once holds for good. */
+ * SOCKMAP when it is closed and never returns to its slot, so what is found once
+ * holds for good. One that is shut down stays, and may listen again. */
 static __always_inline __u64 resolve(struct ov_member *m)
 {
 	__u64 address = OV_GONE;
