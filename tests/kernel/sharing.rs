@@ -2,7 +2,7 @@
 //! whatever is done to the service meanwhile.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
 use overspill::adopt::{self, Adopted};
-use overspill::{Change, MemberState, OnFull, Policy, Service};
+use overspill::{Change, MemberState, Namespace, OnFull, Policy, Service};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use world::{at, wait_until};
@@ -302,5 +302,83 @@ fn a_server_that_hangs() {
         let mut text = String::new();
         client.read_to_string(&mut text).unwrap();
         assert!(text.ends_with("hello\n"), "{text}");
+    }
+}
+
+/// The servers, their clients and the service live in a network namespace that the
+/// caller is not in.
+#[test]
+fn in_another_network_namespace() {
+    const SERVER: &str = "\
+import socket, sys
+listener = socket.create_server((sys.argv[1], 80))
+print('ready', flush=True)
+while True:
+    connection, _ = listener.accept()
+    connection.sendall(connection.getsockname()[0].encode())
+    connection.close()
+";
+    const CLIENT: &str = "\
+import socket, sys
+for n in range(600):
+    address = f'127.0.0.{n % 2 + 1}'
+    client = socket.create_connection((address, 80), timeout=5)
+    answer = client.recv(64).decode()
+    assert answer == address, answer
+    client.close()
+print('served')
+";
+    world::enter();
+    let first = Background::start(
+        Command::new("unshare")
+            .args(["--net", "sh", "-c", "ip link set lo up && exec python3 -c \"$0\" 127.0.0.1"])
+            .arg(SERVER),
+    );
+    let inside = |script: &str, argument: &str| {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net=/proc/{}/ns/net", first.0.id()));
+        command.args(["python3", "-c", script, argument]).stdout(Stdio::piped());
+        command
+    };
+    let second = Background::start(&mut inside(SERVER, "127.0.0.2"));
+    let pids = [first.0.id(), second.0.id()];
+    let namespace = Namespace::of_process(pids[0]).unwrap();
+    let sockets = adopt::listeners(&pids, 80).unwrap();
+    let mut client = inside(CLIENT, "").spawn().unwrap();
+    let mut rounds = 0;
+    while client.try_wait().unwrap().is_none() {
+        let builder = Service::builder("web").namespace(namespace.clone());
+        let service = builder.share_adopted(&sockets).unwrap();
+        assert_eq!(Service::open_in("web", &namespace).unwrap(), service);
+        Service::open("web").unwrap_err();
+        let member = service.status().unwrap().members[0].member;
+        service.drain(member).unwrap();
+        service.leave(member).unwrap();
+        service.join_adopted(&sockets[..1]).unwrap();
+        service.remove().unwrap();
+        rounds += 1;
+    }
+    let output = client.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "served\n");
+    assert!(rounds > 0);
+}
+
+/// A process that says when it is ready, and ends with the test.
+struct Background(Child);
+
+impl Background {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Self(child)
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
