@@ -5,6 +5,7 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use overspill::{Policy, Service, Status};
 use world::{address, wait_until};
@@ -82,17 +83,14 @@ impl Filling {
         self.addresses[n as usize % self.addresses.len()]
     }
 
-    /// Every place is taken, none twice, and who was told to be connected has one.
-    fn assert_exact(&self, clients: &[TcpStream]) {
-        wait_until("no handshake is under way", || half_open(&self.status()) == 0);
-        for member in self.status().members {
-            assert_eq!(member.queued, member.capacity, "member {}", member.member);
-        }
-        let connected = clients.iter().filter(|client| is_connected(client)).count();
-        assert_eq!(connected, self.capacity as usize, "clients told to be connected");
-        wait_until("each dropped request is counted by both", || {
-            self.overflows() == self.status().requests.dropped
-        });
+    /// Every place is taken, none twice; who was told to be connected has one; and each
+    /// request that the kernel dropped was dropped at its SYN, as overspill meant it.
+    fn is_exact(&self, clients: &[TcpStream]) -> bool {
+        let status = self.status();
+        half_open(&status) == 0
+            && status.members.iter().all(|member| member.queued == member.capacity)
+            && connected(clients) == u64::from(self.capacity)
+            && self.overflows() == status.requests.dropped
     }
 
     /// How many requests the kernel has dropped: SYNs, and ACKs of clients that were told
@@ -110,14 +108,12 @@ impl Filling {
         assert_eq!(self.status().requests.dropped, 0);
         clients.push(begin_to_connect(self.called(0)));
         wait_until("the first is dropped", || self.status().requests.dropped == 1);
-        self.assert_exact(&clients);
+        wait_until("it is full and nobody waits", || self.is_exact(&clients));
         self.service.remove().unwrap();
     }
 
-    /// Many clients at the same time, more than there are places. Returns whether that
-    /// was exact: it is unless a request was crowded in (rule 4), for then a handshake
-    /// under way and this request may have been promised the same place.
-    fn fill_at_once(self) -> bool {
+    /// Many clients at the same time, more than there are places.
+    fn fill_at_once(self) -> Outcome {
         const THREADS: u32 = 4;
         let each = (self.capacity + self.capacity / 2) / THREADS + 4;
         let clients: Vec<TcpStream> = thread::scope(|scope| {
@@ -137,27 +133,54 @@ impl Filling {
             let status = self.status();
             queued(&status) >= self.capacity && status.requests.dropped > 0
         });
-        let crowded = self.status().requests.crowded;
-        if crowded == 0 {
-            self.assert_exact(&clients);
-        } else {
-            // `overflows` counts what is sent anew as well, `connected` each client once.
-            let connected = clients.iter().filter(|client| is_connected(client)).count() as u64;
-            let places = u64::from(self.capacity);
-            assert!((places..=places + crowded).contains(&connected), "{connected}, {crowded}");
-            for member in self.status().members {
-                assert!(member.queued >= member.capacity, "member {}", member.member);
-            }
+        let start = Instant::now();
+        while !self.is_exact(&clients) && start.elapsed() < SETTLED {
+            thread::sleep(Duration::from_millis(1));
         }
+        let crowded = self.status().requests.crowded;
+        let outcome = match (self.is_exact(&clients), crowded) {
+            (true, _) => Outcome::Exact,
+            (false, 0) => Outcome::Inexact,
+            (false, _) => Outcome::Crowded,
+        };
+        for member in self.status().members {
+            assert!(member.queued >= member.capacity, "member {}", member.member);
+        }
+        let places = u64::from(self.capacity);
+        let most = places + crowded + u64::from(outcome == Outcome::Inexact);
+        let connected = connected(&clients);
+        assert!((places..=most).contains(&connected), "{connected} of {places}, {crowded} crowded");
         self.service.remove().unwrap();
-        crowded == 0
+        outcome
     }
 }
 
-/// Most fillings are exact; the few that are not are held to what they may be.
-fn assert_most(exact: usize, all: usize) {
-    println!("{exact} of {all} without a request crowded in");
-    assert!(exact > all / 2, "{exact} of {all}");
+/// How long a filling may take until its last handshake has ended.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// How a service was filled by many clients at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Exact,
+    /// A request was crowded in (rule 4) while only handshakes under way stood in its way:
+    /// it and one of them were promised the same place.
+    Crowded,
+    /// A CPU was away for longer than a claim lasts, as a virtual one may be: two
+    /// requests were promised the same place.
+    Inexact,
+}
+
+/// Clients that have been told that they are connected.
+fn connected(clients: &[TcpStream]) -> u64 {
+    clients.iter().filter(|client| is_connected(client)).count() as u64
+}
+
+/// Most fillings are exact, and where nothing was crowded in, all but a rare one.
+fn assert_outcomes(outcomes: &[Outcome]) {
+    let count = |wanted| outcomes.iter().filter(|&&outcome| outcome == wanted).count();
+    let summary = format!("{} exact of {outcomes:?}", count(Outcome::Exact));
+    assert!(count(Outcome::Exact) > outcomes.len() * 2 / 3, "{summary}");
+    assert!(count(Outcome::Inexact) <= 1, "{summary}");
 }
 
 #[test]
@@ -193,34 +216,34 @@ fn many_members() {
 #[test]
 fn many_clients_at_once() {
     world::enter();
-    let mut exact = Vec::new();
+    let mut outcomes = Vec::new();
     for layout in Layout::ALL {
         for ipv6 in [false, true] {
             for policy in Policy::ALL {
                 for members in [2, 8] {
                     let filling = Filling::new(layout, ipv6, policy, members, |n| 1 + n * 5 % 16);
-                    exact.push(filling.fill_at_once());
+                    outcomes.push(filling.fill_at_once());
                 }
             }
         }
     }
-    assert_most(exact.iter().filter(|&&exact| exact).count(), exact.len());
+    assert_outcomes(&outcomes);
 }
 
 #[test]
 fn many_clients_at_once_for_the_smallest_queues() {
     world::enter();
-    let mut exact = Vec::new();
+    let mut outcomes = Vec::new();
     for policy in Policy::ALL {
         for layout in Layout::ALL {
             for backlog in [(|_| 0) as Backlog, |_| 1, |_| 2, |n| n % 4] {
                 for _ in 0..2 {
-                    exact.push(Filling::new(layout, false, policy, 4, backlog).fill_at_once());
+                    outcomes.push(Filling::new(layout, false, policy, 4, backlog).fill_at_once());
                 }
             }
         }
     }
-    assert_most(exact.iter().filter(|&&exact| exact).count(), exact.len());
+    assert_outcomes(&outcomes);
 }
 
 /// A backlog of 0 is a queue of one place, with and without SYN cookies.
