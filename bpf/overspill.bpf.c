@@ -185,10 +185,12 @@ static __always_inline bool read_figures(struct ov_member *m,
 	LOAD(state, sock, at, __sk_common.skc_state);
 	if (cookie != m->cookie || state != TCP_LISTEN)
 		return false;
-	LOAD(f->queued, sock, at, sk_ack_backlog);
-	LOAD(f->backlog, sock, at, sk_max_ack_backlog);
+	/* Half-open first: a handshake that ends in between is then counted twice,
+	 * not never. */
 	LOAD(f->half_open, inet_connection_sock, at,
 	     icsk_accept_queue.qlen.counter);
+	LOAD(f->queued, sock, at, sk_ack_backlog);
+	LOAD(f->backlog, sock, at, sk_max_ack_backlog);
 	return true;
 }
 
