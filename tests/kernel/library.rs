@@ -306,9 +306,10 @@ fn a_capacity_that_is_reached() {
 #[test]
 fn capacities_that_cannot_be_had() {
     world::enter();
+    let listening = listener(at("10.0.0.1:80"));
     for (services, members) in [(0, 1), (1, 0), (Capacity::MAX + 1, 1), (1, Capacity::MAX + 1)] {
         let builder = Service::builder("web").capacity(Capacity { services, members });
-        let error = builder.listen([at("10.0.0.1:80")]).unwrap_err();
+        let error = builder.share(&[&listening]).unwrap_err();
         assert!(matches!(error, Error::BadCapacity { .. }), "{error:?}");
         assert!(!Path::new(ROOT).exists());
     }
