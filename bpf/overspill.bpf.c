@@ -136,8 +136,8 @@ struct {
 /* --- a member's figures ------------------------------------------------- */
 
 /* The kernel's address of a member's socket, or OV_GONE. A socket leaves the
- * SOCKMAP when it is closed or shut down and never returns to its slot, so what
- * is found once holds for good. */
+ * SOCKMAP when it is closed and never returns to its slot, so what is found once
+ * holds for good. One that is shut down stays, and may listen again. */
 static __always_inline __u64 resolve(struct ov_member *m)
 {
 	__u64 address = OV_GONE;
@@ -185,10 +185,12 @@ static __always_inline bool read_figures(struct ov_member *m,
 	LOAD(state, sock, at, __sk_common.skc_state);
 	if (cookie != m->cookie || state != TCP_LISTEN)
 		return false;
-	LOAD(f->queued, sock, at, sk_ack_backlog);
-	LOAD(f->backlog, sock, at, sk_max_ack_backlog);
+	/* Half-open first: a handshake that ends in between is then counted twice,
+	 * not never. */
 	LOAD(f->half_open, inet_connection_sock, at,
 	     icsk_accept_queue.qlen.counter);
+	LOAD(f->queued, sock, at, sk_ack_backlog);
+	LOAD(f->backlog, sock, at, sk_max_ack_backlog);
 	return true;
 }
 

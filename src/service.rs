@@ -358,8 +358,15 @@ impl Service {
     /// [`Error::NoSuchService`] when it was removed.
     pub fn status(&self) -> Result<Status> {
         let datapath = self.datapath()?;
-        let (id, roster) = self.find(&datapath)?;
-        datapath.status(id, &roster)
+        loop {
+            let (id, roster) = self.find(&datapath)?;
+            let status = datapath.status(id, &roster)?;
+            // The figures are read by the list that is published then: another one says
+            // nothing of the members of this.
+            if datapath.publishes(id, &roster)? {
+                return Ok(status);
+            }
+        }
     }
 
     /// Adds a listening socket of this process at the end of the list.

@@ -12,6 +12,7 @@ mod read;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, ProgramHandle};
@@ -88,20 +89,26 @@ impl Datapath {
     pub(crate) fn open(namespace: &Namespace) -> Result<Option<Self>> {
         let folder = root()?.join(namespace.inode().to_string());
         let link = folder.join(pin::LINK);
-        match fs::symlink_metadata(&link) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Error::system("read", link.display().to_string(), error)),
+        loop {
+            let Some(before) = inode(&link)? else { return Ok(None) };
+            match Self::open_folder(namespace, &folder) {
+                // It was removed meanwhile, or another was made in its place.
+                Err(_) if inode(&link)? != Some(before) => {}
+                opened => return opened,
+            }
         }
-        if attached_to(&link)? != namespace.inode() {
+    }
+
+    fn open_folder(namespace: &Namespace, folder: &Path) -> Result<Option<Self>> {
+        if attached_to(&folder.join(pin::LINK))? != namespace.inode() {
             // Its namespace has ended, and a new one has the number: nothing is ours.
             return Ok(None);
         }
-        let state = read_state(&folder)?;
+        let state = read_state(folder)?;
         let reader = folder.join(pin::READER);
         let reader = Program::fd_from_pinned_path(&reader)
             .map_err(|error| Error::bpf("open", reader.display().to_string(), error))?;
-        Ok(Some(Self { state, maps: Maps::open(&folder)?, reader, folder }))
+        Ok(Some(Self { state, maps: Maps::open(folder)?, reader, folder: folder.to_owned() }))
     }
 
     /// The inode numbers of the namespaces that have a state.
@@ -174,6 +181,15 @@ pub(crate) fn bpffs() -> Result<PathBuf> {
 /// it returns. Called before whatever else is asked of it.
 fn hush() {
     libbpf_rs::set_print(Some((PrintLevel::Debug, |_, _| {})));
+}
+
+/// The inode number of a file, or `None` where there is none.
+fn inode(path: &Path) -> Result<Option<u64>> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Some(metadata.ino())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::system("read", path.display().to_string(), error)),
+    }
 }
 
 /// The namespace that a pinned link acts in; 0 when that has ended.

@@ -50,6 +50,14 @@ impl Datapath {
         Ok(rosters)
     }
 
+    /// Whether service number `id` still is that roster, turns aside.
+    pub(crate) fn publishes(&self, id: u32, roster: &Roster) -> Result<bool> {
+        let current = self.roster(id)?;
+        Ok(current.is_some_and(|current| {
+            current.name == roster.name && current.members == roster.members
+        }))
+    }
+
     /// A service with its figures.
     pub(crate) fn status(&self, id: u32, roster: &Roster) -> Result<Status> {
         self.refresh_figures(id)?;

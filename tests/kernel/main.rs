@@ -1,4 +1,10 @@
 //! Tests that touch the kernel. They need root; each runs in namespaces of its own.
 
+mod bad;
+mod beside;
 mod capacity;
 mod history;
+mod library;
+mod lookup;
+mod sharing;
+mod tools;

@@ -1,0 +1,123 @@
+//! What several subjects need: sockets of every kind, and the kernel's own counters.
+
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use overspill::{Service, Status};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// A listening socket as a server might make it.
+#[derive(Clone, Copy)]
+pub(crate) struct Listening {
+    pub(crate) address: SocketAddr,
+    pub(crate) backlog: i32,
+    pub(crate) reuse_port: bool,
+    /// `IPV6_V6ONLY`, where it matters.
+    pub(crate) v6_only: bool,
+}
+
+impl Listening {
+    pub(crate) fn at(address: SocketAddr) -> Self {
+        Self { address, backlog: 16, reuse_port: false, v6_only: false }
+    }
+
+    pub(crate) fn backlog(self, backlog: i32) -> Self {
+        Self { backlog, ..self }
+    }
+
+    pub(crate) fn reuse_port(self) -> Self {
+        Self { reuse_port: true, ..self }
+    }
+
+    pub(crate) fn v6_only(self) -> Self {
+        Self { v6_only: true, ..self }
+    }
+
+    /// The socket, bound but not listening yet.
+    pub(crate) fn bind(self) -> Socket {
+        let domain = Domain::for_address(self.address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP)).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.set_reuse_port(self.reuse_port).unwrap();
+        if self.address.is_ipv6() {
+            socket.set_only_v6(self.v6_only).unwrap();
+        }
+        // A process that another test starts holds every descriptor until it executes.
+        world::wait_until("the address is free", || socket.bind(&self.address.into()).is_ok());
+        socket
+    }
+
+    pub(crate) fn open(self) -> TcpListener {
+        let socket = self.bind();
+        socket.listen(self.backlog).unwrap();
+        socket.into()
+    }
+}
+
+/// A listening socket with a backlog of 16.
+pub(crate) fn listener(address: SocketAddr) -> TcpListener {
+    Listening::at(address).open()
+}
+
+/// Connects, and fails where the kernel gives no answer.
+pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    TcpStream::connect_timeout(&address, Duration::from_millis(500))
+}
+
+/// Begins to connect and does not wait for the answer.
+pub(crate) fn begin_to_connect(address: SocketAddr) -> TcpStream {
+    let socket =
+        Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => {
+            panic!("connect {address}: {error}")
+        }
+        _ => socket.into(),
+    }
+}
+
+/// Whether the client has been told that it is connected.
+pub(crate) fn is_connected(client: &TcpStream) -> bool {
+    client.peer_addr().is_ok()
+}
+
+/// Lets the process have as many descriptors as it may.
+pub(crate) fn many_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
+}
+
+pub(crate) fn queued(status: &Status) -> u32 {
+    status.members.iter().map(|member| member.queued).sum()
+}
+
+pub(crate) fn half_open(status: &Status) -> u32 {
+    status.members.iter().map(|member| member.half_open).sum()
+}
+
+pub(crate) fn total_queued(service: &Service) -> u32 {
+    queued(&service.status().unwrap())
+}
+
+/// A counter of this network namespace (`nstat -a` shows them all).
+pub(crate) fn netstat(name: &str) -> u64 {
+    let text = fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    for pair in lines.chunks(2) {
+        let names = pair[0].split(' ');
+        if let Some((_, value)) = names.zip(pair[1].split(' ')).find(|(found, _)| *found == name) {
+            return value.parse().unwrap();
+        }
+    }
+    panic!("no counter {name}");
+}
+
+/// How many connection requests the kernel has dropped for want of a place, SYNs and
+/// the ACKs that end a handshake together.
+pub(crate) fn overflows() -> u64 {
+    netstat("ListenOverflows")
+}
