@@ -274,7 +274,12 @@ pub fn listeners(
     backlog: u32,
 ) -> Result<Vec<TcpListener>> {
     let addresses: Vec<SocketAddr> = addresses.into_iter().collect();
-    let shared = |address| addresses.iter().filter(|&&other| other == address).count() > 1;
+    // A wildcard stands in the way of every address on its port.
+    let in_the_way = |one: SocketAddr, other: SocketAddr| {
+        let wildcard = one.ip().is_unspecified() || other.ip().is_unspecified();
+        one.port() == other.port() && (wildcard || one.ip() == other.ip())
+    };
+    let shared = |one| addresses.iter().filter(|&&other| in_the_way(one, other)).count() > 1;
     addresses.iter().map(|&address| sys::listen(address, backlog, shared(address))).collect()
 }
 
@@ -333,7 +338,7 @@ impl Service {
         let mut statuses = datapath
             .rosters()?
             .iter()
-            .map(|(id, roster)| datapath.status(*id, roster))
+            .filter_map(|&(id, _)| datapath.status(id).transpose())
             .collect::<Result<Vec<_>>>()?;
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(statuses)
@@ -358,15 +363,10 @@ impl Service {
     /// [`Error::NoSuchService`] when it was removed.
     pub fn status(&self) -> Result<Status> {
         let datapath = self.datapath()?;
-        loop {
-            let (id, roster) = self.find(&datapath)?;
-            let status = datapath.status(id, &roster)?;
-            // The figures are read by the list that is published then: another one says
-            // nothing of the members of this.
-            if datapath.publishes(id, &roster)? {
-                return Ok(status);
-            }
-        }
+        let (id, _) = self.find(&datapath)?;
+        // Its number may have been given to another service since.
+        let status = datapath.status(id)?.filter(|status| status.name == self.name.0);
+        status.ok_or_else(|| self.unknown(std::iter::empty()))
     }
 
     /// Adds a listening socket of this process at the end of the list.

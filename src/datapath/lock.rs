@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use super::{attached_to, pin, root};
 use crate::error::{Error, Result};
 
+/// How the name of a folder begins in which a state is being made.
+pub(super) const ASIDE: &str = "new-";
+
 /// The right to change states, over all namespaces: a lock on `BPFFS/overspill`.
 ///
 /// Its end removes the folder if nothing is left in it.
@@ -57,10 +60,11 @@ impl Lock {
         let entries = fs::read_dir(&self.root).map_err(|e| Error::system("read", &*object, e))?;
         for entry in entries {
             let folder = entry.map_err(|e| Error::system("read", &*object, e))?.path();
-            let inode = folder.file_name().and_then(|name| name.to_str()?.parse::<u64>().ok());
-            let alive = match inode {
-                None => false,
-                Some(inode) => match attached_to(&folder.join(pin::LINK)) {
+            let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let alive = match name.parse::<u64>() {
+                // What is neither a state nor begun as one is somebody else's.
+                Err(_) => !name.starts_with(ASIDE),
+                Ok(inode) => match attached_to(&folder.join(pin::LINK)) {
                     Ok(attached) => attached == inode,
                     Err(Error::Damaged { .. }) => true,
                     // No link: its maker or its remover was killed on the way.

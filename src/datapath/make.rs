@@ -9,7 +9,7 @@ use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenMapMut, OpenObject, ProgramHandle};
 use zerocopy::IntoBytes;
 
-use super::lock::remove_folder;
+use super::lock::{ASIDE, remove_folder};
 use super::{Capacity, Datapath, Lock, VERSION, digest, layout, pin};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
@@ -38,7 +38,7 @@ impl Datapath {
         }
         let folder = lock.root().join(namespace.inode().to_string());
         // bpffs allows no dots in names (kernel/bpf/inode.c, bpf_lookup).
-        let aside = lock.root().join(format!("new-{}", namespace.inode()));
+        let aside = lock.root().join(format!("{ASIDE}{}", namespace.inode()));
         make_folder(&aside)?;
         let made = make(namespace, capacity.unwrap_or_default(), seed, &aside).and_then(|()| {
             fs::rename(&aside, &folder)

@@ -50,16 +50,28 @@ impl Datapath {
         Ok(rosters)
     }
 
+    /// Service number `id` with its figures, or `None` where there is none.
+    pub(crate) fn status(&self, id: u32) -> Result<Option<Status>> {
+        while let Some(roster) = self.roster(id)? {
+            let status = self.status_by(id, &roster)?;
+            // The figures are read by the list that is published then: another one says
+            // nothing of the members of this.
+            if self.publishes(id, &roster)? {
+                return Ok(Some(status));
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether service number `id` still is that roster, turns aside.
-    pub(crate) fn publishes(&self, id: u32, roster: &Roster) -> Result<bool> {
+    fn publishes(&self, id: u32, roster: &Roster) -> Result<bool> {
         let current = self.roster(id)?;
         Ok(current.is_some_and(|current| {
             current.name == roster.name && current.members == roster.members
         }))
     }
 
-    /// A service with its figures.
-    pub(crate) fn status(&self, id: u32, roster: &Roster) -> Result<Status> {
+    fn status_by(&self, id: u32, roster: &Roster) -> Result<Status> {
         self.refresh_figures(id)?;
         let members = roster
             .members
