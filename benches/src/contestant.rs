@@ -11,6 +11,9 @@ use crate::arena::Arena;
 
 /// The port of every service here.
 pub(crate) const PORT: u16 = 8080;
+/// Where a socket listens that belongs to no service.
+pub(crate) const UNSERVED_BOUND: SocketAddr =
+    SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8081);
 
 /// A way to share the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

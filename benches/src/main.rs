@@ -7,7 +7,10 @@ mod arena;
 mod capacity;
 mod client;
 mod contestant;
+mod decision;
+mod peer;
 mod plan;
+mod ready;
 mod sample;
 mod statistics;
 mod sys;
@@ -35,9 +38,17 @@ fn main() -> Result<()> {
     let plan = if args.quick { Plan::quick() } else { Plan::full() };
     arena::raise_descriptor_limit()?;
     let mut samples = Samples::default();
-    capacity::measure(&plan, &mut samples)?;
-    for case in samples.cases("capacity") {
-        println!("{case:?} {}", statistics::mean(&samples.of(case, capacity::USED)));
+    decision::measure(&plan, &mut samples)?;
+    for case in samples.cases("decision") {
+        println!(
+            "{} {} {} {} {} {:.1}",
+            case.contestant,
+            case.members,
+            case.layout,
+            case.state,
+            case.way,
+            statistics::Spread::of(&samples.of(case, decision::COST)).unwrap()
+        );
     }
     Ok(())
 }
