@@ -62,7 +62,7 @@ pub(crate) fn measure(plan: &Plan, samples: &mut Samples) -> Result<()> {
             field.empty()?;
         }
     }
-    Ok(())
+    fields.into_iter().try_for_each(|field| field.group.remove())
 }
 
 /// A group that nobody accepts from.

@@ -122,6 +122,12 @@ impl Group {
         Ok(Self { arena, listeners, service })
     }
 
+    /// Ends the service.
+    pub(crate) fn remove(self) -> Result<()> {
+        let Self { arena, service, .. } = self;
+        arena.inside(|| Ok(service.map_or(Ok(()), Service::remove)?))
+    }
+
     /// Where overspill keeps its program for this arena.
     pub(crate) fn program(&self) -> Option<PathBuf> {
         let inode = self.service.as_ref()?.namespace().inode();

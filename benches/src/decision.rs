@@ -63,7 +63,7 @@ pub(crate) fn measure(plan: &Plan, samples: &mut Samples) -> Result<()> {
                     scene.round(state, round, samples)?;
                 }
             }
-            scene.finish()?;
+            scene.group.remove()?;
         }
     }
     Ok(())
@@ -199,11 +199,6 @@ impl<'a> Scene<'a> {
             let flow = Flow { called, listeners: &self.peers.listeners, ready: &self.peers_ready };
             Ok([flow.test_run(program, self.plan)?, flow.requests(program, self.plan)?])
         })
-    }
-
-    fn finish(self) -> Result<()> {
-        let Group { arena, service, .. } = self.group;
-        arena.inside(|| Ok(service.expect("a service").remove()?))
     }
 }
 

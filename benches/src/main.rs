@@ -8,12 +8,15 @@ mod capacity;
 mod client;
 mod contestant;
 mod decision;
+mod hang;
 mod peer;
 mod plan;
+mod rate;
 mod ready;
 mod sample;
 mod statistics;
 mod sys;
+mod workers;
 
 use std::path::PathBuf;
 
@@ -38,16 +41,19 @@ fn main() -> Result<()> {
     let plan = if args.quick { Plan::quick() } else { Plan::full() };
     arena::raise_descriptor_limit()?;
     let mut samples = Samples::default();
-    decision::measure(&plan, &mut samples)?;
-    for case in samples.cases("decision") {
+    hang::measure(&plan, &mut samples)?;
+    rate::measure(&plan, &mut samples)?;
+    samples.write(std::path::Path::new("/tmp/bench.csv"))?;
+    for case in samples.cases("rate") {
         println!(
-            "{} {} {} {} {} {:.1}",
+            "{} {:.3}",
             case.contestant,
-            case.members,
-            case.layout,
-            case.state,
-            case.way,
-            statistics::Spread::of(&samples.of(case, decision::COST)).unwrap()
+            statistics::Spread::of(&samples.ratios(
+                case,
+                rate::case(contestant::Contestant::ReusePort),
+                rate::RATE
+            ))
+            .unwrap()
         );
     }
     Ok(())
