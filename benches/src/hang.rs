@@ -14,6 +14,7 @@ use anyhow::Result;
 use overspill::Policy;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
 
 use crate::client;
 use crate::contestant::{Contestant, Group, Layout};
@@ -136,7 +137,11 @@ impl Crowd {
         let mut events = Vec::with_capacity(64);
         let left = moment.saturating_duration_since(Instant::now());
         let left = Timespec::try_from(left)?;
-        epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&left))?;
+        // Interrupted: nothing was heard.
+        match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&left)) {
+            Err(error) if error != Errno::INTR => return Err(error.into()),
+            _ => {}
+        }
         for event in events {
             let Some((mut client, since)) = self.waiting.remove(&event.data.u64()) else {
                 continue;

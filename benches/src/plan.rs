@@ -5,6 +5,7 @@ use std::time::Duration;
 /// The sizes of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
+    pub(crate) quick: bool,
     pub(crate) seed: u64,
     pub(crate) capacity_rounds: u32,
     pub(crate) hang_rounds: u32,
@@ -26,6 +27,7 @@ impl Plan {
     /// For figures to be believed.
     pub(crate) fn full() -> Self {
         Self {
+            quick: false,
             seed: 1,
             capacity_rounds: 20,
             hang_rounds: 5,
@@ -43,6 +45,7 @@ impl Plan {
     /// To see that all still runs.
     pub(crate) fn quick() -> Self {
         Self {
+            quick: true,
             capacity_rounds: 2,
             hang_rounds: 1,
             hang_arrivals: Duration::from_millis(400),

@@ -3,14 +3,15 @@
 //! Closed loop: each client connects, waits for the end that the worker's close brings,
 //! and begins anew. The contestants take turns in short rounds, and each is compared with
 //! `SO_REUSEPORT` in the same round; a second `SO_REUSEPORT` shows how much of a
-//! difference no difference makes.
+//! difference no difference makes. Clients and workers keep to their CPUs: where the
+//! scheduler puts them would make more of a difference than what is measured.
 
 use std::io::{ErrorKind, Read as _};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use overspill::Policy;
 
 use crate::client;
@@ -24,6 +25,8 @@ pub(crate) const RATE: &str = "connections a second";
 const MEMBERS: u32 = 4;
 const BACKLOG: u32 = 511;
 const CLIENTS: usize = 2;
+/// No client waits this long where all workers work.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn contestants() -> Vec<Contestant> {
     let mut all = vec![Contestant::ReusePort, Contestant::Control, Contestant::Shared];
@@ -68,32 +71,35 @@ pub(crate) fn measure(plan: &Plan, samples: &mut Samples) -> Result<()> {
 
 /// Connections a second over `time`.
 fn rate(group: &Group, time: Duration) -> Result<f64> {
-    let done = AtomicU64::new(0);
+    let done = &AtomicU64::new(0);
+    let cpus = thread::available_parallelism()?.get();
     let start = Instant::now();
     group.arena.inside(|| {
         thread::scope(|scope| {
-            let client = || -> Result<()> {
+            let client = |n| -> Result<()> {
+                world::pin_to_cpu(n % cpus);
                 while start.elapsed() < time {
                     connect_once()?;
                     done.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
             };
-            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(client)).collect();
+            let clients: Vec<_> = (0..CLIENTS).map(|n| scope.spawn(move || client(n))).collect();
             clients
                 .into_iter()
                 .try_for_each(|client| client.join().expect("clients return their errors"))
         })
     })?;
-    Ok(done.into_inner() as f64 / start.elapsed().as_secs_f64())
+    Ok(done.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64())
 }
 
 fn connect_once() -> Result<()> {
     let mut client = client::connect(None, Layout::One.called(0))?;
+    client.set_read_timeout(Some(PATIENCE))?;
     let mut byte = [0];
     match client.read(&mut byte) {
         Ok(_) => Ok(()),
         Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error).context("a client waits for its answer"),
     }
 }

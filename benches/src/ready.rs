@@ -24,7 +24,9 @@ impl Ready {
     pub(crate) fn wait(&self) -> Result<usize> {
         let mut events = Vec::with_capacity(1);
         let patience = Timespec { tv_sec: 5, tv_nsec: 0 };
-        epoll::wait(&self.0, spare_capacity(&mut events), Some(&patience))?;
+        rustix::io::retry_on_intr(|| {
+            epoll::wait(&self.0, spare_capacity(&mut events), Some(&patience))
+        })?;
         match events.first() {
             Some(event) => Ok(usize::try_from(event.data.u64())?),
             None => bail!("no connection has come within five seconds"),

@@ -60,6 +60,12 @@ impl Samples {
         cases
     }
 
+    /// How many rounds a case was measured in.
+    pub(crate) fn rounds(&self, case: Case) -> usize {
+        let rounds = self.0.iter().filter(|sample| sample.case == case).map(|sample| sample.round);
+        rounds.max().map_or(0, |last| last as usize + 1)
+    }
+
     /// Writes them as a table that any tool reads.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = String::from(

@@ -25,6 +25,7 @@ impl Workers {
     pub(crate) fn start(listeners: &[TcpListener], count: u32, hung: Option<u32>) -> Result<Self> {
         let stop = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         let mut threads = Vec::new();
+        let cpus = thread::available_parallelism()?.get();
         for n in 0..count {
             let listener = listeners[n as usize % listeners.len()].try_clone()?;
             let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -37,6 +38,7 @@ impl Workers {
                 if only_stop {
                     return wait_for(&stop);
                 }
+                world::pin_to_cpu(n as usize % cpus);
                 let data = epoll::EventData::new_u64(STOP);
                 epoll::add(&epoll, &*stop, data, epoll::EventFlags::IN)?;
                 work(&epoll, &listener)
@@ -57,7 +59,7 @@ impl Workers {
 fn work(epoll: &OwnedFd, listener: &TcpListener) -> Result<()> {
     loop {
         let mut events = Vec::with_capacity(2);
-        epoll::wait(epoll, spare_capacity(&mut events), None)?;
+        rustix::io::retry_on_intr(|| epoll::wait(epoll, spare_capacity(&mut events), None))?;
         if events.iter().any(|event| event.data.u64() == STOP) {
             return Ok(());
         }
@@ -72,6 +74,6 @@ fn work(epoll: &OwnedFd, listener: &TcpListener) -> Result<()> {
 
 fn wait_for(stop: &OwnedFd) -> Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
-    poll(&mut [PollFd::new(stop, PollFlags::IN)], None)?;
+    rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(stop, PollFlags::IN)], None))?;
     Ok(())
 }
