@@ -317,7 +317,7 @@ static __always_inline __u32 called_at(struct request *r, __u32 index)
 /* --- scanning the members --------------------------------------------------- */
 
 /* Room, and nobody on another CPU about to take the last of it. */
-static __always_inline bool has_room(struct request *r, struct ov_member *m,
+static __always_inline bool has_room(struct search *s, struct ov_member *m,
 				     struct ov_figures *f)
 {
 	__u32 used = f->queued + f->half_open;
@@ -325,25 +325,25 @@ static __always_inline bool has_room(struct request *r, struct ov_member *m,
 
 	if (m->flags & OV_DRAINING || used > f->backlog)
 		return false;
-	if (r->s->want == WANT_SHORTEST && r->s->found && used >= r->s->used)
+	if (s->want == WANT_SHORTEST && s->found && used >= s->used)
 		return false;
-	r->s->claims = f->backlog - used < cpus;
-	if (r->s->claims && r->s->patient && being_taken(claim, used)) {
-		r->s->contended = true;
+	s->claims = f->backlog - used < cpus;
+	if (s->claims && s->patient && being_taken(claim, used)) {
+		s->contended = true;
 		return false;
 	}
-	r->s->claim = claim;
-	r->s->used = used;
+	s->claim = claim;
+	s->used = used;
 	return true;
 }
 
-static __always_inline bool wanted(struct request *r, struct ov_member *m,
+static __always_inline bool wanted(struct search *s, struct ov_member *m,
 				   struct ov_figures *f)
 {
-	switch (r->s->want) {
+	switch (s->want) {
 	case WANT_ROOM:
 	case WANT_SHORTEST:
-		return has_room(r, m, f);
+		return has_room(s, m, f);
 	case WANT_ACTIVE:
 		return !(m->flags & OV_DRAINING);
 	case WANT_OPEN:
@@ -354,28 +354,46 @@ static __always_inline bool wanted(struct request *r, struct ov_member *m,
 	return true;
 }
 
+/* Whether a member holds no fewer than the best so far: what most are passed by
+ * for, and so looked at before whether the socket is still the member's. */
+static __always_inline bool holds_more(struct search *s, struct ov_member *m)
+{
+	__u64 at = m->sk;
+	__u32 queued, half_open;
+
+	if (s->want != WANT_SHORTEST || !s->found || at <= OV_GONE)
+		return false;
+	LOAD(queued, sock, at, sk_ack_backlog);
+	if (queued >= s->used)
+		return true;
+	LOAD(half_open, inet_connection_sock, at,
+	     icsk_accept_queue.qlen.counter);
+	return queued + half_open >= s->used;
+}
+
 static long consider(__u32 i, struct request *r)
 {
 	struct ov_figures f = {};
+	struct search *s = r->s;
 	struct ov_member *m;
 	__u32 index, position;
 
-	index = r->s->start + i;
-	if (index >= r->s->count)
-		index -= r->s->count;
-	position = r->s->first + index;
-	if (!r->s->direct)
+	index = s->start + i;
+	if (index >= s->count)
+		index -= s->count;
+	position = s->first + index;
+	if (!s->direct)
 		position = called_at(r, position);
 	m = member_at(r, position);
-	if (!m || !(m->flags & r->s->takes) || !read_figures(m, &f) ||
-	    !wanted(r, m, &f))
+	if (!m || holds_more(s, m) || !(m->flags & s->takes) ||
+	    !read_figures(m, &f) || !wanted(s, m, &f))
 		return 0;
-	r->s->found = true;
-	r->s->full = f.queued > f.backlog;
-	r->s->position = position;
-	r->s->index = index;
+	s->found = true;
+	s->full = f.queued > f.backlog;
+	s->position = position;
+	s->index = index;
 	/* Nobody holds less than nothing: the scan for the shortest may end. */
-	return r->s->want != WANT_SHORTEST || r->s->used == 0;
+	return s->want != WANT_SHORTEST || s->used == 0;
 }
 
 /* --- the flow's hash ---------------------------------------------------- */
