@@ -371,7 +371,8 @@ static __always_inline bool holds_more(struct search *s, struct ov_member *m)
 	return queued + half_open >= s->used;
 }
 
-static long consider(__u32 i, struct request *r)
+/* Looks at the i-th member from the start on: the member if it is wanted. */
+static __always_inline struct ov_member *look_at(struct request *r, __u32 i)
 {
 	struct ov_figures f = {};
 	struct search *s = r->s;
@@ -387,13 +388,23 @@ static long consider(__u32 i, struct request *r)
 	m = member_at(r, position);
 	if (!m || holds_more(s, m) || !(m->flags & s->takes) ||
 	    !read_figures(m, &f) || !wanted(s, m, &f))
-		return 0;
+		return NULL;
 	s->found = true;
 	s->full = f.queued > f.backlog;
 	s->position = position;
 	s->index = index;
-	/* Nobody holds less than nothing: the scan for the shortest may end. */
+	return m;
+}
+
+/* Nobody holds less than nothing: the scan for the shortest may end early. */
+static __always_inline bool is_best(struct search *s)
+{
 	return s->want != WANT_SHORTEST || s->used == 0;
+}
+
+static long consider(__u32 i, struct request *r)
+{
+	return look_at(r, i) && is_best(r->s);
 }
 
 /* --- the flow's hash ---------------------------------------------------- */
@@ -577,15 +588,12 @@ static __always_inline bool take(struct request *r, struct ov_member *m)
 
 /* Assigns the chosen member's socket. False when another request or the socket's
  * end came in between: another look then finds another. */
-static __always_inline bool assign(struct request *r)
+static __always_inline bool assign(struct request *r, struct ov_member *m)
 {
-	struct ov_member *m = member_at(r, r->s->position);
 	void *sk;
 	__u32 slot;
 	long error;
 
-	if (!m)
-		return false;
 	if (!take(r, m)) {
 		COUNT_EXIT(contended);
 		return false;
@@ -692,13 +700,24 @@ static __always_inline void start_anew(struct request *r)
 #define STEPS_OF_A_LOOK (2 * RULE_LEFT)
 #define STEPS (64 * STEPS_OF_A_LOOK)
 
+/* Whether a member found will not do after all: today's Linux takes a full one. */
+static __always_inline bool is_refused(struct search *s)
+{
+	return s->want == WANT_ACTIVE && s->full;
+}
+
 static long step(__u32 i, struct request *r)
 {
+	struct ov_member *m;
+
 	r->s->patient = i < STEPS - 2 * STEPS_OF_A_LOOK;
 	aim(r);
 	bpf_loop(r->s->count, consider, r, 0);
-	if (r->s->found && !(r->s->want == WANT_ACTIVE && r->s->full)) {
-		if (r->s->rule == RULE_RESET || assign(r))
+	if (r->s->found && !is_refused(r->s)) {
+		if (r->s->rule == RULE_RESET)
+			return 1;
+		m = member_at(r, r->s->position);
+		if (m && assign(r, m))
 			return 1;
 		start_anew(r);
 		return 0;
@@ -709,6 +728,19 @@ static long step(__u32 i, struct request *r)
 		start_anew(r);
 	}
 	return r->s->rule == RULE_LEFT;
+}
+
+/* Most requests are put on the first member looked at. Doing so before the loops
+ * begin takes the same choice without their calls. */
+static __always_inline bool place_at_once(struct request *r)
+{
+	struct ov_member *m;
+
+	start_anew(r);
+	r->s->patient = true;
+	aim(r);
+	m = look_at(r, 0);
+	return m && is_best(r->s) && !is_refused(r->s) && assign(r, m);
 }
 
 /* --- the program ------------------------------------------------------------- */
@@ -763,6 +795,8 @@ int overspill(struct bpf_sk_lookup *ctx)
 		return SK_PASS;
 	}
 	r.s->hash = flow_hash(&r, (__u32)bpf_ntohs(ctx->remote_port) << 16 | port);
+	if (place_at_once(&r))
+		return SK_PASS;
 	start_anew(&r);
 	bpf_loop(STEPS, step, &r, 0);
 	if (r.s->rule == RULE_RESET) {
