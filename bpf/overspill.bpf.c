@@ -402,9 +402,19 @@ static __always_inline bool is_best(struct search *s)
 	return s->want != WANT_SHORTEST || s->used == 0;
 }
 
-static long consider(__u32 i, struct request *r)
+/* Members are looked at in batches: a call for each would cost more than the look. */
+#define BATCH 8
+
+static long consider(__u32 batch, struct request *r)
 {
-	return look_at(r, i) && is_best(r->s);
+	__u32 i, k;
+
+	for (k = 0; k < BATCH; k++) {
+		i = batch * BATCH + k;
+		if (i >= r->s->count || (look_at(r, i) && is_best(r->s)))
+			return 1;
+	}
+	return 0;
 }
 
 /* --- the flow's hash ---------------------------------------------------- */
@@ -712,7 +722,7 @@ static long step(__u32 i, struct request *r)
 
 	r->s->patient = i < STEPS - 2 * STEPS_OF_A_LOOK;
 	aim(r);
-	bpf_loop(r->s->count, consider, r, 0);
+	bpf_loop((r->s->count + BATCH - 1) / BATCH, consider, r, 0);
 	if (r->s->found && !is_refused(r->s)) {
 		if (r->s->rule == RULE_RESET)
 			return 1;
