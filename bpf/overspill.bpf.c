@@ -305,10 +305,25 @@ static __always_inline struct ov_member *member_at(struct request *r,
 	return found ? &found->member : NULL;
 }
 
+/* What is known of the address of a member's socket. */
+static __always_inline __u64 address_of(struct request *r, __u32 position)
+{
+	struct ov_member *m = member_at(r, position);
+
+	return m ? m->sk : 0;
+}
+
+static __always_inline __u32 first_addresses(struct request *r)
+{
+	return OV_ROW_MEMBERS + r->header->members + r->header->endpoints;
+}
+
 /* The position that stands at `index` of the called table. */
 static __always_inline __u32 called_at(struct request *r, __u32 index)
 {
-	__u32 first = OV_ROW_MEMBERS + r->header->members + r->header->endpoints;
+	__u32 addresses = (r->header->members + OV_ADDRESSES_PER_ROW - 1) /
+			  OV_ADDRESSES_PER_ROW;
+	__u32 first = first_addresses(r) + addresses;
 	union ov_row *table = row(r, first + index / OV_POSITIONS_PER_ROW);
 
 	return table ? table->positions[index % OV_POSITIONS_PER_ROW] : 0;
@@ -356,12 +371,11 @@ static __always_inline bool wanted(struct search *s, struct ov_member *m,
 
 /* Whether a member holds no fewer than the best so far: what most are passed by
  * for, and so looked at before whether the socket is still the member's. */
-static __always_inline bool holds_more(struct search *s, struct ov_member *m)
+static __always_inline bool holds_more(struct search *s, __u64 at)
 {
-	__u64 at = m->sk;
 	__u32 queued, half_open;
 
-	if (s->want != WANT_SHORTEST || !s->found || at <= OV_GONE)
+	if (at <= OV_GONE)
 		return false;
 	LOAD(queued, sock, at, sk_ack_backlog);
 	if (queued >= s->used)
@@ -371,23 +385,31 @@ static __always_inline bool holds_more(struct search *s, struct ov_member *m)
 	return queued + half_open >= s->used;
 }
 
-/* Looks at the i-th member from the start on: the member if it is wanted. */
-static __always_inline struct ov_member *look_at(struct request *r, __u32 i)
+/* The index of the i-th to be looked at, from the start on. */
+static __always_inline __u32 index_of(struct search *s, __u32 i)
+{
+	__u32 index = s->start + i;
+
+	return index >= s->count ? index - s->count : index;
+}
+
+static __always_inline __u32 position_of(struct request *r, __u32 index)
+{
+	__u32 position = r->s->first + index;
+
+	return r->s->direct ? position : called_at(r, position);
+}
+
+/* The member at a position if it is wanted. */
+static __always_inline struct ov_member *look_at(struct request *r, __u32 index,
+						 __u32 position)
 {
 	struct ov_figures f = {};
 	struct search *s = r->s;
-	struct ov_member *m;
-	__u32 index, position;
+	struct ov_member *m = member_at(r, position);
 
-	index = s->start + i;
-	if (index >= s->count)
-		index -= s->count;
-	position = s->first + index;
-	if (!s->direct)
-		position = called_at(r, position);
-	m = member_at(r, position);
-	if (!m || holds_more(s, m) || !(m->flags & s->takes) ||
-	    !read_figures(m, &f) || !wanted(s, m, &f))
+	if (!m || !(m->flags & s->takes) || !read_figures(m, &f) ||
+	    !wanted(s, m, &f))
 		return NULL;
 	s->found = true;
 	s->full = f.queued > f.backlog;
@@ -407,12 +429,35 @@ static __always_inline bool is_best(struct search *s)
 
 static long consider(__u32 batch, struct request *r)
 {
-	__u32 i, k;
+	__u32 i, k, index, position, number, near_number = 0;
+	struct search *s = r->s;
+	union ov_row *near = NULL;
+	__u64 *address;
 
 	for (k = 0; k < BATCH; k++) {
 		i = batch * BATCH + k;
-		if (i >= r->s->count || (look_at(r, i) && is_best(r->s)))
+		if (i >= s->count)
 			return 1;
+		index = index_of(s, i);
+		position = position_of(r, index);
+		if (s->want != WANT_SHORTEST || !s->found) {
+			if (look_at(r, index, position) && is_best(s))
+				return 1;
+			continue;
+		}
+		number = position / OV_ADDRESSES_PER_ROW;
+		if (!near || number != near_number)
+			near = row(r, first_addresses(r) + number);
+		if (!near)
+			return 1; /* not reached: a roster has them all */
+		near_number = number;
+		address = &near->addresses[position % OV_ADDRESSES_PER_ROW];
+		if (holds_more(s, *address))
+			continue;
+		if (look_at(r, index, position) && is_best(s))
+			return 1;
+		if (!*address)
+			*address = address_of(r, position);
 	}
 	return 0;
 }
@@ -749,7 +794,7 @@ static __always_inline bool place_at_once(struct request *r)
 	start_anew(r);
 	r->s->patient = true;
 	aim(r);
-	m = look_at(r, 0);
+	m = look_at(r, r->s->start, position_of(r, r->s->start));
 	return m && is_best(r->s) && !is_refused(r->s) && assign(r, m);
 }
 
