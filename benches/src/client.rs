@@ -11,6 +11,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// Where clients come from: an address that no listener has.
 pub(crate) const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 200, 0, 1));
 
+/// No client waits this long where somebody answers.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
+
 /// A client socket, with a source of its own or one of the kernel's choice.
 fn socket(from: Option<SocketAddr>) -> io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
@@ -26,7 +29,7 @@ fn socket(from: Option<SocketAddr>) -> io::Result<Socket> {
 /// Connects, and waits for it.
 pub(crate) fn connect(from: Option<SocketAddr>, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket(from)?;
-    socket.connect(&to.into())?;
+    socket.connect_timeout(&to.into(), PATIENCE)?;
     Ok(socket.into())
 }
 

@@ -58,9 +58,10 @@ pub(crate) fn measure(plan: &Plan, samples: &mut Samples) -> Result<()> {
         for layout in LAYOUTS {
             let mut scene = Scene::new(plan, &peers, members, layout)?;
             for state in STATES {
-                scene.prepare(state)?;
+                let place = || format!("{members} members, {}, {state}", layout.name());
+                scene.prepare(state).with_context(place)?;
                 for round in 0..plan.decision_rounds {
-                    scene.round(state, round, samples)?;
+                    scene.round(state, round, samples).with_context(place)?;
                 }
             }
             scene.group.remove()?;

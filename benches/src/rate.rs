@@ -25,8 +25,6 @@ pub(crate) const RATE: &str = "connections a second";
 const MEMBERS: u32 = 4;
 const BACKLOG: u32 = 511;
 const CLIENTS: usize = 2;
-/// No client waits this long where all workers work.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) fn contestants() -> Vec<Contestant> {
     let mut all = vec![Contestant::ReusePort, Contestant::Control, Contestant::Shared];
@@ -95,7 +93,7 @@ fn rate(group: &Group, time: Duration) -> Result<f64> {
 
 fn connect_once() -> Result<()> {
     let mut client = client::connect(None, Layout::One.called(0))?;
-    client.set_read_timeout(Some(PATIENCE))?;
+    client.set_read_timeout(Some(client::PATIENCE))?;
     let mut byte = [0];
     match client.read(&mut byte) {
         Ok(_) => Ok(()),
