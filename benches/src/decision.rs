@@ -98,6 +98,9 @@ impl<'a> Scene<'a> {
             drop(client);
             Ok(called)
         })?;
+        let service = group.service.as_ref().context("a service")?;
+        let placed = group.arena.inside(|| Ok(service.status()?.requests.placed))?;
+        ensure!(placed == 1, "{members} members, {}: not placed by overspill", layout.name());
         let peers_ready = Ready::new(&peers.listeners)?;
         Ok(Self { plan, peers, peers_ready, members, layout, group, ready, program, called })
     }

@@ -33,7 +33,7 @@ impl Plan {
             hang_rounds: 5,
             hang_arrivals: Duration::from_secs(3),
             hang_backlogs: &[16, 511],
-            decision_rounds: 9,
+            decision_rounds: 7,
             decision_sizes: &[1, 4, 16, 64, 256, 1024, 4096],
             decision_requests: 500,
             decision_repeat: Duration::from_millis(2),
