@@ -307,10 +307,25 @@ static __always_inline struct ov_member *member_at(struct request *r,
 	return found ? &found->member : NULL;
 }
 
+/* What is known of the address of a member's socket. */
+static __always_inline __u64 address_of(struct request *r, __u32 position)
+{
+	struct ov_member *m = member_at(r, position);
+
+	return m ? m->sk : 0;
+}
+
+static __always_inline __u32 first_addresses(struct request *r)
+{
+	return OV_ROW_MEMBERS + r->header->members + r->header->endpoints;
+}
+
 /* The position that stands at `index` of the called table. */
 static __always_inline __u32 called_at(struct request *r, __u32 index)
 {
-	__u32 first = OV_ROW_MEMBERS + r->header->members + r->header->endpoints;
+	__u32 addresses = (r->header->members + OV_ADDRESSES_PER_ROW - 1) /
+			  OV_ADDRESSES_PER_ROW;
+	__u32 first = first_addresses(r) + addresses;
 	union ov_row *table = row(r, first + index / OV_POSITIONS_PER_ROW);
 
 	return table ? table->positions[index % OV_POSITIONS_PER_ROW] : 0;
@@ -319,7 +334,7 @@ static __always_inline __u32 called_at(struct request *r, __u32 index)
 /* --- scanning the members --------------------------------------------------- */
 
 /* Room, and nobody on another CPU about to take the last of it. */
-static __always_inline bool has_room(struct request *r, struct ov_member *m,
+static __always_inline bool has_room(struct search *s, struct ov_member *m,
 				     struct ov_figures *f)
 {
 	__u32 used = f->queued + f->half_open;
@@ -327,25 +342,25 @@ static __always_inline bool has_room(struct request *r, struct ov_member *m,
 
 	if (m->flags & OV_DRAINING || used > f->backlog)
 		return false;
-	if (r->s->want == WANT_SHORTEST && r->s->found && used >= r->s->used)
+	if (s->want == WANT_SHORTEST && s->found && used >= s->used)
 		return false;
-	r->s->claims = f->backlog - used < cpus;
-	if (r->s->claims && r->s->patient && being_taken(claim, used)) {
-		r->s->contended = true;
+	s->claims = f->backlog - used < cpus;
+	if (s->claims && s->patient && being_taken(claim, used)) {
+		s->contended = true;
 		return false;
 	}
-	r->s->claim = claim;
-	r->s->used = used;
+	s->claim = claim;
+	s->used = used;
 	return true;
 }
 
-static __always_inline bool wanted(struct request *r, struct ov_member *m,
+static __always_inline bool wanted(struct search *s, struct ov_member *m,
 				   struct ov_figures *f)
 {
-	switch (r->s->want) {
+	switch (s->want) {
 	case WANT_ROOM:
 	case WANT_SHORTEST:
-		return has_room(r, m, f);
+		return has_room(s, m, f);
 	case WANT_ACTIVE:
 		return !(m->flags & OV_DRAINING);
 	case WANT_OPEN:
@@ -356,28 +371,97 @@ static __always_inline bool wanted(struct request *r, struct ov_member *m,
 	return true;
 }
 
-static long consider(__u32 i, struct request *r)
+/* Whether a member holds no fewer than the best so far: what most are passed by
+ * for, and so looked at before whether the socket is still the member's. */
+static __always_inline bool holds_more(struct search *s, __u64 at)
+{
+	__u32 queued, half_open;
+
+	if (at <= OV_GONE)
+		return false;
+	LOAD(queued, sock, at, sk_ack_backlog);
+	if (queued >= s->used)
+		return true;
+	LOAD(half_open, inet_connection_sock, at,
+	     icsk_accept_queue.qlen.counter);
+	return queued + half_open >= s->used;
+}
+
+/* The index of the i-th to be looked at, from the start on. */
+static __always_inline __u32 index_of(struct search *s, __u32 i)
+{
+	__u32 index = s->start + i;
+
+	return index >= s->count ? index - s->count : index;
+}
+
+static __always_inline __u32 position_of(struct request *r, __u32 index)
+{
+	__u32 position = r->s->first + index;
+
+	return r->s->direct ? position : called_at(r, position);
+}
+
+/* The member at a position if it is wanted. */
+static __always_inline struct ov_member *look_at(struct request *r, __u32 index,
+						 __u32 position)
 {
 	struct ov_figures f = {};
-	struct ov_member *m;
-	__u32 index, position;
+	struct search *s = r->s;
+	struct ov_member *m = member_at(r, position);
 
-	index = r->s->start + i;
-	if (index >= r->s->count)
-		index -= r->s->count;
-	position = r->s->first + index;
-	if (!r->s->direct)
-		position = called_at(r, position);
-	m = member_at(r, position);
-	if (!m || !(m->flags & r->s->takes) || !read_figures(m, &f) ||
-	    !wanted(r, m, &f))
-		return 0;
-	r->s->found = true;
-	r->s->full = f.queued > f.backlog;
-	r->s->position = position;
-	r->s->index = index;
-	/* Nobody holds less than nothing: the scan for the shortest may end. */
-	return r->s->want != WANT_SHORTEST || r->s->used == 0;
+	if (!m || !(m->flags & s->takes) || !read_figures(m, &f) ||
+	    !wanted(s, m, &f))
+		return NULL;
+	s->found = true;
+	s->full = f.queued > f.backlog;
+	s->position = position;
+	s->index = index;
+	return m;
+}
+
+/* Nobody holds less than nothing: the scan for the shortest may end early. */
+static __always_inline bool is_best(struct search *s)
+{
+	return s->want != WANT_SHORTEST || s->used == 0;
+}
+
+/* Members are looked at in batches: a call for each would cost more than the look. */
+#define BATCH 8
+
+static long consider(__u32 batch, struct request *r)
+{
+	__u32 i, k, index, position, number, near_number = 0;
+	struct search *s = r->s;
+	union ov_row *near = NULL;
+	__u64 *address;
+
+	for (k = 0; k < BATCH; k++) {
+		i = batch * BATCH + k;
+		if (i >= s->count)
+			return 1;
+		index = index_of(s, i);
+		position = position_of(r, index);
+		if (s->want != WANT_SHORTEST || !s->found) {
+			if (look_at(r, index, position) && is_best(s))
+				return 1;
+			continue;
+		}
+		number = position / OV_ADDRESSES_PER_ROW;
+		if (!near || number != near_number)
+			near = row(r, first_addresses(r) + number);
+		if (!near)
+			return 1; /* not reached: a roster has them all */
+		near_number = number;
+		address = &near->addresses[position % OV_ADDRESSES_PER_ROW];
+		if (holds_more(s, *address))
+			continue;
+		if (look_at(r, index, position) && is_best(s))
+			return 1;
+		if (!*address)
+			*address = address_of(r, position);
+	}
+	return 0;
 }
 
 /* --- the flow's hash ---------------------------------------------------- */
@@ -561,15 +645,12 @@ static __always_inline bool take(struct request *r, struct ov_member *m)
 
 /* Assigns the chosen member's socket. False when another request or the socket's
  * end came in between: another look then finds another. */
-static __always_inline bool assign(struct request *r)
+static __always_inline bool assign(struct request *r, struct ov_member *m)
 {
-	struct ov_member *m = member_at(r, r->s->position);
 	void *sk;
 	__u32 slot;
 	long error;
 
-	if (!m)
-		return false;
 	if (!take(r, m)) {
 		COUNT_EXIT(contended);
 		return false;
@@ -676,13 +757,24 @@ static __always_inline void start_anew(struct request *r)
 #define STEPS_OF_A_LOOK (2 * RULE_LEFT)
 #define STEPS (64 * STEPS_OF_A_LOOK)
 
+/* Whether a member found will not do after all: today's Linux takes a full one. */
+static __always_inline bool is_refused(struct search *s)
+{
+	return s->want == WANT_ACTIVE && s->full;
+}
+
 static long step(__u32 i, struct request *r)
 {
+	struct ov_member *m;
+
 	r->s->patient = i < STEPS - 2 * STEPS_OF_A_LOOK;
 	aim(r);
-	bpf_loop(r->s->count, consider, r, 0);
-	if (r->s->found && !(r->s->want == WANT_ACTIVE && r->s->full)) {
-		if (r->s->rule == RULE_RESET || assign(r))
+	bpf_loop((r->s->count + BATCH - 1) / BATCH, consider, r, 0);
+	if (r->s->found && !is_refused(r->s)) {
+		if (r->s->rule == RULE_RESET)
+			return 1;
+		m = member_at(r, r->s->position);
+		if (m && assign(r, m))
 			return 1;
 		start_anew(r);
 		return 0;
@@ -693,6 +785,19 @@ static long step(__u32 i, struct request *r)
 		start_anew(r);
 	}
 	return r->s->rule == RULE_LEFT;
+}
+
+/* Most requests are put on the first member looked at. Doing so before the loops
+ * begin takes the same choice without their calls. */
+static __always_inline bool place_at_once(struct request *r)
+{
+	struct ov_member *m;
+
+	start_anew(r);
+	r->s->patient = true;
+	aim(r);
+	m = look_at(r, r->s->start, position_of(r, r->s->start));
+	return m && is_best(r->s) && !is_refused(r->s) && assign(r, m);
 }
 
 /* --- the program ------------------------------------------------------------- */
@@ -747,6 +852,8 @@ int overspill(struct bpf_sk_lookup *ctx)
 		return SK_PASS;
 	}
 	r.s->hash = flow_hash(&r, (__u32)bpf_ntohs(ctx->remote_port) << 16 | port);
+	if (place_at_once(&r))
+		return SK_PASS;
 	start_anew(&r);
 	bpf_loop(STEPS, step, &r, 0);
 	if (r.s->rule == RULE_RESET) {

@@ -15,18 +15,20 @@
  *     rows 1, 2                   the service's name, padded with zeros
  *     rows 3 .. 3+M               struct ov_member, in list order
  *     rows 3+M .. 3+M+E           struct ov_endpoint_row
- *     rows 3+M+E ..               the called table: 16 positions a row
+ *     rows 3+M+E .. 3+M+E+A       copies of ov_member.sk, close together for scans
+ *     rows 3+M+E+A ..             the called table: 16 positions a row
  */
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 1
+#define OVERSPILL_LAYOUT 2
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
 #define OV_ROW_NAME 1
 #define OV_ROW_MEMBERS 3
 #define OV_POSITIONS_PER_ROW 16
+#define OV_ADDRESSES_PER_ROW 8
 
 enum ov_policy {
 	OV_NEXT_AVAILABLE = 0,
@@ -91,6 +93,7 @@ union ov_row {
 	__u8 name[OV_ROW_SIZE];
 	struct ov_member member;
 	struct ov_endpoint_row endpoint;
+	__u64 addresses[OV_ADDRESSES_PER_ROW]; /* 0: not known yet */
 	__u32 positions[OV_POSITIONS_PER_ROW];
 };
 

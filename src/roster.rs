@@ -203,6 +203,9 @@ impl Roster {
             };
             to_row(&row)
         }));
+        // The kernel program fills in its sockets' addresses.
+        let addresses = self.members.len().div_ceil(layout::ADDRESSES_PER_ROW);
+        rows.extend(std::iter::repeat_n([0; ROW_SIZE], addresses));
         rows.extend(table.chunks(POSITIONS_PER_ROW).map(|chunk| {
             let mut positions = [0_u32; POSITIONS_PER_ROW];
             positions[..chunk.len()].copy_from_slice(chunk);

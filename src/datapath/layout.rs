@@ -5,13 +5,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised whenever a field changes its meaning or its place.
-pub(crate) const LAYOUT: u32 = 1;
+pub(crate) const LAYOUT: u32 = 2;
 
 pub(crate) const ROW_SIZE: usize = 64;
 /// Rows 1 and 2.
 pub(crate) const NAME_ROWS: usize = 2;
 pub(crate) const ROW_MEMBERS: usize = 1 + NAME_ROWS;
 pub(crate) const POSITIONS_PER_ROW: usize = 16;
+pub(crate) const ADDRESSES_PER_ROW: usize = 8;
 
 /// `ov_header.flags`
 pub(crate) const REDIRECT: u8 = 1 << 0;

@@ -1,0 +1,17 @@
+//! Compiles the programs that overspill is measured beside.
+
+use std::env;
+use std::path::PathBuf;
+
+use libbpf_cargo::SkeletonBuilder;
+
+fn main() {
+    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
+    SkeletonBuilder::new()
+        .source("bpf/peer.bpf.c")
+        .clang_args(["-I../bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"])
+        .build_and_generate(out.join("peer.skel.rs"))
+        .unwrap_or_else(|error| panic!("cannot compile bpf/peer.bpf.c: {error:#}"));
+    println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed=../bpf/kernel.h");
+}

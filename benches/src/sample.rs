@@ -1,0 +1,90 @@
+//! What was measured, raw.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+
+/// What a figure belongs to. An empty or zero field does not apply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Case {
+    pub(crate) subject: &'static str,
+    pub(crate) contestant: &'static str,
+    pub(crate) members: u32,
+    pub(crate) backlog: u32,
+    pub(crate) layout: &'static str,
+    pub(crate) state: &'static str,
+    pub(crate) way: &'static str,
+}
+
+/// One figure of one round.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    case: Case,
+    round: u32,
+    measure: &'static str,
+    value: f64,
+}
+
+/// All figures, in the order in which they were taken.
+#[derive(Debug, Default)]
+pub(crate) struct Samples(Vec<Sample>);
+
+impl Samples {
+    pub(crate) fn add(&mut self, case: Case, round: u32, measure: &'static str, value: f64) {
+        self.0.push(Sample { case, round, measure, value });
+    }
+
+    /// The figures of a case, by round.
+    pub(crate) fn of(&self, case: Case, measure: &str) -> Vec<f64> {
+        self.0
+            .iter()
+            .filter(|sample| sample.case == case && sample.measure == measure)
+            .map(|sample| sample.value)
+            .collect()
+    }
+
+    /// The figures of two cases that were measured in the same rounds, as ratios.
+    pub(crate) fn ratios(&self, case: Case, to: Case, measure: &str) -> Vec<f64> {
+        let bases = self.of(to, measure);
+        self.of(case, measure).into_iter().zip(bases).map(|(value, base)| value / base).collect()
+    }
+
+    /// The cases of a subject, in order.
+    pub(crate) fn cases(&self, subject: &str) -> Vec<Case> {
+        let mut cases = Vec::new();
+        for sample in self.0.iter().filter(|sample| sample.case.subject == subject) {
+            if !cases.contains(&sample.case) {
+                cases.push(sample.case);
+            }
+        }
+        cases
+    }
+
+    /// How many rounds a case was measured in.
+    pub(crate) fn rounds(&self, case: Case) -> usize {
+        let rounds = self.0.iter().filter(|sample| sample.case == case).map(|sample| sample.round);
+        rounds.max().map_or(0, |last| last as usize + 1)
+    }
+
+    /// Writes them as a table that any tool reads.
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
+        let mut text = String::from(
+            "subject,contestant,members,backlog,layout,state,way,round,measure,value\n",
+        );
+        for Sample { case, round, measure, value } in &self.0 {
+            let Case { subject, contestant, members, backlog, layout, state, way } = case;
+            writeln!(
+                text,
+                "{subject},{contestant},{},{},{layout},{state},{way},{round},{measure},{value}",
+                blank(*members),
+                blank(*backlog),
+            )
+            .expect("a String takes everything");
+        }
+        std::fs::write(path, text)
+    }
+}
+
+fn blank(number: u32) -> String {
+    if number == 0 { String::new() } else { number.to_string() }
+}
