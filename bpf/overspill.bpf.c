@@ -251,7 +251,7 @@ struct search {
 	__be32 remote[4]; /* of an IPv4 client, only the last word is set */
 	__u32 service;
 	__u32 takes; /* the flag that a member must have */
-	__u32 hash;
+	__u32 ports; /* remote, local */
 
 	/* where it stands */
 	__u32 rule;
@@ -289,9 +289,9 @@ struct {
 struct request {
 	struct bpf_sk_lookup *ctx;
 	void *roster;
-	struct ov_header *header;
 	struct ov_endpoint_row *endpoint;
 	struct search *s;
+	__u32 first_member; /* the number of its row */
 };
 
 static __always_inline union ov_row *row(struct request *r, __u32 number)
@@ -302,7 +302,7 @@ static __always_inline union ov_row *row(struct request *r, __u32 number)
 static __always_inline struct ov_member *member_at(struct request *r,
 						   __u32 position)
 {
-	union ov_row *found = row(r, OV_ROW_MEMBERS + position);
+	union ov_row *found = row(r, r->first_member + position);
 
 	return found ? &found->member : NULL;
 }
@@ -317,13 +317,13 @@ static __always_inline __u64 address_of(struct request *r, __u32 position)
 
 static __always_inline __u32 first_addresses(struct request *r)
 {
-	return OV_ROW_MEMBERS + r->header->members + r->header->endpoints;
+	return r->first_member + r->endpoint->members;
 }
 
 /* The position that stands at `index` of the called table. */
 static __always_inline __u32 called_at(struct request *r, __u32 index)
 {
-	__u32 addresses = (r->header->members + OV_ADDRESSES_PER_ROW - 1) /
+	__u32 addresses = (r->endpoint->members + OV_ADDRESSES_PER_ROW - 1) /
 			  OV_ADDRESSES_PER_ROW;
 	__u32 first = first_addresses(r) + addresses;
 	union ov_row *table = row(r, first + index / OV_POSITIONS_PER_ROW);
@@ -477,7 +477,7 @@ static __always_inline __u32 mix(__u32 h, __u32 word)
 }
 
 /* MurmurHash3 over the words of the flow; src/flow.rs is the same. */
-static __always_inline __u32 flow_hash(struct request *r, __u32 ports)
+static __always_inline __u32 flow_hash(struct request *r)
 {
 	__u32 h = seed;
 
@@ -491,7 +491,7 @@ static __always_inline __u32 flow_hash(struct request *r, __u32 ports)
 	}
 	h = mix(h, bpf_ntohl(r->s->remote[3]));
 	h = mix(h, bpf_ntohl(r->s->address[3]));
-	h = mix(h, ports);
+	h = mix(h, r->s->ports);
 	h ^= h >> 16;
 	h *= 0x85ebca6b;
 	h ^= h >> 13;
@@ -499,10 +499,13 @@ static __always_inline __u32 flow_hash(struct request *r, __u32 ports)
 	return h ^ h >> 16;
 }
 
-/* Which of the called members the flow calls: its index among them. */
+/* Which of the called members the flow calls: its index among them. Hashed where it
+ * is asked for: not for a lone one, nor where turns are taken. */
 static __always_inline __u32 called_index(struct request *r)
 {
-	return (__u64)r->s->hash * r->endpoint->count >> 32;
+	if (r->endpoint->count == 1)
+		return 0;
+	return (__u64)flow_hash(r) * r->endpoint->count >> 32;
 }
 
 static __always_inline __u32 called_position(struct request *r)
@@ -569,20 +572,15 @@ find_endpoint(struct request *r, __u16 port, __u8 kinds)
 }
 
 /* False when the address was given up between this and the look-up before. */
-static __always_inline bool find_rows(struct request *r, __u32 number)
+static __always_inline bool find_row(struct request *r, __u32 number)
 {
-	union ov_row *found = row(r, OV_ROW_HEADER);
+	union ov_row *found = row(r, OV_ROW_ENDPOINTS + number);
 
-	if (!found)
-		return false;
-	r->header = &found->header;
-	if (number >= r->header->endpoints)
-		return false;
-	found = row(r, OV_ROW_MEMBERS + r->header->members + number);
-	if (!found)
+	if (!found || found->endpoint.mark != OV_ENDPOINT_MARK)
 		return false;
 	r->endpoint = &found->endpoint;
-	return r->endpoint->count;
+	r->first_member = OV_ROW_ENDPOINTS + r->endpoint->endpoints;
+	return true;
 }
 
 /* --- carrying out a choice --------------------------------------------------- */
@@ -624,13 +622,18 @@ static __always_inline void count_placed(struct request *r, struct ov_member *m)
  * members with room. CPUs may race here: a turn is then taken twice, no more. */
 static __always_inline void move_turn(struct request *r)
 {
+	union ov_row *header;
+
 	if (r->s->rule != RULE_ROOM || r->s->want == WANT_ACTIVE ||
-	    r->header->policy == OV_NEXT_AVAILABLE)
+	    r->endpoint->policy == OV_NEXT_AVAILABLE)
 		return;
-	if (r->s->siblings)
-		r->header->turn = r->s->index + 1;
-	else
+	if (!r->s->siblings) {
 		r->endpoint->turn = r->s->index + 1;
+		return;
+	}
+	header = row(r, OV_ROW_HEADER);
+	if (header)
+		header->header.turn = r->s->index + 1;
 }
 
 /* Takes one of the last places: false when another CPU was faster. */
@@ -681,16 +684,23 @@ static __always_inline bool assign(struct request *r, struct ov_member *m)
 
 /* --- the rules ----------------------------------------------------------------- */
 
+static __always_inline __u32 siblings_turn(struct request *r)
+{
+	union ov_row *header = row(r, OV_ROW_HEADER);
+
+	return header ? header->header.turn : 0;
+}
+
 /* Says what to look for by the rule, and from where on. */
 static __always_inline void aim(struct request *r)
 {
-	__u8 policy = r->header->policy;
+	__u8 policy = r->endpoint->policy;
 	bool turns = policy != OV_NEXT_AVAILABLE;
 
 	switch (r->s->rule) {
 	case RULE_ROOM:
 		r->s->want = policy == OV_SHORTEST_QUEUE ? WANT_SHORTEST : WANT_ROOM;
-		if (!(r->header->flags & OV_REDIRECT)) {
+		if (!(r->endpoint->flags & OV_REDIRECT)) {
 			r->s->want = WANT_ACTIVE;
 			turns = false;
 		}
@@ -713,9 +723,9 @@ static __always_inline void aim(struct request *r)
 		/* The called ones are not left out: the scan before this one has
 		 * just found that they are not what is wanted. */
 		r->s->first = 0;
-		r->s->count = r->header->members;
+		r->s->count = r->endpoint->members;
 		r->s->direct = true;
-		r->s->start = turns ? r->header->turn : called_position(r);
+		r->s->start = turns ? siblings_turn(r) : called_position(r);
 	} else {
 		r->s->first = r->endpoint->first;
 		r->s->count = r->endpoint->count;
@@ -730,7 +740,7 @@ static __always_inline void aim(struct request *r)
 /* The next scope, then the next rule. */
 static __always_inline void go_on(struct request *r)
 {
-	__u8 flags = r->header->flags;
+	__u8 flags = r->endpoint->flags;
 
 	if (!r->s->siblings && flags & OV_REDIRECT) {
 		r->s->siblings = true;
@@ -846,12 +856,12 @@ int overspill(struct bpf_sk_lookup *ctx)
 		COUNT_EXIT(no_roster);
 		return SK_PASS;
 	}
-	if (!find_rows(&r, endpoint->row)) {
+	if (!find_row(&r, endpoint->row)) {
 		/* Given up this moment: as above. */
 		COUNT_EXIT(unserved_address);
 		return SK_PASS;
 	}
-	r.s->hash = flow_hash(&r, (__u32)bpf_ntohs(ctx->remote_port) << 16 | port);
+	r.s->ports = (__u32)bpf_ntohs(ctx->remote_port) << 16 | port;
 	if (place_at_once(&r))
 		return SK_PASS;
 	start_anew(&r);
@@ -903,7 +913,9 @@ int read_queues(struct bpf_sk_lookup *ctx)
 	if (!r.roster)
 		return SK_PASS;
 	header = row(&r, OV_ROW_HEADER);
-	if (header)
-		bpf_loop(header->header.members, read_member, &r, 0);
+	if (!header)
+		return SK_PASS;
+	r.first_member = OV_ROW_ENDPOINTS + header->header.endpoints;
+	bpf_loop(header->header.members, read_member, &r, 0);
 	return SK_PASS;
 }

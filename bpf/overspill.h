@@ -13,20 +13,20 @@
  *
  *     row 0                       struct ov_header
  *     rows 1, 2                   the service's name, padded with zeros
- *     rows 3 .. 3+M               struct ov_member, in list order
- *     rows 3+M .. 3+M+E           struct ov_endpoint_row
+ *     rows 3 .. 3+E               struct ov_endpoint_row
+ *     rows 3+E .. 3+E+M           struct ov_member, in list order
  *     rows 3+M+E .. 3+M+E+A       copies of ov_member.sk, close together for scans
  *     rows 3+M+E+A ..             the called table: 16 positions a row
  */
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 2
+#define OVERSPILL_LAYOUT 1
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
 #define OV_ROW_NAME 1
-#define OV_ROW_MEMBERS 3
+#define OV_ROW_ENDPOINTS 3
 #define OV_POSITIONS_PER_ROW 16
 #define OV_ADDRESSES_PER_ROW 8
 
@@ -79,13 +79,24 @@ struct ov_member {
 	__u32 zero2[2];
 };
 
+/* The mark of an endpoint row: no other row has it in this place. A number that was
+ * found just before its row was given up is known by the mark's absence. */
+#define OV_ENDPOINT_MARK 0x6f760001
+
 struct ov_endpoint_row {
 	__be32 address[4];
 	__u32 first; /* its called members: table[first .. first + count] ... */
 	__u32 count;
 	__u32 direct; /* ... or, if set, positions first .. first + count themselves */
 	__u32 turn; /* where the next turn begins: 0 .. count */
-	__u32 zero[8];
+	/* of the header, so that a request reads one row less */
+	__u32 members;
+	__u32 endpoints;
+	__u8 policy;
+	__u8 flags;
+	__u16 zero;
+	__u32 zero2[4];
+	__u32 mark; /* OV_ENDPOINT_MARK; 0 where the number is not in use */
 };
 
 union ov_row {

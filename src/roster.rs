@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::datapath::layout::{
-    self, EndpointRow, Header, POSITIONS_PER_ROW, ROW_MEMBERS, ROW_SIZE,
+    self, EndpointRow, Header, POSITIONS_PER_ROW, ROW_ENDPOINTS, ROW_SIZE,
 };
 use crate::member::{Address, Families, MemberId};
 use crate::policy::{OnFull, Policy, Rules};
@@ -188,21 +188,11 @@ impl Roster {
         let (called, table) = self.called_table();
         let mut rows = vec![self.header_row()];
         rows.extend(name_rows(&self.name));
-        rows.extend(self.members.iter().map(member_row));
         rows.extend(self.endpoints.iter().zip(&called).map(|(endpoint, called)| {
-            let row = match (endpoint, called) {
-                (Some(endpoint), Some(called)) => EndpointRow {
-                    address: layout::address_bytes(endpoint.ip),
-                    first: called.first,
-                    count: called.count,
-                    direct: called.direct.into(),
-                    turn: endpoint.turn,
-                    zero: [0; 8],
-                },
-                _ => EndpointRow::default(),
-            };
-            to_row(&row)
+            let row = endpoint.as_ref().zip(called.as_ref());
+            row.map_or([0; ROW_SIZE], |(endpoint, called)| self.endpoint_row(endpoint, called))
         }));
+        rows.extend(self.members.iter().map(member_row));
         // The kernel program fills in its sockets' addresses.
         let addresses = self.members.len().div_ceil(layout::ADDRESSES_PER_ROW);
         rows.extend(std::iter::repeat_n([0; ROW_SIZE], addresses));
@@ -214,18 +204,38 @@ impl Roster {
         rows
     }
 
-    fn header_row(&self) -> Row {
+    fn flags(&self) -> u8 {
         let mut flags = 0;
         flags |= if self.rules.redirect { layout::REDIRECT } else { 0 };
         flags |= if self.rules.on_full == OnFull::Reset { layout::RESET } else { 0 };
         flags |= if self.rules.spread { layout::SPREAD } else { 0 };
+        flags
+    }
+
+    fn endpoint_row(&self, endpoint: &Endpoint, called: &Called) -> Row {
+        to_row(&EndpointRow {
+            address: layout::address_bytes(endpoint.ip),
+            first: called.first,
+            count: called.count,
+            direct: called.direct.into(),
+            turn: endpoint.turn,
+            members: count(&self.members),
+            endpoints: count(&self.endpoints),
+            policy: self.rules.policy.number(),
+            flags: self.flags(),
+            mark: layout::ENDPOINT_MARK,
+            ..EndpointRow::default()
+        })
+    }
+
+    fn header_row(&self) -> Row {
         to_row(&Header {
             members: count(&self.members),
             endpoints: count(&self.endpoints),
             turn: self.turn,
             port: self.port,
             policy: self.rules.policy.number(),
-            flags,
+            flags: self.flags(),
             next_id: self.next_id,
             zero: [0; 11],
         })
@@ -234,10 +244,10 @@ impl Roster {
     /// The roster in `rows`, or `None` if they are not one.
     pub(crate) fn decode(rows: &[Row]) -> Option<Self> {
         let header = Header::read_from_bytes(rows.first()?).ok()?;
-        let name = rows.get(1..ROW_MEMBERS)?.concat();
+        let name = rows.get(1..ROW_ENDPOINTS)?.concat();
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
-        let members = rows.get(ROW_MEMBERS..)?.get(..header.members as usize)?;
-        let endpoints = rows[ROW_MEMBERS + members.len()..].get(..header.endpoints as usize)?;
+        let endpoints = rows.get(ROW_ENDPOINTS..)?.get(..header.endpoints as usize)?;
+        let members = rows[ROW_ENDPOINTS + endpoints.len()..].get(..header.members as usize)?;
         Some(Self {
             name: String::from_utf8(name[..end].to_vec()).ok()?,
             port: header.port,
@@ -260,7 +270,8 @@ impl Roster {
                 .map(|row| {
                     let row = EndpointRow::read_from_bytes(row).ok()?;
                     let ip = layout::address_from(row.address);
-                    Some((row.count > 0).then_some(Endpoint { ip, turn: row.turn }))
+                    let in_use = row.mark == layout::ENDPOINT_MARK;
+                    Some(in_use.then_some(Endpoint { ip, turn: row.turn }))
                 })
                 .collect::<Option<_>>()?,
             next_id: header.next_id,

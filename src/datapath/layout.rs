@@ -5,12 +5,14 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised whenever a field changes its meaning or its place.
-pub(crate) const LAYOUT: u32 = 2;
+pub(crate) const LAYOUT: u32 = 1;
 
 pub(crate) const ROW_SIZE: usize = 64;
 /// Rows 1 and 2.
 pub(crate) const NAME_ROWS: usize = 2;
-pub(crate) const ROW_MEMBERS: usize = 1 + NAME_ROWS;
+pub(crate) const ROW_ENDPOINTS: usize = 1 + NAME_ROWS;
+/// Stands in every endpoint row, in a place where no other row has it.
+pub(crate) const ENDPOINT_MARK: u32 = 0x6f76_0001;
 pub(crate) const POSITIONS_PER_ROW: usize = 16;
 pub(crate) const ADDRESSES_PER_ROW: usize = 8;
 
@@ -102,7 +104,13 @@ plain! {
         count: u32,
         direct: u32,
         turn: u32,
-        zero: [u32; 8],
+        members: u32,
+        endpoints: u32,
+        policy: u8,
+        flags: u8,
+        zero: u16,
+        zero2: [u32; 4],
+        mark: u32,
     }
 
     /// `struct ov_endpoint_key`
