@@ -40,7 +40,7 @@ enum {
 
 enum { SK_DROP = 0, SK_PASS = 1 };
 
-enum { AF_INET = 2, AF_INET6 = 10 };
+enum { AF_INET = 2 };
 enum { IPPROTO_TCP = 6 };
 enum { TCP_LISTEN = 10 }; /* include/net/tcp_states.h */
 
@@ -90,10 +90,6 @@ struct request_sock_queue {
 
 struct inet_connection_sock {
 	struct request_sock_queue icsk_accept_queue;
-};
-
-struct tcp_sock {
-	struct inet_connection_sock inet_conn;
 };
 
 #pragma clang attribute pop

@@ -14,15 +14,16 @@
  * the called address, or from the wildcard one, to the service and to the number
  * of its endpoint row. `services` holds each service's roster.
  *
- * Choosing: the rules are tried in order, each a scan over members (`scan`):
- *   room among the called, room among all, a queue that only half-open requests
- *   fill, and then the end: dropped, refused, or left to the kernel.
+ * Choosing: the member that would be looked at first is tried at once
+ * (`place_at_once`). Else the rules are tried in order, each a scan over members
+ * (`step`, `consider`): room among the called, room among all, a queue that only
+ * half-open requests fill, and then the end: dropped, refused, or left to the kernel.
  *
  * Reading: a member's figures are read through the address of its socket, cached
  * in its row, without taking a reference. The memory may be freed meanwhile: the
  * loads cannot fault (the JIT gives them exception entries), and the cookie tells
- * whether it was still that socket. Only the socket chosen in the end is looked
- * up, with a reference.
+ * whether it was still that socket before the member is chosen by them. Only the
+ * socket chosen in the end is looked up, with a reference.
  *
  * No way out of this program can lose a connection that would have been served
  * without it: every error passes the request on to the kernel's own look-up.
@@ -119,7 +120,8 @@ struct {
 } figures SEC(".maps");
 
 /* Every counter is one of this CPU, and softirqs do not nest on a CPU: a plain
- * addition is exact. */
+ * addition is exact for packets. (Look-ups from process context, as of sock_diag
+ * for one socket, may be interrupted and lose a count.) */
 #define COUNT(map, type, key, field)                                  \
 	do {                                                          \
 		__u32 key_ = (key);                                   \
@@ -185,8 +187,9 @@ static __always_inline bool read_figures(struct ov_member *m,
 	LOAD(state, sock, at, __sk_common.skc_state);
 	if (cookie != m->cookie || state != TCP_LISTEN)
 		return false;
-	/* Half-open first: a handshake that ends in between is then counted twice,
-	 * not never. */
+	/* Half-open first: a handshake that ends between the two loads is counted
+	 * twice, not never. (The kernel itself takes it out of the one before it
+	 * enters it into the other: where both loads fall in between, it is missed.) */
 	LOAD(f->half_open, inet_connection_sock, at,
 	     icsk_accept_queue.qlen.counter);
 	LOAD(f->queued, sock, at, sk_ack_backlog);
@@ -204,6 +207,9 @@ static __always_inline bool read_figures(struct ov_member *m,
  * what figure. The place counts as being taken until the figure has grown, the
  * same CPU is back (its softirqs do not nest, so it has finished), or the time
  * is up.
+ *
+ * Who finds nothing else than places being taken looks again, until the first
+ * claim that it met must have run out; then it heeds none.
  */
 #define CLAIM_TICKS 32 /* about 32 us: a tick is 1024 ns */
 
@@ -220,9 +226,10 @@ static __always_inline __u64 claim(__u32 used)
 
 static __always_inline bool being_taken(__u64 claim, __u32 used)
 {
+	/* The clock may differ by a little between CPUs: one tick of grace. */
 	return claim && (__u16)(claim >> 16) != (__u16)bpf_get_smp_processor_id() &&
 	       (__s16)((__u16)used - (__u16)claim) <= 0 &&
-	       tick() - (__u32)(claim >> 32) < CLAIM_TICKS;
+	       tick() + 1 - (__u32)(claim >> 32) <= CLAIM_TICKS;
 }
 
 /* --- a request ------------------------------------------------------------- */
@@ -258,6 +265,7 @@ struct search {
 	bool siblings; /* all members, not the called ones */
 	bool patient; /* heed the claims of other CPUs */
 	bool contended; /* a claim stood in the way */
+	__u32 since; /* the tick of the first time that one did; 0: none has yet */
 
 	/* the scan: over table[first .. first + count] from `start`, wrapping */
 	bool direct;
@@ -276,8 +284,9 @@ struct search {
 	__u64 claim;
 };
 
-/* One a CPU: the program runs with softirqs off and is never interrupted by
- * itself. */
+/* One a CPU: a packet's run is never interrupted by another run. One from process
+ * context (sock_diag for one socket, a program that calls bpf_sk_lookup_tcp) may
+ * be: its answer may then be that of the packet, and places nothing. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
@@ -339,16 +348,18 @@ static __always_inline bool has_room(struct search *s, struct ov_member *m,
 {
 	__u32 used = f->queued + f->half_open;
 	__u64 claim = m->claim;
+	bool claims;
 
 	if (m->flags & OV_DRAINING || used > f->backlog)
 		return false;
 	if (s->want == WANT_SHORTEST && s->found && used >= s->used)
 		return false;
-	s->claims = f->backlog - used < cpus;
-	if (s->claims && s->patient && being_taken(claim, used)) {
+	claims = f->backlog - used < cpus;
+	if (claims && s->patient && being_taken(claim, used)) {
 		s->contended = true;
 		return false;
 	}
+	s->claims = claims;
 	s->claim = claim;
 	s->used = used;
 	return true;
@@ -761,11 +772,11 @@ static __always_inline void start_anew(struct request *r)
 	r->s->contended = false;
 }
 
-/* One step: one scan by one rule in one scope. Who loses a race starts anew, at
- * most until the winner's claim has run out, and for no more than all the steps;
- * in the last ones no claim is heeded. */
+/* One step: one scan by one rule in one scope. Who loses a race starts anew, until
+ * it is overdue (is_overdue), and for no more than all the steps; in the last ones
+ * no claim is heeded. */
 #define STEPS_OF_A_LOOK (2 * RULE_LEFT)
-#define STEPS (64 * STEPS_OF_A_LOOK)
+#define STEPS (512 * STEPS_OF_A_LOOK)
 
 /* Whether a member found will not do after all: today's Linux takes a full one. */
 static __always_inline bool is_refused(struct search *s)
@@ -773,11 +784,17 @@ static __always_inline bool is_refused(struct search *s)
 	return s->want == WANT_ACTIVE && s->full;
 }
 
+/* Whether every claim met at first has run out. */
+static __always_inline bool is_overdue(struct search *s)
+{
+	return s->since && tick() - s->since > CLAIM_TICKS;
+}
+
 static long step(__u32 i, struct request *r)
 {
 	struct ov_member *m;
 
-	r->s->patient = i < STEPS - 2 * STEPS_OF_A_LOOK;
+	r->s->patient = i < STEPS - 2 * STEPS_OF_A_LOOK && !is_overdue(r->s);
 	aim(r);
 	bpf_loop((r->s->count + BATCH - 1) / BATCH, consider, r, 0);
 	if (r->s->found && !is_refused(r->s)) {
@@ -791,6 +808,8 @@ static long step(__u32 i, struct request *r)
 	}
 	go_on(r);
 	if (r->s->rule != RULE_ROOM && r->s->contended) {
+		if (!r->s->since)
+			r->s->since = tick();
 		COUNT_EXIT(contended);
 		start_anew(r);
 	}
@@ -805,6 +824,7 @@ static __always_inline bool place_at_once(struct request *r)
 
 	start_anew(r);
 	r->s->patient = true;
+	r->s->since = 0;
 	aim(r);
 	m = look_at(r, r->s->start, position_of(r, r->s->start));
 	return m && is_best(r->s) && !is_refused(r->s) && assign(r, m);

@@ -131,7 +131,7 @@ struct ov_ports {
 };
 
 /* `service_counters`, by service and CPU. Each request that reaches a service is
- * in exactly one of placed, redirected, dropped, reset and left. */
+ * in exactly one of placed, redirected, dropped, reset and left, or in exits.refused. */
 struct ov_service_counters {
 	__u64 placed; /* put on a member that it called */
 	__u64 redirected; /* put on a sibling of the called members */

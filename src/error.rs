@@ -233,7 +233,7 @@ pub enum Error {
         /// On what.
         object: String,
         /// Why.
-        source: libbpf_rs::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -282,7 +282,7 @@ impl Error {
                 "remove that folder with everything in it (the services in it end), and make \
                  them anew"
             }
-            Self::NoBpffs => "mount it: mount -t bpf bpf /sys/fs/bpf",
+            Self::NoBpffs => "mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf",
             Self::NoBtf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
             Self::Permission { .. } => {
                 "run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and \
@@ -324,21 +324,6 @@ impl Error {
         match source.kind() {
             io::ErrorKind::PermissionDenied => Self::Permission { operation, object, source },
             _ => Self::System { operation, object, source },
-        }
-    }
-
-    pub(crate) fn bpf(
-        operation: &'static str,
-        object: impl Into<String>,
-        source: libbpf_rs::Error,
-    ) -> Self {
-        let object = object.into();
-        match source.kind() {
-            libbpf_rs::ErrorKind::PermissionDenied => {
-                let source = io::Error::new(io::ErrorKind::PermissionDenied, source);
-                Self::Permission { operation, object, source }
-            }
-            _ => Self::Bpf { operation, object, source },
         }
     }
 }

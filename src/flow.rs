@@ -20,7 +20,7 @@ fn words(address: IpAddr) -> ([u32; 3], u32) {
 }
 
 /// The hash of a request from `client` to `called`, by `MurmurHash3` with a seed drawn
-/// when the state is made: a client cannot choose the member that it meets.
+/// when the state is made: a client that does not know it cannot tell which member it meets.
 ///
 /// The kernel program computes the same (`flow_hash` in `bpf/overspill.bpf.c`).
 #[must_use]

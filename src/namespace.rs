@@ -48,8 +48,11 @@ impl Namespace {
         if system.f_type != NSFS_MAGIC {
             return Err(failed(io::Error::other("it is not a namespace")));
         }
-        let inode = file.metadata().map_err(failed)?.ino();
-        Ok(Self { inode, file: Some(Arc::new(file)) })
+        Self::of_file(file).map_err(failed)
+    }
+
+    pub(crate) fn of_file(file: File) -> io::Result<Self> {
+        Ok(Self { inode: file.metadata()?.ino(), file: Some(Arc::new(file)) })
     }
 
     /// The one with this inode number. Its services can be looked at and changed; the

@@ -194,7 +194,6 @@ fn capabilities(held: CapabilitySet) -> Vec<Item> {
         ("CAP_PERFMON", CapabilitySet::PERFMON, "to read queues in the kernel"),
         ("CAP_NET_ADMIN", CapabilitySet::NET_ADMIN, "to place requests"),
         ("CAP_SYS_ADMIN", CapabilitySet::SYS_ADMIN, "to read the list of members"),
-        ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE, "to share other processes' sockets"),
     ];
     let contained = CapabilitySet::BPF | CapabilitySet::PERFMON;
     let item = |(name, capability, purpose): (&str, CapabilitySet, &str)| {
@@ -211,6 +210,12 @@ fn capabilities(held: CapabilitySet) -> Vec<Item> {
         }
     };
     let mut items: Vec<Item> = needed.into_iter().map(item).collect();
+    let name = "CAP_SYS_PTRACE";
+    items.push(if held.contains(CapabilitySet::SYS_PTRACE) {
+        Item::ok(name, "held")
+    } else {
+        Item::note(name, "not held: share can't take every process's sockets")
+    });
     let name = "CAP_DAC_READ_SEARCH";
     items.push(if held.contains(CapabilitySet::DAC_READ_SEARCH) {
         Item::ok(name, "held")

@@ -244,6 +244,9 @@ impl Roster {
     /// The roster in `rows`, or `None` if they are not one.
     pub(crate) fn decode(rows: &[Row]) -> Option<Self> {
         let header = Header::read_from_bytes(rows.first()?).ok()?;
+        if header.members == 0 {
+            return None;
+        }
         let name = rows.get(1..ROW_ENDPOINTS)?.concat();
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
         let endpoints = rows.get(ROW_ENDPOINTS..)?.get(..header.endpoints as usize)?;

@@ -235,10 +235,8 @@ impl Builder {
         let Some(first) = candidates.first() else {
             return Err(Error::NoMembers { service: self.name });
         };
-        let namespace = match self.namespace {
-            Some(namespace) => namespace,
-            None => Namespace::current()?,
-        };
+        let namespace = self.namespace.unwrap_or_else(|| first.listener.namespace.clone());
+        check_namespaces(candidates, &namespace)?;
         let mut roster = Roster::new(self.name, first.listener.address.port, self.rules);
         let lock = Lock::acquire()?;
         let datapath = Datapath::open_or_make(&namespace, self.capacity, self.seed, &lock)?;
@@ -247,10 +245,10 @@ impl Builder {
                 return Err(Error::NameTaken { name: roster.name.clone() });
             }
             let id = datapath.free_id(&snapshot)?;
-            check(&roster, id, candidates, &snapshot, &namespace)?;
+            check(&roster, id, candidates, &snapshot)?;
             let joining = join(&mut roster, &datapath, &snapshot, candidates)?;
             let change = datapath::Change { id, old: None, new: Some(&roster), joining };
-            datapath.apply(&lock, snapshot, &change)
+            datapath.apply(&snapshot, &change)
         });
         if let Err(error) = made {
             // A state made for this service alone is taken away again.
@@ -454,16 +452,9 @@ impl Service {
     ///
     /// [`Error::NoSuchService`].
     pub fn remove(self) -> Result<()> {
-        let lock = Lock::acquire()?;
-        let datapath = self.datapath()?;
-        datapath.check_writable()?;
-        let snapshot = datapath.snapshot(&lock)?;
-        let Some((id, old)) = snapshot.find(&self.name.0) else {
-            return Err(self.unknown(snapshot.names()));
-        };
-        let old = old.clone();
-        let change = datapath::Change { id, old: Some(&old), new: None, joining: Vec::new() };
-        if datapath.apply(&lock, snapshot, &change)?.is_empty() {
+        let Open { lock, datapath, snapshot, id, roster } = self.open_for_change()?;
+        let change = datapath::Change { id, old: Some(&roster), new: None, joining: Vec::new() };
+        if datapath.apply(&snapshot, &change)?.is_empty() {
             datapath.remove(&lock)?;
         }
         Ok(())
@@ -512,10 +503,11 @@ impl Service {
     }
 
     fn add(&self, candidates: &[Candidate<'_>]) -> Result<Vec<MemberId>> {
+        check_namespaces(candidates, &self.namespace)?;
         let mut joined = Vec::new();
         self.change_with(|datapath, snapshot, roster| {
             let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
-            check(roster, id, candidates, snapshot, &self.namespace)?;
+            check(roster, id, candidates, snapshot)?;
             let before = roster.members.len();
             let joining = join(roster, datapath, snapshot, candidates)?;
             joined = roster.members[before..].iter().map(|member| member.id).collect();
@@ -528,21 +520,47 @@ impl Service {
         &self,
         change: impl FnOnce(&Datapath, &Snapshot, &mut Roster) -> Result<Vec<Joining<'a>>>,
     ) -> Result<()> {
+        let Open { lock: _lock, datapath, snapshot, id, roster } = self.open_for_change()?;
+        let mut new = roster.clone();
+        let joining = change(&datapath, &snapshot, &mut new)?;
+        if new == roster {
+            return Ok(());
+        }
+        let change = datapath::Change { id, old: Some(&roster), new: Some(&new), joining };
+        datapath.apply(&snapshot, &change).map(drop)
+    }
+
+    fn open_for_change(&self) -> Result<Open> {
         let lock = Lock::acquire()?;
         let datapath = self.datapath()?;
         datapath.check_writable()?;
         let snapshot = datapath.snapshot(&lock)?;
-        let Some((id, old)) = snapshot.find(&self.name.0) else {
+        let Some((id, roster)) = snapshot.find(&self.name.0) else {
             return Err(self.unknown(snapshot.names()));
         };
-        let old = old.clone();
-        let mut new = old.clone();
-        let joining = change(&datapath, &snapshot, &mut new)?;
-        if new == old {
-            return Ok(());
-        }
-        let change = datapath::Change { id, old: Some(&old), new: Some(&new), joining };
-        datapath.apply(&lock, snapshot, &change).map(drop)
+        let roster = roster.clone();
+        Ok(Open { lock, datapath, snapshot, id, roster })
+    }
+}
+
+/// A service that is being changed, and with it the right to.
+struct Open {
+    lock: Lock,
+    datapath: Datapath,
+    snapshot: Snapshot,
+    id: u32,
+    roster: Roster,
+}
+
+fn check_namespaces(candidates: &[Candidate<'_>], namespace: &Namespace) -> Result<()> {
+    let listeners = candidates.iter().map(|candidate| &candidate.listener);
+    match listeners.into_iter().find(|listener| listener.namespace != *namespace) {
+        None => Ok(()),
+        Some(listener) => Err(Error::OtherNamespace {
+            socket: listener.name.clone(),
+            actual: listener.namespace.inode(),
+            expected: namespace.inode(),
+        }),
     }
 }
 
@@ -552,17 +570,12 @@ fn check(
     id: u32,
     candidates: &[Candidate<'_>],
     snapshot: &Snapshot,
-    namespace: &Namespace,
 ) -> Result<()> {
     let mut cookies = HashSet::new();
-    for Listener { cookie, address, namespace: actual, name } in
+    for Listener { cookie, address, name, .. } in
         candidates.iter().map(|candidate| &candidate.listener)
     {
         let socket = || name.clone();
-        if *actual != namespace.inode() {
-            let expected = namespace.inode();
-            return Err(Error::OtherNamespace { socket: socket(), actual: *actual, expected });
-        }
         if address.port != roster.port {
             let (actual, expected) = (address.port, roster.port);
             return Err(Error::OtherPort { socket: socket(), actual, expected });

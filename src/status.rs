@@ -34,7 +34,8 @@ pub struct MemberStatus {
     pub member: MemberId,
     /// Where it listens.
     pub address: Address,
-    /// A process that holds its socket, as it was when the member joined.
+    /// A process that holds its socket: as it was when the member joined, or as it was set
+    /// since ([`Service::set_pid`](crate::Service::set_pid)).
     pub pid: u32,
     /// Whether it gets requests.
     pub state: MemberState,
@@ -86,8 +87,9 @@ impl MemberState {
 /// What became of a service's requests.
 ///
 /// A request is one look-up of a listener: a SYN, sent anew or not, but also an ACK with
-/// a SYN cookie and a stray packet. Each is counted once, in `placed`, `redirected`,
-/// `dropped`, `reset` or `left`.
+/// a SYN cookie, a stray packet, and a look-up by another program (`ss` for one socket).
+/// Each is counted once, in `placed`, `redirected`, `dropped`, `reset` or `left`, but for
+/// those whose socket the kernel refused ([`Exits::refused`]).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Requests {
     /// Put on a member that they called.

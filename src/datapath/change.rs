@@ -7,18 +7,18 @@
 //!    go to the kernel's own look-up, as to any address that is not served);
 //! 3. the new roster replaces the old in `services`, in one step; the kernel returns
 //!    when no program reads the old one any more (`maybe_wait_bpf_programs`);
-//! 4. new endpoints enter `endpoints`, and `ports` follows;
+//! 4. `endpoints` and `ports` are made to agree with the rosters (`index.rs`);
 //! 5. sockets of members that left are taken out of `sockets`.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
 use zerocopy::IntoBytes;
 
-use super::layout::{self, Endpoint, EndpointKey, MemberCounters, ROW_SIZE, ServiceCounters};
-use super::{Datapath, Lock};
+use super::layout::{EndpointKey, MemberCounters, ROW_SIZE, ServiceCounters};
+use super::{Datapath, Lock, index};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
 
@@ -73,24 +73,28 @@ impl Snapshot {
             .map(|(_, roster)| roster.name.as_str())
     }
 
-    /// What kinds of endpoint a port has.
-    fn kinds(&self, port: u16) -> u8 {
-        self.rosters
-            .values()
-            .filter(|roster| roster.port == port)
-            .flat_map(|roster| roster.endpoints().collect::<Vec<_>>())
-            .map(
-                |(ip, _)| {
-                    if ip.is_unspecified() { layout::PORT_WILDCARD } else { layout::PORT_EXACT }
-                },
-            )
-            .fold(0, |kinds, kind| kinds | kind)
+    /// Every service's number and roster.
+    pub(super) fn rosters(&self) -> impl Iterator<Item = (u32, &Roster)> {
+        self.rosters.iter().map(|(&id, roster)| (id, roster))
+    }
+
+    /// What it will be after a change.
+    fn after(&self, change: &Change<'_>) -> Self {
+        let mut rosters = self.rosters.clone();
+        match change.new {
+            Some(new) => rosters.insert(change.id, new.clone()),
+            None => rosters.remove(&change.id),
+        };
+        Self { rosters }
     }
 }
 
 impl Datapath {
+    /// All services, and their indexes in order.
     pub(crate) fn snapshot(&self, _lock: &Lock) -> Result<Snapshot> {
-        Ok(Snapshot { rosters: self.rosters()?.into_iter().collect() })
+        let snapshot = Snapshot { rosters: self.rosters()?.into_iter().collect() };
+        self.reindex(&snapshot)?;
+        Ok(snapshot)
     }
 
     /// A number that no service has.
@@ -124,14 +128,10 @@ impl Datapath {
         Ok(free)
     }
 
-    /// Carries out a change, whole or not at all.
-    pub(crate) fn apply(
-        &self,
-        lock: &Lock,
-        mut snapshot: Snapshot,
-        change: &Change<'_>,
-    ) -> Result<Snapshot> {
-        let _ = lock;
+    /// Carries out a change, whole or not at all; gives the services after it.
+    pub(crate) fn apply(&self, before: &Snapshot, change: &Change<'_>) -> Result<Snapshot> {
+        // First what takes memory, and so may fail: nothing has changed then.
+        let rows = change.new.map(|new| new_rows(&new.encode())).transpose()?;
         if change.old.is_none() {
             self.reset_counters(change.id)?;
         }
@@ -141,56 +141,55 @@ impl Datapath {
                 return Err(error);
             }
         }
-        if let Err(error) = self.replace(change.id, change.old, change.new) {
-            // Back to what it was; the cause is reported, not the trouble on the way back.
-            let _ = self.replace(change.id, change.new, change.old);
+        let after = before.after(change);
+        if let Err(error) = self.replace(change, rows.as_ref(), &after) {
+            // The cause is reported, not the trouble on the way back.
+            let _ = self.restore(change, before);
             self.free(change.joining.iter().map(|joining| joining.slot));
             return Err(error);
         }
-        match change.new {
-            Some(new) => snapshot.rosters.insert(change.id, new.clone()),
-            None => snapshot.rosters.remove(&change.id),
-        };
-        for port in [change.old, change.new].into_iter().flatten().map(|roster| roster.port) {
-            self.set_port(port, snapshot.kinds(port))?;
-        }
         self.free(leaving(change.old, change.new));
-        Ok(snapshot)
+        Ok(after)
     }
 
     /// Steps 2 to 4.
-    fn replace(&self, id: u32, old: Option<&Roster>, new: Option<&Roster>) -> Result<()> {
-        let endpoints = |roster: Option<&Roster>| -> BTreeMap<IpAddr, u32> {
-            roster.map(|roster| roster.endpoints().collect()).unwrap_or_default()
-        };
-        let (before, after) = (endpoints(old), endpoints(new));
+    fn replace(
+        &self,
+        change: &Change<'_>,
+        rows: Option<&MapHandle>,
+        after: &Snapshot,
+    ) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map endpoints", error);
-        for ip in before.keys().filter(|ip| !after.contains_key(ip)) {
-            let key = EndpointKey::new(*ip, old.expect("it had endpoints").port);
-            ignore_absent(self.maps.endpoints.delete(key.as_bytes())).map_err(failed)?;
+        let kept: HashSet<EndpointKey> =
+            change.new.iter().flat_map(|new| index::keys(new)).map(|(key, _)| key).collect();
+        let old = change.old.iter().flat_map(|old| index::keys(old));
+        for (key, _) in old.filter(|(key, _)| !kept.contains(key)) {
+            self.maps.endpoints.delete(key.as_bytes()).map_err(failed)?;
         }
-        self.publish(id, new)?;
-        for (ip, row) in after.iter().filter(|(ip, _)| !before.contains_key(ip)) {
-            let key = EndpointKey::new(*ip, new.expect("it has endpoints").port);
-            let value = Endpoint { service: id, row: *row };
-            self.maps
-                .endpoints
-                .update(key.as_bytes(), value.as_bytes(), MapFlags::ANY)
-                .map_err(failed)?;
-        }
-        Ok(())
+        self.publish(change.id, rows)?;
+        self.reindex(after)
     }
 
-    /// Puts a roster in the place of the one before it.
-    fn publish(&self, id: u32, roster: Option<&Roster>) -> Result<()> {
+    /// Back to what was before a change that failed on its way.
+    fn restore(&self, change: &Change<'_>, before: &Snapshot) -> Result<()> {
+        // If the old roster is still there, making it anew must not fail the rest.
+        if self.roster(change.id)?.as_ref() != change.old {
+            let rows = change.old.map(|old| new_rows(&old.encode())).transpose()?;
+            self.publish(change.id, rows.as_ref())?;
+        }
+        self.reindex(before)
+    }
+
+    /// Puts a roster, or none, in the place of the one before it.
+    fn publish(&self, id: u32, rows: Option<&MapHandle>) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map services", error);
-        let Some(roster) = roster else {
-            return ignore_absent(self.maps.services.delete(&id.to_ne_bytes())).map_err(failed);
-        };
-        let rows = roster.encode();
-        let map = new_rows(&rows)?;
-        let fd = map.as_fd().as_raw_fd().to_ne_bytes();
-        self.maps.services.update(&id.to_ne_bytes(), &fd, MapFlags::ANY).map_err(failed)
+        match rows {
+            None => ignore_absent(self.maps.services.delete(&id.to_ne_bytes())).map_err(failed),
+            Some(rows) => {
+                let fd = rows.as_fd().as_raw_fd().to_ne_bytes();
+                self.maps.services.update(&id.to_ne_bytes(), &fd, MapFlags::ANY).map_err(failed)
+            }
+        }
     }
 
     fn insert(&self, joining: &Joining<'_>) -> Result<()> {
@@ -227,19 +226,6 @@ impl Datapath {
             .service_counters
             .update_percpu(&id.to_ne_bytes(), &zeros, MapFlags::ANY)
             .map_err(|error| Error::bpf("clear", "the map service_counters", error))
-    }
-
-    fn set_port(&self, port: u16, kinds: u8) -> Result<()> {
-        let mut ports = super::read::lookup(&self.maps.ports, 0)?;
-        let at = usize::from(port);
-        if ports[at] == kinds {
-            return Ok(());
-        }
-        ports[at] = kinds;
-        self.maps
-            .ports
-            .update(&0_u32.to_ne_bytes(), &ports, MapFlags::ANY)
-            .map_err(|error| Error::bpf("change", "the map ports", error))
     }
 }
 

@@ -53,14 +53,9 @@ macro_rules! plain {
 
         #[cfg(test)]
         impl $name {
-            /// Each field's name, offset and size in bytes.
-            fn fields() -> Vec<(&'static str, usize, usize)> {
-                fn size<T>(_: fn($name) -> T) -> usize { size_of::<T>() }
-                vec![$((
-                    stringify!($field),
-                    std::mem::offset_of!($name, $field),
-                    size(|plain: $name| plain.$field),
-                ),)*]
+            /// Each field's name and offset in bytes.
+            fn fields() -> Vec<(&'static str, usize)> {
+                vec![$((stringify!($field), std::mem::offset_of!($name, $field)),)*]
             }
         }
     )*};
@@ -114,6 +109,7 @@ plain! {
     }
 
     /// `struct ov_endpoint_key`
+    #[derive(Hash)]
     struct EndpointKey {
         address: [u8; 16],
         port: u16,
@@ -218,43 +214,43 @@ impl Counters for ExitCounters {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use libbpf_rs::btf::{Btf, types};
+    use libbpf_rs::btf::{Btf, HasSize as _, types};
 
-    /// The fields of a C structure in the compiled object, arrays and all.
-    fn c_fields(btf: &Btf<'_>, name: &str) -> Vec<(String, usize)> {
+    /// The fields of a C structure in the compiled object, and its size in bytes.
+    fn c_fields(btf: &Btf<'_>, name: &str) -> (Vec<(String, usize)>, usize) {
         let structure: types::Struct<'_> =
             btf.type_by_name(name).unwrap_or_else(|| panic!("the object has no struct {name}"));
-        structure
-            .iter()
-            .map(|member| {
-                let types::MemberAttr::Normal { offset } = member.attr else {
-                    panic!("{name} has a bit field");
-                };
-                let field = member.name.expect("named").to_str().unwrap().to_owned();
-                (field, offset as usize / 8)
-            })
-            .collect()
+        let fields = structure.iter().map(|member| {
+            let types::MemberAttr::Normal { offset } = member.attr else {
+                panic!("{name} has a bit field");
+            };
+            let field = member.name.expect("named").to_str().unwrap().to_owned();
+            (field, offset as usize / 8)
+        });
+        (fields.collect(), structure.size())
     }
 
     #[test]
     fn the_structures_are_those_of_the_object() {
         let object = concat!(env!("OUT_DIR"), "/overspill.bpf.o");
         let btf = Btf::from_path(object).unwrap();
-        for (name, rust) in [
-            ("ov_header", Header::fields()),
-            ("ov_member", Member::fields()),
-            ("ov_endpoint_row", EndpointRow::fields()),
-            ("ov_endpoint_key", EndpointKey::fields()),
-            ("ov_endpoint", Endpoint::fields()),
-            ("ov_service_counters", ServiceCounters::fields()),
-            ("ov_member_counters", MemberCounters::fields()),
-            ("ov_exits", ExitCounters::fields()),
-            ("ov_figures", Figures::fields()),
-            ("ov_state", State::fields()),
-        ] {
-            let rust: Vec<_> =
-                rust.into_iter().map(|(name, offset, _)| (name.to_owned(), offset)).collect();
-            assert_eq!(rust, c_fields(&btf, name), "{name}");
+        macro_rules! compare {
+            ($($c:literal: $rust:ty),* $(,)?) => {$(
+                let fields = <$rust>::fields().into_iter().map(|(name, at)| (name.to_owned(), at));
+                assert_eq!((fields.collect(), size_of::<$rust>()), c_fields(&btf, $c), "{}", $c);
+            )*};
+        }
+        compare! {
+            "ov_header": Header,
+            "ov_member": Member,
+            "ov_endpoint_row": EndpointRow,
+            "ov_endpoint_key": EndpointKey,
+            "ov_endpoint": Endpoint,
+            "ov_service_counters": ServiceCounters,
+            "ov_member_counters": MemberCounters,
+            "ov_exits": ExitCounters,
+            "ov_figures": Figures,
+            "ov_state": State,
         }
     }
 

@@ -1,8 +1,8 @@
 //! One writer at a time.
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use super::{attached_to, pin, root};
@@ -28,7 +28,7 @@ impl Lock {
             move |error| Error::system(operation, object, error)
         };
         loop {
-            match fs::create_dir(&root) {
+            match DirBuilder::new().mode(0o700).create(&root) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
                     return Err(failed("make the folder")(error));
                 }
@@ -42,6 +42,7 @@ impl Lock {
             file.lock().map_err(failed("lock"))?;
             // Whoever had the lock before may have removed the folder at its end.
             if is_same(&file, &root) {
+                check_owner(&file, &root)?;
                 let lock = Self { root, _file: file };
                 lock.sweep()?;
                 return Ok(lock);
@@ -84,6 +85,20 @@ impl Drop for Lock {
         // Fails while a namespace has a state: then it is to stay.
         let _ = fs::remove_dir(&self.root);
     }
+}
+
+/// Where anybody may make folders in the file system, another user could have made this
+/// one, to move away or to hold up what is made in it.
+fn check_owner(root: &File, path: &Path) -> Result<()> {
+    let owner = root
+        .metadata()
+        .map_err(|error| Error::system("read", path.display().to_string(), error))?
+        .uid();
+    if owner == 0 || owner == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    let what = format!("it belongs to user {owner}");
+    Err(Error::Damaged { path: path.to_owned(), what })
 }
 
 fn is_same(file: &File, path: &Path) -> bool {

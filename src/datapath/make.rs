@@ -34,7 +34,11 @@ impl Datapath {
     ) -> Result<Self> {
         if let Some(datapath) = Self::open(namespace)? {
             datapath.check_writable()?;
-            return datapath.with_capacity(capacity);
+            if !datapath.rosters()?.is_empty() {
+                return datapath.with_capacity(capacity);
+            }
+            // Left by a writer that was killed: it has no say in how the new one is to be.
+            datapath.remove(lock)?;
         }
         let folder = lock.root().join(namespace.inode().to_string());
         // bpffs allows no dots in names (kernel/bpf/inode.c, bpf_lookup).

@@ -4,6 +4,7 @@
 //! crate names libbpf. Reading needs no lock; every change holds [`Lock`].
 
 mod change;
+mod index;
 pub(crate) mod layout;
 mod lock;
 mod make;
@@ -159,6 +160,19 @@ impl Datapath {
             return Err(other_version(&self.folder, &self.state));
         }
         Ok(())
+    }
+}
+
+impl Error {
+    fn bpf(operation: &'static str, object: impl Into<String>, source: libbpf_rs::Error) -> Self {
+        let object = object.into();
+        match source.kind() {
+            libbpf_rs::ErrorKind::PermissionDenied => {
+                let source = io::Error::new(io::ErrorKind::PermissionDenied, source);
+                Self::Permission { operation, object, source }
+            }
+            _ => Self::Bpf { operation, object, source: source.into() },
+        }
     }
 }
 

@@ -165,9 +165,16 @@ fn rows(map: &MapHandle) -> Result<Vec<Row>> {
     let batch = map
         .lookup_batch(map.max_entries(), MapFlags::ANY, MapFlags::ANY)
         .map_err(|error| Error::bpf("read", "a roster", error))?;
+    let mut read = 0;
     for (key, row) in batch {
         let key = u32::from_ne_bytes(key.try_into().expect("an array's index"));
         rows[key as usize] = row.try_into().expect("a row's size");
+        read += 1;
+    }
+    // The iterator ends at an error as it does at the end.
+    if read < rows.len() {
+        let error = std::io::Error::last_os_error();
+        return Err(Error::system("read all of", "a roster", error));
     }
     Ok(rows)
 }

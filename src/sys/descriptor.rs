@@ -5,21 +5,19 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 
 /// `SIOCGSKNS` (`include/uapi/linux/sockios.h`): a descriptor of a socket's namespace.
 const SIOCGSKNS: libc::c_ulong = 0x894c;
 
-/// The inode number of the network namespace that a socket lives in.
-pub(crate) fn netns_of(socket: BorrowedFd<'_>) -> io::Result<u64> {
+/// The network namespace that a socket lives in.
+pub(crate) fn netns_of(socket: BorrowedFd<'_>) -> io::Result<File> {
     // SAFETY: SIOCGSKNS reads no argument, and `socket` is open for the call.
     let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the kernel has just made this descriptor, for us alone.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    Ok(file.metadata()?.ino())
+    Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 /// `BPF_PROG_TEST_RUN` (`enum bpf_cmd`).

@@ -9,6 +9,7 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use super::netns_of;
 use crate::error::{Error, Result};
 use crate::member::{Address, Families};
+use crate::namespace::Namespace;
 
 /// `IPPROTO_MPTCP` (`include/uapi/linux/in.h`).
 const MPTCP: u32 = 262;
@@ -19,7 +20,7 @@ pub(crate) struct Listener {
     pub(crate) cookie: u64,
     pub(crate) address: Address,
     /// The network namespace that it lives in.
-    pub(crate) namespace: u64,
+    pub(crate) namespace: Namespace,
     /// How messages call it.
     pub(crate) name: String,
 }
@@ -60,6 +61,7 @@ pub(crate) fn inspect(fd: BorrowedFd<'_>) -> Result<Listener> {
         cookie: sockopt::socket_cookie(fd).map_err(failed)?,
         address: Address { ip: local.ip().to_canonical(), port: local.port(), families },
         namespace: netns_of(fd)
+            .and_then(Namespace::of_file)
             .map_err(|error| Error::system("find the network namespace of", name(fd), error))?,
         name: name(fd),
     })

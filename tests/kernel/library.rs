@@ -1,6 +1,7 @@
 //! The library's promises beyond the placing: changing services one step at a time, what
 //! becomes of them when sockets, processes and namespaces end, and who may write.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
@@ -373,6 +374,67 @@ fn what_was_left_of_a_first_service_is_no_hindrance() {
     let (service, _listeners) = Service::builder("web").listen([at("10.0.0.1:80")]).unwrap();
     service.remove().unwrap();
     assert!(!Path::new(ROOT).exists());
+}
+
+/// What is in the indexes of this namespace: the endpoints, and the kinds of each port.
+fn indexes() -> (BTreeMap<Vec<u8>, Vec<u8>>, Vec<u8>) {
+    let folder = Path::new(ROOT).join(here().inode().to_string());
+    let endpoints = MapHandle::from_pinned_path(folder.join("endpoints")).unwrap();
+    let entries = endpoints
+        .keys()
+        .map(|key| (key.clone(), endpoints.lookup(&key, MapFlags::ANY).unwrap().unwrap()))
+        .collect();
+    let ports = MapHandle::from_pinned_path(folder.join("ports")).unwrap();
+    (entries, ports.lookup(&[0; 4], MapFlags::ANY).unwrap().unwrap())
+}
+
+#[test]
+fn what_a_killed_writer_left_of_the_indexes_is_put_right() {
+    world::enter();
+    let addresses = [at("10.0.0.1:80"), at("10.0.0.2:80"), at("10.0.0.3:80")];
+    let (service, _listeners) = Service::builder("web").listen(addresses).unwrap();
+    let whole = indexes();
+    assert_eq!(whole.0.len(), 3);
+    // Killed with one endpoint gone, another one too many, and the port not yet served.
+    let folder = Path::new(ROOT).join(here().inode().to_string());
+    let endpoints = MapHandle::from_pinned_path(folder.join("endpoints")).unwrap();
+    let (key, value) = whole.0.first_key_value().unwrap();
+    endpoints.delete(key).unwrap();
+    let stray: Vec<u8> = key.iter().map(|byte| byte ^ 0xff).collect();
+    endpoints.update(&stray, value, MapFlags::ANY).unwrap();
+    let ports = MapHandle::from_pinned_path(folder.join("ports")).unwrap();
+    ports.update(&[0; 4], &vec![0; whole.1.len()], MapFlags::ANY).unwrap();
+    assert_ne!(indexes(), whole);
+    // Any writer puts it right, also one that changes nothing.
+    service.set(Change::default()).unwrap();
+    assert_eq!(indexes(), whole);
+}
+
+#[test]
+fn a_capacity_is_not_held_by_a_state_without_services() {
+    world::enter();
+    let (service, listeners) = Service::builder("web").listen([at("10.0.0.1:80")]).unwrap();
+    // Killed between taking the last service out and taking the state away.
+    let folder = Path::new(ROOT).join(here().inode().to_string());
+    MapHandle::from_pinned_path(folder.join("services")).unwrap().delete(&[0; 4]).unwrap();
+    assert!(matches!(service.status(), Err(Error::NoSuchService { .. })));
+    let capacity = Capacity { services: 3, members: 5 };
+    let service = Service::builder("web").capacity(capacity).share(&listeners).unwrap();
+    assert_eq!(service.status().unwrap().members.len(), 1);
+    service.remove().unwrap();
+    assert!(!Path::new(ROOT).exists());
+}
+
+#[test]
+fn a_folder_of_another_user_is_not_trusted() {
+    world::enter();
+    fs::create_dir(ROOT).unwrap();
+    std::os::unix::fs::chown(ROOT, Some(65_534), None).unwrap();
+    let socket = listener(at("10.0.0.1:80"));
+    let error = Service::builder("web").share(&[&socket]).unwrap_err();
+    assert!(matches!(&error, Error::Damaged { what, .. } if what.contains("65534")), "{error}");
+    std::os::unix::fs::chown(ROOT, Some(0), None).unwrap();
+    Service::builder("web").share(&[socket]).unwrap().remove().unwrap();
 }
 
 /// A process that listens on the address, in namespaces as given to `unshare`.

@@ -244,7 +244,8 @@ fn without_a_bpf_file_system() {
     let share = format!("share web --pid {} --port 80", server.pid());
     for arguments in [&share, "ls", "ls --all", "show web", "rm web"] {
         let line = overspill(arguments).failed();
-        let expected = "no BPF file system is mounted; mount it: mount -t bpf bpf /sys/fs/bpf";
+        let expected =
+            "no BPF file system is mounted; mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf";
         assert!(line.contains(expected), "{line}");
     }
     let check = overspill("check");
