@@ -276,7 +276,8 @@ impl Error {
             Self::NoSuchProcess { .. } => "look with ps or ss -ltnp",
             Self::NoSuchSocket { .. } => "look with ss -ltnp",
             Self::OtherVersion { .. } => {
-                "use that version, or remove its services with it and make them anew"
+                "use that version, or remove its services with it and make them anew; if it is \
+                 not there any more, remove that folder (its services end)"
             }
             Self::Damaged { .. } => {
                 "remove that folder with everything in it (the services in it end), and make \

@@ -41,7 +41,8 @@ struct Args {
     /// Only see that all runs, in less than a minute: figures not to be believed
     #[arg(long)]
     quick: bool,
-    /// Where the figures go (default: a folder of the date in benches/runs)
+    /// Where the figures go (default: a folder of the date in benches/runs; of a quick or
+    /// partial run target/bench)
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }
@@ -73,9 +74,15 @@ fn main() -> Result<()> {
     let args = Args::parse();
     let plan = if args.quick { Plan::quick() } else { Plan::full() };
     let machine = Machine::now()?;
-    let out = args
-        .out
-        .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("runs").join(&machine.date));
+    // Only a whole run is worth a place among the others.
+    let whole = !args.quick && args.subjects.is_empty();
+    let benches = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let usual = if whole {
+        benches.join("runs").join(&machine.date)
+    } else {
+        benches.join("../target/bench")
+    };
+    let out = args.out.unwrap_or(usual);
     arena::raise_descriptor_limit()?;
     let mut samples = Samples::default();
     for &subject in Subject::value_variants() {

@@ -32,6 +32,8 @@ impl Drop for Server {
         // Its own group: the workers end with the master.
         if let Some(pid) = Pid::from_raw(i32::try_from(self.child.id()).unwrap()) {
             let _ = rustix::process::kill_process_group(pid, Signal::TERM);
+            // One that is stopped takes the signal only when it goes on.
+            let _ = rustix::process::kill_process_group(pid, Signal::CONT);
         }
         let _ = self.child.wait();
     }

@@ -62,9 +62,12 @@ pub(crate) fn listener(address: SocketAddr) -> TcpListener {
     Listening::at(address).open()
 }
 
-/// Connects, and fails where the kernel gives no answer.
+/// Connects, and fails where the kernel gives no answer; reading fails where no server
+/// gives one.
 pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
-    TcpStream::connect_timeout(&address, Duration::from_millis(500))
+    let client = TcpStream::connect_timeout(&address, Duration::from_millis(500))?;
+    client.set_read_timeout(Some(world::DEADLINE))?;
+    Ok(client)
 }
 
 /// Begins to connect and does not wait for the answer.

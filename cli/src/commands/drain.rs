@@ -13,7 +13,7 @@ use crate::failure::Outcome;
 #[command(after_help = "\
 EXAMPLES
   overspill drain web 2
-  overspill drain web 2 && overspill show web    # wait until QUEUED is 0, then stop it")]
+  overspill drain web 2 && overspill show web    # stop it when it holds nothing")]
 pub(crate) struct Args {
     /// The service's name
     #[arg(value_parser = args::name)]

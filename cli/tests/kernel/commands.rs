@@ -116,6 +116,8 @@ fn people_see_rules_members_and_requests() {
     let pid = server.pid().to_string();
     overspill(&format!("share web --pid {pid} --port 80")).done();
     let waiting = std::net::TcpStream::connect("10.0.0.2:80").unwrap();
+    // The handshake's last segment is taken a moment after the client is connected.
+    world::wait_until("it is queued", || overspill("show web").done().contains("1/6"));
     let text = overspill("show web").done();
     let expected: [&[&str]; 9] = [
         &["web:", "2", "members", "on", "port", "80"],

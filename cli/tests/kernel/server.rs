@@ -37,9 +37,9 @@ impl Server {
         let (ip, port) = (address.ip().to_string(), address.port().to_string());
         let mut command = Command::new("python3");
         command.args(["-m", "http.server", &port, "--bind", &ip, "--directory"]).arg(folder);
-        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let server = Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
         world::wait_until("the HTTP server listens", || TcpStream::connect(address).is_ok());
-        Self(child)
+        server
     }
 
     pub(crate) fn pid(&self) -> u32 {

@@ -20,12 +20,11 @@ pub const DEADLINE: Duration = Duration::from_secs(10);
 /// Without the privilege: such a test must run, or be left out knowingly.
 pub fn enter() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap_or_else(|error| {
-        panic!("the kernel tests need root ({error}); leave them out with: cargo test --lib --bins")
+        panic!("the kernel tests need root ({error}); leave them out with: make test-unprivileged")
     });
     let none = None::<&str>;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
     mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).unwrap();
-    // A fresh mount of sysfs shows the new namespace's own devices and settings.
     ip("link set lo up");
     // Every address of these is local at once, without being added one by one.
     ip("route add local 10.0.0.0/8 dev lo");
