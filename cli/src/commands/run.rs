@@ -25,15 +25,18 @@ OVERSPILL_WORKER. A socket's name in LISTEN_FDNAMES is its address with '-' for 
 A worker that ends, with whatever status, is started again: at once, then after 100 ms,
 then after twice the pause before, up to 10 s; when it has run for 10 s, at once again. So
 COMMAND has to stay in the foreground. What it leaves running in its process group is
-killed. Clients that wait in its queue wait for its successor; during a pause new requests
-go to the other workers.
+killed. A script that starts the server does so with exec: its end is taken for the
+server's. Clients that wait in its queue wait for its successor; during a pause, and then
+until it has run for as long, new requests go to the other workers. After it the worker
+takes requests again, even if overspill drain had let it drain.
 
 Unless other rules are given, the policy is next-available and a request that finds every
 queue full is dropped. With --redirect off there is no service, only workers.
 
-SIGTERM, SIGINT and SIGQUIT are passed on to the workers and end the service, as does
-SIGHUP, passed on as SIGTERM. What still runs when the grace time is over, or at a second
-signal, is killed.
+SIGTERM, SIGINT and SIGQUIT are passed on to the workers' process groups and end the
+service, as does SIGHUP, passed on as SIGTERM; one that is ignored at the start (nohup)
+stays ignored. What still runs when the grace time is over, or at a second signal, is
+killed; what outlives its worker is killed with it.
 
 Exit status: 0 when a signal has ended it, 1 when it failed (nothing is left behind), 2 for
 wrong usage.";

@@ -16,6 +16,8 @@ pub(crate) struct Crew(Vec<Worker>);
 #[derive(Debug, Clone)]
 struct Worker {
     phase: Phase,
+    /// How long it waited before its last start: it has to run as long to be trusted.
+    paused: Duration,
     /// How long it waits when it ends next without having run well.
     pause: Duration,
 }
@@ -26,10 +28,32 @@ enum Phase {
     Waiting { until: Instant },
 }
 
+/// How likely a request finds a worker that takes it, in rising order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Trust {
+    Waits,
+    RunsAnew,
+    Runs,
+}
+
+impl Worker {
+    fn trust(&self, now: Instant) -> Trust {
+        match self.phase {
+            Phase::Waiting { .. } => Trust::Waits,
+            Phase::Running { since } if now < since + self.paused => Trust::RunsAnew,
+            Phase::Running { .. } => Trust::Runs,
+        }
+    }
+}
+
 impl Crew {
     /// All wait for their first start, which is due.
     pub(crate) fn new(workers: usize, now: Instant) -> Self {
-        let worker = Worker { phase: Phase::Waiting { until: now }, pause: Duration::ZERO };
+        let worker = Worker {
+            phase: Phase::Waiting { until: now },
+            paused: Duration::ZERO,
+            pause: Duration::ZERO,
+        };
         Self(vec![worker; workers])
     }
 
@@ -40,13 +64,13 @@ impl Crew {
             .position(|worker| matches!(worker.phase, Phase::Waiting { until } if until <= now))
     }
 
-    /// When the next start is due, unless all run.
-    pub(crate) fn next_start(&self) -> Option<Instant> {
-        let due = self.0.iter().filter_map(|worker| match worker.phase {
+    /// When there is something to do next: a start, or a worker that is trusted again.
+    pub(crate) fn next_change(&self, now: Instant) -> Option<Instant> {
+        let changes = self.0.iter().filter_map(|worker| match worker.phase {
             Phase::Waiting { until } => Some(until),
-            Phase::Running { .. } => None,
+            Phase::Running { since } => Some(since + worker.paused).filter(|&at| at > now),
         });
-        due.min()
+        changes.min()
     }
 
     pub(crate) fn started(&mut self, worker: usize, now: Instant) {
@@ -63,17 +87,19 @@ impl Crew {
         }
         let pause = worker.pause;
         worker.phase = Phase::Waiting { until: now + pause };
+        worker.paused = pause;
         worker.pause = (pause * 2).clamp(SHORTEST, LONGEST);
         pause
     }
 
-    /// Whose members are to drain: those of the waiting workers while another runs. Where
-    /// none runs, none drains: requests wait in all queues for whoever is back first,
-    /// instead of being refused.
-    pub(crate) fn draining(&self) -> Vec<bool> {
-        let runs = |worker: &Worker| matches!(worker.phase, Phase::Running { .. });
-        let any_runs = self.0.iter().any(runs);
-        self.0.iter().map(|worker| any_runs && !runs(worker)).collect()
+    /// Whose members are to drain: those of the workers that wait, or run for less long than
+    /// they waited and may end at once again, while another can be trusted more. Where none
+    /// runs, none drains: requests wait in all queues for whoever is back first, instead of
+    /// being refused.
+    pub(crate) fn draining(&self, now: Instant) -> Vec<bool> {
+        let trust: Vec<Trust> = self.0.iter().map(|worker| worker.trust(now)).collect();
+        let most = trust.iter().max();
+        trust.iter().map(|own| Some(own) < most).collect()
     }
 }
 
@@ -122,12 +148,12 @@ mod tests {
     fn a_start_is_due_when_its_pause_is_over() {
         let now = Instant::now();
         let mut crew = running(2, now);
-        assert_eq!((crew.due(now), crew.next_start()), (None, None));
+        assert_eq!((crew.due(now), crew.next_change(now)), (None, None));
         crew.ended(1, now);
         assert_eq!(crew.due(now), Some(1));
         crew.started(1, now);
         crew.ended(1, now);
-        assert_eq!((crew.due(now), crew.next_start()), (None, Some(now + SHORTEST)));
+        assert_eq!((crew.due(now), crew.next_change(now)), (None, Some(now + SHORTEST)));
         assert_eq!(crew.due(now + SHORTEST), Some(1));
     }
 
@@ -135,14 +161,46 @@ mod tests {
     fn waiting_workers_drain_only_while_another_runs() {
         let now = Instant::now();
         let mut crew = running(3, now);
-        assert_eq!(crew.draining(), [false, false, false]);
+        assert_eq!(crew.draining(now), [false, false, false]);
         crew.ended(0, now);
-        assert_eq!(crew.draining(), [true, false, false]);
+        assert_eq!(crew.draining(now), [true, false, false]);
         crew.ended(2, now);
-        assert_eq!(crew.draining(), [true, false, true]);
+        assert_eq!(crew.draining(now), [true, false, true]);
         crew.ended(1, now);
-        assert_eq!(crew.draining(), [false, false, false]);
+        assert_eq!(crew.draining(now), [false, false, false]);
         crew.started(2, now);
-        assert_eq!(crew.draining(), [true, true, false]);
+        assert_eq!(crew.draining(now), [true, true, false]);
+    }
+
+    #[test]
+    fn a_worker_that_waited_drains_until_it_has_run_as_long() {
+        let now = Instant::now();
+        let mut crew = running(2, now);
+        crew.ended(0, now);
+        crew.started(0, now);
+        assert_eq!(crew.draining(now), [false, false], "it did not wait");
+        assert_eq!(crew.ended(0, now), SHORTEST);
+        let started = now + SHORTEST;
+        crew.started(0, started);
+        let trusted = started + SHORTEST;
+        assert_eq!(crew.draining(started), [true, false]);
+        assert_eq!(crew.next_change(started), Some(trusted));
+        assert_eq!(crew.draining(trusted), [false, false]);
+        assert_eq!(crew.next_change(trusted), None);
+    }
+
+    #[test]
+    fn a_worker_that_waited_never_drains_as_the_last_one() {
+        let now = Instant::now();
+        let mut crew = running(2, now);
+        for worker in [0, 1] {
+            crew.ended(worker, now);
+            crew.started(worker, now);
+            assert_eq!(crew.ended(worker, now), SHORTEST);
+        }
+        crew.started(0, now);
+        assert_eq!(crew.draining(now), [false, true]);
+        crew.started(1, now);
+        assert_eq!(crew.draining(now), [false, false]);
     }
 }

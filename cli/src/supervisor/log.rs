@@ -10,7 +10,8 @@ use nix::sys::signal::Signal;
 
 /// Writes a line. That nobody reads it any more is no reason to end.
 pub(crate) fn line(text: fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "overspill: {text}");
+    // In one piece, so that what the workers write comes before or after it.
+    let _ = std::io::stderr().write_all(format!("overspill: {text}\n").as_bytes());
 }
 
 /// How a process ended, to follow its name.

@@ -5,6 +5,7 @@
 //! [`Event`]s; all that is decided and done is done by one thread, in [`Supervisor`].
 
 mod crew;
+mod ignored;
 mod log;
 mod services;
 mod sockets;
@@ -20,11 +21,12 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getpgid};
 use overspill::{Capacity, Name, Rules};
 
 use crate::failure::{Failure, Outcome};
 use crew::Crew;
+use ignored::Ignored;
 use services::Services;
 use sockets::Sockets;
 use worker::NotStarted;
@@ -56,7 +58,14 @@ enum Event {
 /// Runs the workers until a signal ends them. Nothing is left behind, whatever happens.
 pub(crate) fn run(plan: Plan) -> Outcome {
     let (sender, events) = channel();
-    watch_signals(sender.clone())?;
+    let ignored = Ignored::read()?;
+    if ignored.contains(Signal::SIGCHLD) {
+        return Err(Failure::new(
+            "cannot wait for workers: SIGCHLD is ignored; start overspill with env \
+             --default-signal=CHLD",
+        ));
+    }
+    watch_signals(&ignored, sender.clone())?;
     if let Some(user) = &plan.user {
         worker::find_user(user)?;
     }
@@ -99,8 +108,9 @@ impl Supervisor {
         self.tell_services();
         loop {
             self.start_due();
-            self.services.set_draining(&self.sockets, self.crew.draining());
-            match self.next_event(self.crew.next_start()) {
+            let now = Instant::now();
+            self.services.set_draining(&self.sockets, self.crew.draining(now));
+            match self.next_event(self.crew.next_change(now)) {
                 Some(Event::Ended(worker)) => self.lost(worker),
                 Some(Event::Signal(signal)) => {
                     let running = log::workers(self.children.iter().flatten().count());
@@ -149,12 +159,9 @@ impl Supervisor {
             let address = self.sockets.address(position);
             match self.sockets.revive(position) {
                 None => {}
-                Some(Ok(listener)) => {
-                    log::line(format_args!(
-                        "worker {worker} had shut {address} down; listening again"
-                    ));
-                    self.services.rejoin(position, listener);
-                }
+                Some(Ok(())) => log::line(format_args!(
+                    "worker {worker} had shut {address} down; listening again"
+                )),
                 Some(Err(error)) => {
                     log::line(format_args!("worker {worker} had shut {address} down: {error}"));
                 }
@@ -165,9 +172,13 @@ impl Supervisor {
     fn start(&mut self, worker: usize) -> Result<(), NotStarted> {
         let sockets = self.sockets.of(worker);
         let Plan { user, command, .. } = &self.plan;
-        let child = worker::start(worker, user.as_deref(), command, sockets)?;
+        let mut child = worker::start(worker, user.as_deref(), command, sockets)?;
         let pid = child.id();
-        watch_end(worker, id_of(&child), self.sender.clone());
+        if let Err(failure) = watch_end(worker, id_of(&child), self.sender.clone()) {
+            // Unwatched, it would never be started again.
+            end(&mut child);
+            return Err(NotStarted { pid: Some(pid), failure });
+        }
         self.children[worker] = Some(child);
         self.crew.started(worker, Instant::now());
         self.services.set_pid(&self.sockets, worker, pid);
@@ -186,7 +197,7 @@ impl Supervisor {
         log::line(format_args!("worker {worker} (pid {pid}) {ending}; next start {pause}"));
     }
 
-    /// Passes a signal on to all workers and waits for them; what outlasts the grace time or
+    /// Passes a signal on to all workers, and what they started, and waits for them; what outlasts the grace time or
     /// a second signal is killed. A lost terminal (SIGHUP) is passed on as SIGTERM: to many
     /// servers SIGHUP means to read their settings anew.
     fn stop(&mut self, signal: Signal) {
@@ -194,10 +205,7 @@ impl Supervisor {
         // that still listen, and in the end they are refused.
         self.sockets.close();
         let signal = if signal == Signal::SIGHUP { Signal::SIGTERM } else { signal };
-        for child in self.children.iter().flatten() {
-            // Fails only for a process that is not there: no child that is yet to be reaped.
-            let _ = kill(id_of(child), signal);
-        }
+        self.send_all(signal);
         let first = Instant::now();
         let mut patience = Some(first + self.plan.grace);
         while self.children.iter().any(Option::is_some) {
@@ -222,18 +230,19 @@ impl Supervisor {
     fn kill_all(&self, why: &str) {
         let running = log::workers(self.children.iter().flatten().count());
         log::line(format_args!("{why}: killing {running}"));
-        for child in self.children.iter().flatten() {
-            let _ = killpg(id_of(child), Signal::SIGKILL);
-        }
+        self.send_all(Signal::SIGKILL);
+    }
+
+    /// Sends a signal to each worker and to what it started.
+    fn send_all(&self, signal: Signal) {
+        self.children.iter().flatten().for_each(|child| send(child, signal));
     }
 
     /// Takes leave of a worker that ended, and of what it started and left running, which
     /// would go on taking requests from its socket beside its successor.
     fn reap(&mut self, worker: usize) -> (u32, ExitStatus) {
         let mut child = self.children[worker].take().expect("each process ends once");
-        // Until it is reaped, its id can stand for no other process or group.
-        let _ = killpg(id_of(&child), Signal::SIGKILL);
-        (child.id(), child.wait().expect("it is our child, and it ended"))
+        (child.id(), end(&mut child))
     }
 
     /// The next event, or `None` when there is none until then.
@@ -252,34 +261,59 @@ impl Supervisor {
     }
 }
 
+/// Sends a signal to a worker, once, and to its process group. Until the worker is reaped,
+/// its id can stand for no other process or group.
+fn send(child: &Child, signal: Signal) {
+    let id = id_of(child);
+    let _ = killpg(id, signal);
+    if getpgid(Some(id)) != Ok(id) {
+        // It has left the group that it was started in.
+        let _ = kill(id, signal);
+    }
+}
+
+/// Ends a worker, if it runs, and its process group, and reaps it.
+fn end(child: &mut Child) -> ExitStatus {
+    send(child, Signal::SIGKILL);
+    child.wait().expect("it is our child, reaped once")
+}
+
 fn id_of(child: &Child) -> Pid {
     Pid::from_raw(child.id().try_into().expect("ids are positive"))
 }
 
 /// Sends the signals that end the supervisor. They are blocked in all its threads and taken
 /// one by one; one that is ignored (`nohup`) stays ignored.
-fn watch_signals(sender: Sender<Event>) -> Outcome {
-    let signals: SigSet =
-        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT].into_iter().collect();
+fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Outcome {
+    let ending = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+    // A blocked signal would be taken even where it is ignored.
+    let signals: SigSet = ending.into_iter().filter(|&it| !ignored.contains(it)).collect();
     signals
         .thread_block()
         .map_err(|error| Failure::new(format!("cannot block signals: {error}")))?;
-    thread::spawn(move || {
+    let watch = move || {
         while let Ok(signal) = signals.wait() {
             if sender.send(Event::Signal(signal)).is_err() {
                 break;
             }
         }
-    });
-    Ok(())
+    };
+    start_thread(watch)
 }
 
 /// Sends word when a worker's process ends, and leaves it to be reaped.
-fn watch_end(worker: usize, pid: Pid, sender: Sender<Event>) {
-    thread::spawn(move || {
+fn watch_end(worker: usize, pid: Pid, sender: Sender<Event>) -> Outcome {
+    start_thread(move || {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
         while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
         // Nobody listens any more once the supervisor has ended.
         let _ = sender.send(Event::Ended(worker));
-    });
+    })
+}
+
+fn start_thread(body: impl FnOnce() + Send + 'static) -> Outcome {
+    let started = thread::Builder::new().spawn(body);
+    started.map(drop).map_err(|error| {
+        Failure::new(format!("cannot start a thread: {error}; raise the limit of processes"))
+    })
 }

@@ -1,6 +1,5 @@
 //! The services that the workers' sockets make up: one for each port.
 
-use std::mem;
 use std::net::TcpListener;
 
 use overspill::{Error, MemberId, MemberState, Name, Service};
@@ -68,18 +67,6 @@ impl Services {
             }
         }
         self.draining = draining;
-    }
-
-    /// Lets a socket that listens again be a member again. The kernel has taken it out of
-    /// the service when it was shut down, so it joins anew, at the end of the list.
-    pub(crate) fn rejoin(&mut self, position: usize, listener: &TcpListener) {
-        for made in &mut self.made {
-            for (_, member) in made.members.iter_mut().filter(|(own, _)| *own == position) {
-                let joined = made.service.join(listener);
-                let replaced = joined.and_then(|new| made.service.leave(mem::replace(member, new)));
-                replaced.unwrap_or_else(tell);
-            }
-        }
     }
 
     /// Removes them all, and gives the first failure. One that is gone already, by

@@ -50,14 +50,15 @@ impl Sockets {
     }
 
     /// Lets a socket listen again if a worker shut it down (`shutdown(2)`), as some servers
-    /// do to wake their threads. `None` where it listens as it should.
-    pub(crate) fn revive(&self, position: usize) -> Option<nix::Result<&TcpListener>> {
+    /// do to wake their threads. It then is a member again, the same one as before. `None`
+    /// where it listens as it should.
+    pub(crate) fn revive(&self, position: usize) -> Option<nix::Result<()>> {
         let listener = &self.listeners[position];
         if getsockopt(listener, AcceptConn) == Ok(true) {
             return None;
         }
         let backlog = i32::try_from(self.backlog).ok().and_then(|it| Backlog::new(it).ok());
-        Some(listen(listener, backlog.unwrap_or(Backlog::MAXCONN)).map(|()| listener))
+        Some(listen(listener, backlog.unwrap_or(Backlog::MAXCONN)))
     }
 
     pub(crate) fn address(&self, position: usize) -> SocketAddr {

@@ -28,9 +28,16 @@ struct Run {
 
 impl Run {
     fn start(options: &str, command: &[&str]) -> Self {
+        Self::start_with(&[], options, command)
+    }
+
+    /// With more options for `env`.
+    fn start_with(env: &[&str], options: &str, command: &[&str]) -> Self {
         // Whatever the tests' own parent ignores, the supervisor is not to.
         let mut supervisor = Command::new("env")
-            .args(["--default-signal", env!("CARGO_BIN_EXE_overspill"), "run"])
+            .arg("--default-signal")
+            .args(env)
+            .args([env!("CARGO_BIN_EXE_overspill"), "run"])
             .args(options.split_whitespace())
             .arg("--")
             .args(command)
@@ -405,7 +412,9 @@ fn a_socket_that_a_worker_shut_down_serves_its_successor() {
     wait_until("the successor is noted", || pids("web") == [pid(&answer)]);
     assert_eq!(members("web")[0].state, MemberState::Active);
     assert_eq!(members("web")[0].placed, 1);
-    run.ends_at(Signal::SIGTERM);
+    assert_eq!(members("web")[0].member.to_string(), "0", "it is the member that it was");
+    let lines = run.ends_at(Signal::SIGTERM);
+    assert!(!lines.iter().any(|line| line.contains("already a member")), "{lines:#?}");
 }
 
 #[test]
@@ -429,6 +438,51 @@ fn a_lost_terminal_ends_the_workers_gracefully() {
     let run = Run::serving("-n 1 --listen 10.0.0.1:80");
     let lines = run.ends_at(Signal::SIGHUP);
     assert!(lines[1].ends_with("was ended by SIGTERM"), "{lines:#?}");
+}
+
+#[test]
+fn an_ignored_signal_stays_ignored() {
+    world::enter();
+    let options = "--name web -n 1 --listen 10.0.0.1:80";
+    let run = Run::start_with(&["--ignore-signal=HUP"], options, &WORKER);
+    run.line("service");
+    run.signal(Signal::SIGHUP);
+    // Signals are taken in the order of their numbers: SIGHUP would come before SIGTERM.
+    let lines = run.ends_at(Signal::SIGTERM);
+    assert_eq!(lines[0], "overspill: SIGTERM: ending 1 worker");
+}
+
+#[test]
+fn with_sigchld_ignored_nothing_is_made() {
+    world::enter();
+    let options = "--name web -n 1 --listen 10.0.0.1:80";
+    Run::start_with(&["--ignore-signal=CHLD"], options, &WORKER).fails("SIGCHLD is ignored");
+    assert_no_state();
+}
+
+#[test]
+fn a_worker_that_left_its_process_group_is_killed() {
+    world::enter();
+    let script = "import os, signal, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+                  os.setpgid(0, os.getpgid(os.getppid()))\nprint('left', file=sys.stderr)\n\
+                  time.sleep(60)";
+    let run = Run::start("-n 1 --listen 10.0.0.1:80 --grace 1", &["python3", "-c", script]);
+    run.line("left");
+    let lines = run.ends_at(Signal::SIGTERM);
+    assert!(lines.iter().any(|line| line.ends_with("was ended by SIGKILL")), "{lines:#?}");
+}
+
+#[test]
+fn the_signal_reaches_what_a_worker_started() {
+    world::enter();
+    // The shell outlasts the signal, and waits for the one that it started.
+    let script = "trap : TERM; sh -c 'trap \"echo told >&2; exit\" TERM; echo up >&2; \
+                  while :; do sleep 0.1; done' & wait; wait; exit 7";
+    let run = Run::start("-n 1 --listen 10.0.0.1:80 --grace 30", &["sh", "-c", script]);
+    run.line("up");
+    let lines = run.ends_at(Signal::SIGTERM);
+    assert!(lines.contains(&"told".to_owned()), "{lines:#?}");
+    assert!(lines.iter().any(|line| line.ends_with("ended with status 7")), "{lines:#?}");
 }
 
 #[test]
