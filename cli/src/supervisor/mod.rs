@@ -197,8 +197,8 @@ impl Supervisor {
         log::line(format_args!("worker {worker} (pid {pid}) {ending}; next start {pause}"));
     }
 
-    /// Passes a signal on to all workers, and what they started, and waits for them; what outlasts the grace time or
-    /// a second signal is killed. A lost terminal (SIGHUP) is passed on as SIGTERM: to many
+    /// Passes a signal on to all workers, and what they started, and waits for them; what
+    /// outlasts the grace time or a second signal is killed. A lost terminal (SIGHUP) is passed on as SIGTERM: to many
     /// servers SIGHUP means to read their settings anew.
     fn stop(&mut self, signal: Signal) {
         // With the last copy of its socket a worker closes it: new requests go to those
