@@ -253,6 +253,20 @@ fn without_a_bpf_file_system() {
     assert!(check.complaint().ends_with("missing: bpffs; each comes with what to do about it"));
 }
 
+/// A kernel without BTF is one that does not show it.
+#[test]
+fn without_btf() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80");
+    let hide = ["-t", "tmpfs", "none", "/sys/kernel/btf"];
+    assert!(Command::new("mount").args(hide).status().unwrap().success());
+    let line = overspill(&format!("share web --pid {} --port 80", server.pid())).failed();
+    let expected = "this kernel has no BTF (/sys/kernel/btf/vmlinux); use a kernel built with";
+    assert!(line.contains(expected), "{line}");
+    assert!(!std::path::Path::new("/sys/fs/bpf/overspill").exists());
+    assert_eq!(overspill("check").code, Some(1));
+}
+
 /// Overwrites one byte of the state's description, as another version might have
 /// written it.
 fn damage(offset: usize) {
