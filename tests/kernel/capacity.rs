@@ -175,12 +175,14 @@ fn connected(clients: &[TcpStream]) -> u64 {
     clients.iter().filter(|client| is_connected(client)).count() as u64
 }
 
-/// Most fillings are exact, and where nothing was crowded in, all but a rare one.
+/// Where nothing was crowded in, all but a rare filling is exact: without the claims, most
+/// are not. How many are crowded is up to the moment, and `fill_at_once` has held each of
+/// them to what rule 4 allows.
 fn assert_outcomes(outcomes: &[Outcome]) {
     let count = |wanted| outcomes.iter().filter(|&&outcome| outcome == wanted).count();
-    let summary = format!("{} exact of {outcomes:?}", count(Outcome::Exact));
-    assert!(count(Outcome::Exact) > outcomes.len() * 2 / 3, "{summary}");
-    assert!(count(Outcome::Inexact) <= 1, "{summary}");
+    let summary = format!("{} inexact of {outcomes:?}", count(Outcome::Inexact));
+    assert!(count(Outcome::Exact) > 0, "{summary}");
+    assert!(count(Outcome::Inexact) <= outcomes.len() / 12, "{summary}");
 }
 
 #[test]
