@@ -114,6 +114,27 @@ impl Place {
     }
 }
 
+/// A member of a service.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MemberArgs {
+    /// The service's name
+    #[arg(value_parser = name)]
+    name: Name,
+
+    /// The member's number, as show lists it
+    #[arg(value_parser = member)]
+    pub(crate) member: MemberId,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+impl MemberArgs {
+    pub(crate) fn service(&self) -> Result<Service, Failure> {
+        self.place.service(&self.name)
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Netns {
     Inode(u64),

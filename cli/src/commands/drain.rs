@@ -1,8 +1,6 @@
 //! `overspill drain`
 
-use overspill::{MemberId, Name};
-
-use crate::args::{self, Place};
+use crate::args::MemberArgs;
 use crate::failure::Outcome;
 
 /// Give a member no new requests
@@ -15,18 +13,10 @@ EXAMPLES
   overspill drain web 2
   overspill drain web 2 && overspill show web    # stop it when it holds nothing")]
 pub(crate) struct Args {
-    /// The service's name
-    #[arg(value_parser = args::name)]
-    name: Name,
-
-    /// The member's number, as show lists it
-    #[arg(value_parser = args::member)]
-    member: MemberId,
-
     #[command(flatten)]
-    place: Place,
+    whom: MemberArgs,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    Ok(args.place.service(&args.name)?.drain(args.member)?)
+    Ok(args.whom.service()?.drain(args.whom.member)?)
 }
