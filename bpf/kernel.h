@@ -34,13 +34,17 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_SOCKMAP = 15,
+	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_F_INNER_MAP = 1 << 12,
 	BPF_SK_LOOKUP_F_NO_REUSEPORT = 1 << 1,
+	BPF_SOCK_OPS_TCP_LISTEN_CB = 11,
 };
 
 enum { SK_DROP = 0, SK_PASS = 1 };
 
-enum { AF_INET = 2 };
+enum { AF_INET = 2, AF_INET6 = 10 };
+enum { SOCK_STREAM = 1 };
+enum { SOL_SOCKET = 1, SO_REUSEPORT = 15 }; /* of x86 and ARM */
 enum { IPPROTO_TCP = 6 };
 enum { TCP_LISTEN = 10 }; /* include/net/tcp_states.h */
 
@@ -62,6 +66,53 @@ struct bpf_sk_lookup {
 	__u32 ingress_ifindex;
 };
 
+struct bpf_sock {
+	__u32 bound_dev_if;
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+	__u32 mark;
+	__u32 priority;
+	__u32 src_ip4;
+	__u32 src_ip6[4];
+	__u32 src_port; /* host order */
+};
+
+struct bpf_sock_addr {
+	__u32 user_family;
+	__u32 user_ip4;
+	__u32 user_ip6[4];
+	__u32 user_port; /* network order */
+	__u32 family;
+	__u32 type;
+	__u32 protocol;
+};
+
+struct bpf_sock_ops {
+	__u32 op;
+	__u32 args[4];
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port; /* host order */
+};
+
+struct sk_reuseport_md {
+	void *data;
+	void *data_end;
+	__u32 len;
+	__u32 eth_protocol;
+	__u32 ip_protocol;
+	__u32 bind_inany;
+	__u32 hash;
+	__u32 : 32;
+	struct bpf_sock *sk;
+	struct bpf_sock *migrating_sk;
+};
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), \
 			     apply_to = record)
 
@@ -78,14 +129,35 @@ struct sock_common {
 	atomic64_t skc_cookie;
 };
 
+struct list_head {
+	struct list_head *next;
+};
+
+struct wait_queue_head {
+	struct list_head head;
+};
+
+struct socket_wq {
+	struct wait_queue_head wait;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
+	struct socket_wq *sk_wq;
+};
+
+struct request_sock;
+
+struct tcp_request_sock {
+	__u32 rcv_isn;
+	__u32 snt_isn;
 };
 
 struct request_sock_queue {
 	atomic_t qlen;
+	struct request_sock *rskq_accept_head;
 };
 
 struct inet_connection_sock {

@@ -17,7 +17,8 @@
  * Choosing: the member that would be looked at first is tried at once
  * (`place_at_once`). Else the rules are tried in order, each a scan over members
  * (`step`, `consider`): room among the called, room among all, a queue that only
- * half-open requests fill, and then the end: dropped, refused, or left to the kernel.
+ * half-open requests fill, a member that hangs, and then the end: dropped, refused, or
+ * left to the kernel.
  *
  * Reading: a member's figures are read through the address of its socket, cached
  * in its row, without taking a reference. The memory may be freed meanwhile: the
@@ -172,16 +173,13 @@ static __always_inline __u64 resolve(struct ov_member *m)
 	} while (0)
 
 /* False when the socket is gone: closed, shut down, or its memory reused. */
-static __always_inline bool read_figures(struct ov_member *m,
-					 struct ov_figures *f)
+static __always_inline bool figures_at(struct ov_member *m, __u64 at,
+				       struct ov_figures *f)
 {
-	__u64 at = m->sk;
 	__u64 cookie = 0;
 	__u8 state = 0;
 
-	if (!at)
-		at = resolve(m);
-	if (at == OV_GONE)
+	if (at <= OV_GONE)
 		return false;
 	LOAD(cookie, sock, at, __sk_common.skc_cookie.counter);
 	LOAD(state, sock, at, __sk_common.skc_state);
@@ -195,6 +193,12 @@ static __always_inline bool read_figures(struct ov_member *m,
 	LOAD(f->queued, sock, at, sk_ack_backlog);
 	LOAD(f->backlog, sock, at, sk_max_ack_backlog);
 	return true;
+}
+
+static __always_inline bool read_figures(struct ov_member *m,
+					 struct ov_figures *f)
+{
+	return figures_at(m, m->sk ?: resolve(m), f);
 }
 
 /* --- the last places ------------------------------------------------------
@@ -239,6 +243,7 @@ enum want {
 	WANT_SHORTEST, /* the one with room that holds the fewest */
 	WANT_ACTIVE, /* the first that is neither draining nor gone */
 	WANT_OPEN, /* the first whose accept queue is not full */
+	WANT_HUNG, /* the same, be it hung */
 	WANT_FULL, /* the first whose accept queue is full */
 	WANT_ALIVE, /* the first that is not gone */
 };
@@ -246,6 +251,7 @@ enum want {
 enum rule {
 	RULE_ROOM, /* a member with room, by the policy */
 	RULE_CROWDED, /* one where only half-open requests stand in the way */
+	RULE_HUNG, /* one that has stopped accepting: what waits there may be moved */
 	RULE_DROP, /* a full one, so that the kernel drops the request */
 	RULE_RESET, /* refused, if any socket is left to refuse for */
 	RULE_LEFT, /* left to the kernel's own look-up */
@@ -342,6 +348,14 @@ static __always_inline __u32 called_at(struct request *r, __u32 index)
 
 /* --- scanning the members --------------------------------------------------- */
 
+#define OV_OUT (OV_DRAINING | OV_HUNG) /* no new requests while others take them */
+
+/* Whether a hung member is to have a request, by which it can show that it is well. */
+static __always_inline bool is_tried(struct ov_member *m, __u32 used)
+{
+	return (m->flags & (OV_OUT | OV_TRIAL)) == (OV_HUNG | OV_TRIAL) && !used;
+}
+
 /* Room, and nobody on another CPU about to take the last of it. */
 static __always_inline bool has_room(struct search *s, struct ov_member *m,
 				     struct ov_figures *f)
@@ -350,7 +364,7 @@ static __always_inline bool has_room(struct search *s, struct ov_member *m,
 	__u64 claim = m->claim;
 	bool claims;
 
-	if (m->flags & OV_DRAINING || used > f->backlog)
+	if (used > f->backlog || (m->flags & OV_OUT && !is_tried(m, used)))
 		return false;
 	if (s->want == WANT_SHORTEST && s->found && used >= s->used)
 		return false;
@@ -375,6 +389,8 @@ static __always_inline bool wanted(struct search *s, struct ov_member *m,
 	case WANT_ACTIVE:
 		return !(m->flags & OV_DRAINING);
 	case WANT_OPEN:
+		return !(m->flags & OV_OUT) && f->queued <= f->backlog;
+	case WANT_HUNG:
 		return !(m->flags & OV_DRAINING) && f->queued <= f->backlog;
 	case WANT_FULL:
 		return f->queued > f->backlog;
@@ -722,6 +738,10 @@ static __always_inline void aim(struct request *r)
 		r->s->want = WANT_OPEN;
 		turns = false;
 		break;
+	case RULE_HUNG:
+		r->s->want = WANT_HUNG;
+		turns = false;
+		break;
 	case RULE_DROP:
 		r->s->want = WANT_FULL;
 		turns = false;
@@ -760,7 +780,7 @@ static __always_inline void go_on(struct request *r)
 	r->s->siblings = false;
 	r->s->rule++;
 	if (r->s->rule == RULE_CROWDED && !(flags & OV_REDIRECT))
-		r->s->rule++;
+		r->s->rule = RULE_DROP;
 	if (r->s->rule == RULE_DROP && flags & OV_RESET)
 		r->s->rule++;
 }
@@ -899,7 +919,36 @@ int overspill(struct bpf_sk_lookup *ctx)
 	return SK_PASS;
 }
 
-/* --- reading for people ----------------------------------------------------- */
+/* --- reading and marking for user space ------------------------------------- */
+
+/* Two connections that wait at the head of a queue one after the other may have the
+ * same memory, but not the same pair of initial sequence numbers. */
+static __always_inline __u64 head_of_queue(__u64 at)
+{
+	struct request_sock *head = NULL;
+	__u32 ours = 0, theirs = 0;
+
+	LOAD(head, inet_connection_sock, at, icsk_accept_queue.rskq_accept_head);
+	if (!head)
+		return 0;
+	LOAD(ours, tcp_request_sock, head, snt_isn);
+	LOAD(theirs, tcp_request_sock, head, rcv_isn);
+	return ((__u64)ours << 32 | theirs) ?: 1;
+}
+
+/* Whether the list of those who wait for the socket leads to somebody. */
+static __always_inline bool is_awaited(__u64 at)
+{
+	__u64 list = bpf_core_field_offset(struct socket_wq, wait.head);
+	struct socket_wq *wq = NULL;
+	struct list_head *next = NULL;
+
+	LOAD(wq, sock, at, sk_wq);
+	if (!wq)
+		return false;
+	LOAD(next, socket_wq, wq, wait.head.next);
+	return next && (__u64)next != (__u64)wq + list;
+}
 
 static long read_member(__u32 i, struct request *r)
 {
@@ -913,20 +962,26 @@ static long read_member(__u32 i, struct request *r)
 	out = bpf_map_lookup_elem(&figures, &slot);
 	if (!out)
 		return 0;
-	out->cookie = read_figures(m, out) ? m->cookie : 0;
+	if (!read_figures(m, out)) {
+		out->cookie = 0;
+		return 0;
+	}
+	out->head = head_of_queue(m->sk);
+	out->awaited = is_awaited(m->sk);
+	out->cookie = m->cookie;
 	return 0;
 }
 
 /*
  * Fills `figures` for the members of the service whose number stands in
- * local_ip4. Never attached: user space runs it (BPF_PROG_TEST_RUN) to read the
+ * local_ip6[0]. Never attached: user space runs it (BPF_PROG_TEST_RUN) to read the
  * queues as the data path reads them; half-open requests have no other interface.
  */
 SEC("sk_lookup")
 int read_queues(struct bpf_sk_lookup *ctx)
 {
 	struct request r = {};
-	__u32 service = ctx->local_ip4;
+	__u32 service = ctx->local_ip6[0];
 	union ov_row *header;
 
 	r.roster = bpf_map_lookup_elem(&services, &service);
@@ -937,5 +992,117 @@ int read_queues(struct bpf_sk_lookup *ctx)
 		return SK_PASS;
 	r.first_member = OV_ROW_ENDPOINTS + header->header.endpoints;
 	bpf_loop(header->header.members, read_member, &r, 0);
+	return SK_PASS;
+}
+
+/*
+ * Marks a member as hung, on trial or well, in the roster as published: a new roster
+ * would have to wait until nobody reads the old one, and new requests with it. Never
+ * attached; its arguments are the service and the position (local_ip6[0] and [1]), the
+ * socket's cookie (remote_ip6[0] and [1], low half first), so that a member that has come
+ * into the position since is left alone, and the marks (local_port).
+ */
+SEC("sk_lookup")
+int mark(struct bpf_sk_lookup *ctx)
+{
+	const __u8 marks = OV_HUNG | OV_TRIAL;
+	struct request r = {};
+	__u32 service = ctx->local_ip6[0];
+	__u32 position = ctx->local_ip6[1];
+	__u64 cookie = (__u64)ctx->remote_ip6[1] << 32 | ctx->remote_ip6[0];
+	struct ov_member *m;
+	union ov_row *header;
+
+	r.roster = bpf_map_lookup_elem(&services, &service);
+	if (!r.roster)
+		return SK_DROP;
+	header = row(&r, OV_ROW_HEADER);
+	if (!header || position >= header->header.members)
+		return SK_DROP;
+	r.first_member = OV_ROW_ENDPOINTS + header->header.endpoints;
+	m = member_at(&r, position);
+	if (!m || m->cookie != cookie)
+		return SK_DROP;
+	m->flags = (m->flags & ~marks) | (ctx->local_port & marks);
+	return SK_PASS;
+}
+
+/* --- moving what waits ------------------------------------------------------- */
+
+struct heir {
+	struct request *r;
+	__be32 address[4];
+	bool found;
+	__u32 slot;
+	__u64 score;
+};
+
+static long consider_heir(__u32 i, struct heir *heir)
+{
+	struct request *r = heir->r;
+	struct ov_endpoint_row *endpoint = r->endpoint;
+	struct ov_figures f = {};
+	struct ov_member *m;
+	__u32 at = endpoint->first + i;
+	__u64 score;
+
+	m = member_at(r, endpoint->direct ? at : called_at(r, at));
+	/* A group has one address. What is not known to listen is left out: the socket
+	 * that ends does not any more, and one whose address is not cached can't be looked
+	 * up here, for lack of bpf_skc_to_tcp_sock. */
+	if (!m || !same_address(m->address, heir->address) ||
+	    !figures_at(m, m->sk, &f))
+		return 0;
+	score = (__u64)(m->flags & OV_OUT) << 32 | f.queued;
+	if (heir->found && score >= heir->score)
+		return 0;
+	heir->found = true;
+	heir->score = score;
+	heir->slot = m->slot;
+	return 0;
+}
+
+/*
+ * Chooses who gets what a socket had queued, or half open, when it ends or is shut down
+ * (net/core/sock_reuseport.c, reuseport_migrate_sock): of the members of its group the
+ * one that holds the fewest, those that hang or drain last. Attached to the group, which
+ * the kernel takes for its permission to move requests at all. Whatever goes wrong here,
+ * the kernel chooses by the flow's hash.
+ */
+SEC("sk_reuseport/migrate")
+int migrate(struct sk_reuseport_md *md)
+{
+	struct ov_endpoint_key key = {};
+	struct ov_endpoint *endpoint;
+	struct request r = {};
+	struct heir heir = { .r = &r };
+	struct bpf_sock *sk = md->sk;
+	__u32 service, word;
+
+	if (!md->migrating_sk)
+		return SK_PASS; /* a request that our look-up has left to the kernel */
+	key.port = sk->src_port;
+	word = sk->src_ip6[3];
+	if (sk->family == AF_INET) {
+		word = sk->src_ip4;
+		key.address[2] = bpf_htonl(0xffff);
+	} else {
+		key.address[0] = sk->src_ip6[0];
+		key.address[1] = sk->src_ip6[1];
+		key.address[2] = sk->src_ip6[2];
+	}
+	barrier_var(word); /* as in read_addresses */
+	key.address[3] = word;
+	endpoint = bpf_map_lookup_elem(&endpoints, &key);
+	if (!endpoint)
+		return SK_PASS;
+	service = endpoint->service;
+	r.roster = bpf_map_lookup_elem(&services, &service);
+	if (!r.roster || !find_row(&r, endpoint->row))
+		return SK_PASS;
+	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
+	bpf_loop(r.endpoint->count, consider_heir, &heir, 0);
+	if (heir.found)
+		bpf_sk_select_reuseport(md, &sockets, &heir.slot, 0);
 	return SK_PASS;
 }

@@ -21,7 +21,7 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 1
+#define OVERSPILL_LAYOUT 2
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
@@ -60,6 +60,8 @@ enum {
 	OV_TAKES_IPV6 = 1 << 1,
 	OV_WILDCARD = 1 << 2, /* bound to every address of the families it takes */
 	OV_DRAINING = 1 << 3,
+	OV_HUNG = 1 << 4, /* it has stopped accepting; set in place by `mark` */
+	OV_TRIAL = 1 << 5, /* hung, and given one request to see whether it still is */
 };
 
 /* ov_member.sk besides an address: the socket was seen to be gone for good. */
@@ -164,13 +166,14 @@ struct ov_exits {
 	__u64 contended; /* a look was repeated because a last place was being taken */
 };
 
-/* `figures`, by slot: filled on demand by the program of that name. */
+/* `figures`, by slot: filled on demand by the program `read_queues`. */
 struct ov_figures {
 	__u64 cookie; /* 0: the socket is gone */
+	__u64 head; /* which connection has waited longest to be accepted; 0: none waits */
 	__u32 queued; /* sk_ack_backlog */
 	__u32 half_open; /* icsk_accept_queue.qlen */
 	__u32 backlog; /* sk_max_ack_backlog */
-	__u32 zero;
+	__u32 awaited; /* somebody waits for connections on it: accept, poll, epoll */
 };
 
 /* `state`: written once, when the maps are made. */

@@ -64,6 +64,22 @@ pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
     Ok(adopted)
 }
 
+/// The listening socket with this cookie (`SO_COOKIE`) among the descriptors of a process,
+/// or `None` if it has none such.
+///
+/// # Errors
+///
+/// As [`listeners`].
+pub fn listener(pid: u32, cookie: u64) -> Result<Option<Adopted>> {
+    let mut found = None;
+    each_socket(pid, |socket| {
+        if found.is_none() && sockopt::socket_cookie(&socket) == Ok(cookie) {
+            found = Some(Adopted { socket, pid });
+        }
+    })?;
+    Ok(found)
+}
+
 /// Hands out a duplicate of each socket of a process, in the order of its descriptors; one
 /// at a time, since a busy server holds more of them than we may have open.
 fn each_socket(pid: u32, mut visit: impl FnMut(OwnedFd)) -> Result<()> {

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::member::MemberId;
+use crate::member::{Address, MemberId};
 
 /// The result of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -109,6 +109,14 @@ pub enum Error {
         /// The port of the service.
         expected: u16,
     },
+    /// The socket is bound to another address than the member whose place it is to take.
+    #[error("{socket} is not bound to {expected}")]
+    OtherAddress {
+        /// Which socket.
+        socket: String,
+        /// The address of the member.
+        expected: Address,
+    },
     /// The socket is a member already.
     #[error("{socket} is already a member of service {service}")]
     AlreadyMember {
@@ -202,6 +210,9 @@ pub enum Error {
     /// No BPF file system is mounted.
     #[error("no BPF file system is mounted")]
     NoBpffs,
+    /// No cgroup2 file system with the process's control group is mounted.
+    #[error("no cgroup2 file system is mounted that has this process's cgroup")]
+    NoCgroup2,
     /// The kernel has no type information.
     #[error("this kernel has no BTF (/sys/kernel/btf/vmlinux)")]
     NoBtf,
@@ -284,6 +295,7 @@ impl Error {
                  them anew"
             }
             Self::NoBpffs => "mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf",
+            Self::NoCgroup2 => "mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
             Self::NoBtf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
             Self::Permission { .. } => {
                 "run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and \

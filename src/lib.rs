@@ -32,6 +32,7 @@
 #![deny(unsafe_code)]
 
 pub mod adopt;
+mod cgroup;
 mod datapath;
 mod error;
 pub mod flow;
@@ -46,10 +47,11 @@ mod service;
 mod status;
 mod sys;
 
-pub use datapath::Capacity;
+pub use cgroup::Cgroup;
+pub use datapath::{Capacity, Hooks, Listening, Listenings};
 pub use error::{Error, Result};
-pub use member::{Address, Families, MemberId};
+pub use member::{Address, Families, Health, MemberId};
 pub use namespace::Namespace;
 pub use policy::{OnFull, Policy, Rules};
-pub use service::{Builder, Change, Name, Service, listeners};
-pub use status::{Exits, MemberState, MemberStatus, Requests, Status};
+pub use service::{Builder, Change, Name, Service, empty_queue, listeners};
+pub use status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};

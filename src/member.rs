@@ -72,6 +72,18 @@ impl Serialize for Address {
     }
 }
 
+/// Whether a member accepts connections, as far as its queue tells.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Health {
+    /// It does, or nothing says that it does not.
+    #[default]
+    Well,
+    /// It has stopped: it gets requests only where no other member can take them.
+    Hung,
+    /// It had stopped, and gets one request, while it has none, to show whether it still has.
+    OnTrial,
+}
+
 /// A member's number within its service: given when it joins, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(transparent)]

@@ -7,10 +7,14 @@
 //!    bound to a wildcard that covers it. None of either: not ours. With
 //!    [`Rules::spread`] every member that can take the request is a called one.
 //! 2. *Room*: queued and half-open requests leave space for one more. A draining member
-//!    has no room; one whose socket is gone has nothing.
+//!    has no room, nor has one that hangs ([`Health::Hung`]) but for one request while it
+//!    has none, if it is on trial ([`Health::OnTrial`]); one whose socket is gone has
+//!    nothing.
 //! 3. The policy chooses among the called members with room, else among the others.
 //! 4. Else a member whose accept queue is not full: only half-open requests stand in
-//!    the way, as in a SYN flood, and SYN cookies do without their queue.
+//!    the way, as in a SYN flood, and SYN cookies do without their queue. Else one that
+//!    hangs and whose accept queue is not full: it may accept again, or what waits there
+//!    may be moved.
 //! 5. Else the request is left with a full member, where the kernel drops it, or is
 //!    refused ([`OnFull`]). It is also refused when no queue is full, because all that
 //!    is left is draining: the kernel has no silent drop for that.
@@ -26,7 +30,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::flow;
-use crate::member::Address;
+use crate::member::{Address, Health};
 use crate::policy::{OnFull, Policy, Rules};
 
 /// A member as the model sees it at one moment.
@@ -38,6 +42,8 @@ pub struct Member {
     pub gone: bool,
     /// It gets no new requests.
     pub draining: bool,
+    /// Whether it has stopped accepting.
+    pub health: Health,
     /// Connections waiting to be accepted.
     pub queued: u32,
     /// Handshakes not yet completed.
@@ -105,7 +111,16 @@ impl Member {
     }
 
     fn room(&self) -> bool {
-        self.active() && self.used() <= self.backlog
+        let willing = match self.health {
+            Health::Well => true,
+            Health::Hung => false,
+            Health::OnTrial => self.used() == 0,
+        };
+        self.active() && willing && self.used() <= self.backlog
+    }
+
+    fn open(&self) -> bool {
+        self.active() && !self.full()
     }
 
     fn full(&self) -> bool {
@@ -212,12 +227,14 @@ pub fn place(rules: Rules, members: &[Member], turns: &mut Turns, request: Reque
         }
         return Verdict::Redirected { from, to: choice(siblings.list[index], false) };
     }
-    let open = |member: &Member| member.active() && !member.full();
-    if let Some(index) = called.first(open) {
-        return Verdict::Placed(choice(called.list[index], true));
-    }
-    if let Some(index) = siblings.first(open) {
-        return Verdict::Redirected { from, to: choice(siblings.list[index], true) };
+    let well = |member: &Member| member.open() && member.health == Health::Well;
+    for (crowded, wanted) in [(true, &well as &dyn Fn(&Member) -> bool), (false, &Member::open)] {
+        if let Some(index) = called.first(wanted) {
+            return Verdict::Placed(choice(called.list[index], crowded));
+        }
+        if let Some(index) = siblings.first(wanted) {
+            return Verdict::Redirected { from, to: choice(siblings.list[index], crowded) };
+        }
     }
     no_room(rules.on_full, &[&called, &siblings])
 }
@@ -245,7 +262,15 @@ mod tests {
         let ip: IpAddr = ip.parse().unwrap();
         let families = if ip.is_ipv4() { Families::IPV4 } else { Families::IPV6 };
         let address = Address { ip, port: 80, families };
-        Member { address, gone: false, draining: false, queued: used, half_open: 0, backlog }
+        Member {
+            address,
+            gone: false,
+            draining: false,
+            health: Health::Well,
+            queued: used,
+            half_open: 0,
+            backlog,
+        }
     }
 
     fn request(called: &str) -> Request {
@@ -369,12 +394,44 @@ mod tests {
         assert_eq!(order, [0, 2, 1, 3, 0]);
     }
 
+    #[test]
+    fn a_member_that_hangs_is_the_last_resort() {
+        let mut members = [member("10.0.0.1", 0, 3), member("10.0.0.1", 3, 3)];
+        members[0].health = Health::Hung;
+        let mut place = |members: &[Member]| {
+            place(rules(Policy::NextAvailable), members, &mut Turns::default(), request("10.0.0.1"))
+        };
+        assert_eq!(member_of(place(&members)), 1, "one with room goes before it");
+        (members[1].queued, members[1].half_open) = (3, 1);
+        assert_eq!(member_of(place(&members)), 1, "so does one that half-open requests fill");
+        members[1].queued = 4;
+        assert_eq!(member_of(place(&members)), 0);
+        members[0].queued = 4;
+        assert_eq!(place(&members), Verdict::Dropped(0));
+    }
+
+    #[test]
+    fn a_member_on_trial_gets_one_request() {
+        let mut members = [member("10.0.0.1", 0, 3), member("10.0.0.1", 1, 3)];
+        members[0].health = Health::OnTrial;
+        let place = |members: &[Member]| {
+            let mut turns = Turns::default();
+            place(rules(Policy::ShortestQueue), members, &mut turns, request("10.0.0.1"))
+        };
+        assert_eq!(member_of(place(&members)), 0);
+        members[0].half_open = 1;
+        members[1].queued = 3;
+        assert_eq!(member_of(place(&members)), 1);
+    }
+
     fn any_member() -> impl Strategy<Value = Member> {
         let ip = prop_oneof![r"10\.0\.0\.[1-3]", Just("0.0.0.0".to_owned())];
-        (ip, any::<bool>(), any::<bool>(), 0..5_u32, 0..3_u32, 0..4_u32).prop_map(
-            |(ip, gone, draining, queued, half_open, backlog)| Member {
+        let health = prop::sample::select(&[Health::Well, Health::Hung, Health::OnTrial][..]);
+        (ip, any::<bool>(), any::<bool>(), health, 0..5_u32, 0..3_u32, 0..4_u32).prop_map(
+            |(ip, gone, draining, health, queued, half_open, backlog)| Member {
                 gone,
                 draining,
+                health,
                 half_open,
                 ..member(&ip, queued, backlog)
             },
@@ -429,7 +486,8 @@ mod tests {
                 && !to.crowded
             {
                 let least = members.iter().filter(|m| m.room()).map(Member::used).min();
-                prop_assert_eq!(Some(members[to.member].used()), least);
+                // Where none has room, one that hangs was the last resort.
+                prop_assert_eq!(least.map(|_| members[to.member].used()), least);
             }
         }
     }

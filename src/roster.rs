@@ -13,7 +13,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::datapath::layout::{
     self, EndpointRow, Header, POSITIONS_PER_ROW, ROW_ENDPOINTS, ROW_SIZE,
 };
-use crate::member::{Address, Families, MemberId};
+use crate::member::{Address, Families, Health, MemberId};
 use crate::policy::{OnFull, Policy, Rules};
 
 pub(crate) type Row = [u8; ROW_SIZE];
@@ -42,6 +42,7 @@ pub(crate) struct Member {
     pub(crate) slot: u32,
     pub(crate) weight: u16,
     pub(crate) draining: bool,
+    pub(crate) health: Health,
     pub(crate) address: Address,
 }
 
@@ -79,6 +80,13 @@ impl Roster {
         let member = self.members.remove(position);
         self.renew_endpoints();
         member
+    }
+
+    /// Puts another socket at the same address into the place of the member at `position`,
+    /// whose number, weight and draining it takes over.
+    pub(crate) fn replace(&mut self, position: usize, new: Member) {
+        let old = &mut self.members[position];
+        *old = Member { id: old.id, weight: old.weight, draining: old.draining, ..new };
     }
 
     pub(crate) fn position(&self, id: MemberId) -> Option<usize> {
@@ -297,12 +305,21 @@ fn name_rows(name: &str) -> Vec<Row> {
     bytes.as_chunks::<ROW_SIZE>().0.to_vec()
 }
 
+pub(crate) fn health_flags(health: Health) -> u8 {
+    match health {
+        Health::Well => 0,
+        Health::Hung => layout::HUNG,
+        Health::OnTrial => layout::HUNG | layout::TRIAL,
+    }
+}
+
 fn member_row(member: &Member) -> Row {
     let mut flags = 0;
     flags |= if member.address.families.ipv4 { layout::TAKES_IPV4 } else { 0 };
     flags |= if member.address.families.ipv6 { layout::TAKES_IPV6 } else { 0 };
     flags |= if member.address.is_wildcard() { layout::WILDCARD } else { 0 };
     flags |= if member.draining { layout::DRAINING } else { 0 };
+    flags |= health_flags(member.health);
     to_row(&layout::Member {
         cookie: member.cookie,
         slot: member.slot,
@@ -328,6 +345,11 @@ fn member_from(row: &Row, port: u16) -> Option<Member> {
         slot: row.slot,
         weight: row.weight,
         draining: row.flags & layout::DRAINING != 0,
+        health: match (row.flags & layout::HUNG != 0, row.flags & layout::TRIAL != 0) {
+            (false, _) => Health::Well,
+            (true, false) => Health::Hung,
+            (true, true) => Health::OnTrial,
+        },
         address: Address { ip: layout::address_from(row.address), port, families },
     })
 }
@@ -354,6 +376,7 @@ mod tests {
             slot: 3,
             weight: 1,
             draining: false,
+            health: Health::Well,
             address: address(text),
         }
     }

@@ -9,11 +9,11 @@ use std::str::FromStr;
 use crate::adopt::Adopted;
 use crate::datapath::{self, Capacity, Datapath, Joining, Lock, Snapshot};
 use crate::error::{Error, Result};
-use crate::member::MemberId;
+use crate::member::{Health, MemberId};
 use crate::namespace::Namespace;
 use crate::policy::{OnFull, Policy, Rules};
-use crate::roster::{Member, Roster};
-use crate::status::Status;
+use crate::roster::{self, Member, Roster};
+use crate::status::{Queue, Status};
 use crate::sys::{self, Listener};
 
 /// The name of a service: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a
@@ -281,6 +281,20 @@ pub fn listeners(
     addresses.iter().map(|&address| sys::listen(address, backlog, shared(address))).collect()
 }
 
+/// Empties the queue of a listening socket without losing what waits there: the kernel
+/// moves it to siblings in its `SO_REUSEPORT` group, if requests are kept there
+/// ([`Service::keep_requests`]); otherwise they are reset. The socket listens on.
+///
+/// `backlog` is the one that it is to listen with ([`Queue::backlog`]).
+///
+/// # Errors
+///
+/// The kernel refuses to let it listen again.
+pub fn empty_queue(socket: &impl AsFd, backlog: u32) -> Result<()> {
+    sys::empty_queue(socket.as_fd(), backlog)
+        .map_err(|error| Error::system("empty the queue of", "a member", error))
+}
+
 impl Service {
     /// Begins a new service.
     #[must_use]
@@ -433,6 +447,96 @@ impl Service {
             let position = self.position(roster, member)?;
             roster.members[position].pid = pid;
             Ok(())
+        })
+    }
+
+    /// Puts another listening socket into a member's place: that of its successor, at the
+    /// same address. The member's number, weight and draining stay, its counters begin
+    /// anew. The old socket is untouched.
+    ///
+    /// # Errors
+    ///
+    /// As [`Service::join`]; [`Error::NoSuchMember`]; [`Error::OtherAddress`] when the new
+    /// socket is bound to another address than the old one.
+    pub fn replace(&self, member: MemberId, socket: &impl AsFd) -> Result<()> {
+        let candidates = Candidate::own(std::slice::from_ref(socket))?;
+        check_namespaces(&candidates, &self.namespace)?;
+        self.change_with(|datapath, snapshot, roster| {
+            let position = self.position(roster, member)?;
+            let listener = &candidates[0].listener;
+            let expected = roster.members[position].address;
+            if listener.address != expected {
+                return Err(Error::OtherAddress { socket: listener.name.clone(), expected });
+            }
+            let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
+            check(roster, id, &candidates, snapshot)?;
+            let (mut members, joining) = seats(datapath, snapshot, &candidates)?;
+            roster.replace(position, members.remove(0));
+            Ok(joining)
+        })
+    }
+
+    /// Gives the service another name. What is counted stays.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadName`], or [`Error::NameTaken`].
+    pub fn rename(&mut self, name: &str) -> Result<()> {
+        let name: Name = name.parse()?;
+        self.change_with(|_, snapshot, roster| {
+            if name != self.name && snapshot.find(&name.0).is_some() {
+                return Err(Error::NameTaken { name: name.0.clone() });
+            }
+            roster.name.clone_from(&name.0);
+            Ok(Vec::new())
+        })?;
+        self.name = name;
+        Ok(())
+    }
+
+    /// The members' queues, in list order: a look that costs less than [`Service::status`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`] when it was removed.
+    pub fn queues(&self) -> Result<Vec<Queue>> {
+        let datapath = self.datapath()?;
+        let (id, _) = self.find(&datapath)?;
+        datapath.queues(id)?.ok_or_else(|| self.unknown(std::iter::empty()))
+    }
+
+    /// Marks a member as hung, on trial or well. It takes effect at once, also for requests
+    /// that are under way; a change of the service's list keeps it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`].
+    pub fn set_health(&self, member: MemberId, health: Health) -> Result<()> {
+        loop {
+            let datapath = self.datapath()?;
+            datapath.check_writable()?;
+            let (id, roster) = self.find(&datapath)?;
+            let position = self.position(&roster, member)?;
+            let marked = roster::Member { health, ..roster.members[position].clone() };
+            // Otherwise the list has changed since it was read.
+            if datapath.mark(id, position, &marked)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Lets the kernel move what waits at this member's socket, or is half open there, to
+    /// a sibling at the same address when the socket ends or is emptied
+    /// ([`empty_queue`](crate::empty_queue)): to the one that holds the fewest. It holds
+    /// for the socket's whole `SO_REUSEPORT` group, in which there has to be a sibling.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it: the socket has no `SO_REUSEPORT`.
+    pub fn keep_requests(&self, socket: &impl AsFd) -> Result<()> {
+        let program = self.datapath()?.mover()?;
+        sys::attach_to_group(socket.as_fd(), program.as_fd()).map_err(|error| {
+            Error::system("attach a program to the SO_REUSEPORT group of", "a member", error)
         })
     }
 
@@ -617,6 +721,17 @@ fn join<'a>(
     snapshot: &Snapshot,
     candidates: &[Candidate<'a>],
 ) -> Result<Vec<Joining<'a>>> {
+    let (members, joining) = seats(datapath, snapshot, candidates)?;
+    roster.join(members);
+    Ok(joining)
+}
+
+/// The candidates as members that have no number yet, each with a free slot.
+fn seats<'a>(
+    datapath: &Datapath,
+    snapshot: &Snapshot,
+    candidates: &[Candidate<'a>],
+) -> Result<(Vec<Member>, Vec<Joining<'a>>)> {
     let slots = datapath.free_slots(snapshot, candidates.len())?;
     let members = candidates.iter().zip(&slots).map(|(candidate, &slot)| Member {
         id: MemberId(0),
@@ -625,18 +740,16 @@ fn join<'a>(
         slot,
         weight: 1,
         draining: false,
+        health: Health::Well,
         address: candidate.listener.address,
     });
-    roster.join(members);
-    Ok(candidates
-        .iter()
-        .zip(slots)
-        .map(|(candidate, slot)| Joining {
-            socket: candidate.socket,
-            slot,
-            name: candidate.listener.name.clone(),
-        })
-        .collect())
+    let members = members.collect();
+    let joining = candidates.iter().zip(slots).map(|(candidate, slot)| Joining {
+        socket: candidate.socket,
+        slot,
+        name: candidate.listener.name.clone(),
+    });
+    Ok((members, joining.collect()))
 }
 
 /// The name most like `wanted`, if it is much like it.

@@ -2,7 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::member::{Address, MemberId};
+use crate::member::{Address, Health, MemberId};
 use crate::policy::{OnFull, Policy};
 
 /// A service with its figures. Its JSON is a promise: fields may be added, none change.
@@ -68,6 +68,9 @@ pub enum MemberState {
     Active,
     /// It gets no new requests, by the user's wish.
     Draining,
+    /// It has stopped accepting, and gets requests only where no other member can take
+    /// them, or one now and then to see whether it accepts again.
+    Hung,
     /// Its socket is closed or shut down. Its place and its address are kept.
     Gone,
 }
@@ -79,9 +82,38 @@ impl MemberState {
         match self {
             Self::Active => "active",
             Self::Draining => "draining",
+            Self::Hung => "hung",
             Self::Gone => "gone",
         }
     }
+}
+
+/// A member's accept queue at one moment, as one looks at it to see whether it moves
+/// ([`Service::queues`](crate::Service::queues)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Queue {
+    /// The member.
+    pub member: MemberId,
+    /// What it is marked as ([`Service::set_health`](crate::Service::set_health)).
+    pub health: Health,
+    /// It gets no new requests, by the user's wish.
+    pub draining: bool,
+    /// Its socket is closed or shut down.
+    pub gone: bool,
+    /// Connections that wait to be accepted.
+    pub queued: u32,
+    /// Handshakes not yet completed.
+    pub half_open: u32,
+    /// The backlog that it listens with.
+    pub backlog: u32,
+    /// Which connection has waited longest; `None` when none waits. Another connection is
+    /// another number.
+    pub head: Option<u64>,
+    /// Whether anybody waits for connections: in `accept(2)` or `poll(2)`, or with the
+    /// socket in an epoll set.
+    pub awaited: bool,
+    /// Requests ever put on it, whatever they called.
+    pub placed: u64,
 }
 
 /// What became of a service's requests.

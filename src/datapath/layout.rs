@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised whenever a field changes its meaning or its place.
-pub(crate) const LAYOUT: u32 = 1;
+pub(crate) const LAYOUT: u32 = 2;
 
 pub(crate) const ROW_SIZE: usize = 64;
 /// Rows 1 and 2.
@@ -26,6 +26,8 @@ pub(crate) const TAKES_IPV4: u8 = 1 << 0;
 pub(crate) const TAKES_IPV6: u8 = 1 << 1;
 pub(crate) const WILDCARD: u8 = 1 << 2;
 pub(crate) const DRAINING: u8 = 1 << 3;
+pub(crate) const HUNG: u8 = 1 << 4;
+pub(crate) const TRIAL: u8 = 1 << 5;
 
 /// `ov_ports.kinds`
 pub(crate) const PORT_EXACT: u8 = 1 << 0;
@@ -161,10 +163,19 @@ plain! {
     #[derive(Default)]
     struct Figures {
         cookie: u64,
+        head: u64,
         queued: u32,
         half_open: u32,
         backlog: u32,
-        zero: u32,
+        awaited: u32,
+    }
+
+    /// `struct ov_listening`, of `bpf/hooks.h`
+    struct Listening {
+        cookie: u64,
+        pid: u32,
+        port: u16,
+        zero: u16,
     }
 
     /// `struct ov_state`

@@ -187,7 +187,7 @@ fn pin_all(mut skeleton: OverspillSkel<'_>, namespace: &Namespace, folder: &Path
             object.maps_mut().find(|map| map.name() == name).expect("a map of the object");
         map.pin(&path).map_err(|error| failed(&path, error))?;
     }
-    for name in [pin::PROGRAM, pin::READER] {
+    for name in [pin::PROGRAM, pin::READER, pin::MARKER, pin::MOVER] {
         let path = folder.join(name);
         let mut program = object
             .progs_mut()

@@ -4,6 +4,7 @@
 //! crate names libbpf. Reading needs no lock; every change holds [`Lock`].
 
 mod change;
+mod hooks;
 mod index;
 pub(crate) mod layout;
 mod lock;
@@ -20,6 +21,7 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, Pr
 use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
+pub use hooks::{Hooks, Listening, Listenings};
 pub(crate) use lock::Lock;
 
 use crate::error::{Error, Result};
@@ -57,6 +59,8 @@ mod pin {
     pub(super) const LINK: &str = "link";
     pub(super) const PROGRAM: &str = "overspill";
     pub(super) const READER: &str = "read_queues";
+    pub(super) const MARKER: &str = "mark";
+    pub(super) const MOVER: &str = "migrate";
     pub(super) const STATE: &str = "state";
 }
 
@@ -82,7 +86,6 @@ pub(crate) struct Datapath {
     folder: PathBuf,
     state: layout::State,
     maps: Maps,
-    reader: OwnedFd,
 }
 
 impl Datapath {
@@ -106,10 +109,14 @@ impl Datapath {
             return Ok(None);
         }
         let state = read_state(folder)?;
-        let reader = folder.join(pin::READER);
-        let reader = Program::fd_from_pinned_path(&reader)
-            .map_err(|error| Error::bpf("open", reader.display().to_string(), error))?;
-        Ok(Some(Self { state, maps: Maps::open(folder)?, reader, folder: folder.to_owned() }))
+        Ok(Some(Self { state, maps: Maps::open(folder)?, folder: folder.to_owned() }))
+    }
+
+    /// A pinned program, of those that are not attached but run or attached on demand.
+    fn program(&self, name: &str) -> Result<OwnedFd> {
+        let path = self.folder.join(name);
+        Program::fd_from_pinned_path(&path)
+            .map_err(|error| Error::bpf("open", path.display().to_string(), error))
     }
 
     /// The inode numbers of the namespaces that have a state.

@@ -1,15 +1,16 @@
 //! Reading rosters, queues and counters.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::Datapath;
 use super::layout::{Counters, ExitCounters, Figures, MemberCounters, ROW_SIZE, ServiceCounters};
+use super::{Datapath, pin};
 use crate::error::{Error, Result};
-use crate::roster::{Member, Roster, Row};
-use crate::status::{Exits, MemberState, MemberStatus, Requests, Status};
+use crate::member::Health;
+use crate::roster::{Member, Roster, Row, health_flags};
+use crate::status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
 use crate::sys;
 
 /// How often a roster that is replaced while it is read is read again.
@@ -101,19 +102,19 @@ impl Datapath {
     }
 
     fn member_status(&self, member: &Member) -> Result<MemberStatus> {
-        let bytes = lookup(&self.maps.figures, member.slot)?;
-        let figures = Figures::read_from_bytes(&bytes).expect("the size of the map's values");
-        let gone = figures.cookie != member.cookie;
-        let figures = if gone { Figures::default() } else { figures };
+        let figures = self.figures(member)?;
+        let gone = figures.is_none();
+        let figures = figures.unwrap_or_default();
         let counters: MemberCounters = counters(&self.maps.member_counters, member.slot)?;
         Ok(MemberStatus {
             member: member.id,
             address: member.address,
             pid: member.pid,
-            state: match (gone, member.draining) {
-                (true, _) => MemberState::Gone,
-                (false, true) => MemberState::Draining,
-                (false, false) => MemberState::Active,
+            state: match (gone, member.draining, member.health) {
+                (true, ..) => MemberState::Gone,
+                (false, true, _) => MemberState::Draining,
+                (false, false, Health::Well) => MemberState::Active,
+                (false, false, Health::Hung | Health::OnTrial) => MemberState::Hung,
             },
             weight: member.weight,
             queued: figures.queued,
@@ -129,9 +130,61 @@ impl Datapath {
 
     /// Lets the kernel program fill the map `figures` for a service.
     fn refresh_figures(&self, id: u32) -> Result<()> {
-        sys::test_run(self.reader.as_fd(), &reader_context(id))
+        let reader = self.program(pin::READER)?;
+        sys::test_run(reader.as_fd(), &Arguments { service: id, ..Arguments::default() }.context())
             .map(drop)
             .map_err(|error| Error::system("run", "the program read_queues", error))
+    }
+
+    /// The queues of service number `id`, or `None` where there is none.
+    pub(crate) fn queues(&self, id: u32) -> Result<Option<Vec<Queue>>> {
+        let Some(roster) = self.roster(id)? else { return Ok(None) };
+        self.refresh_figures(id)?;
+        roster.members.iter().map(|member| self.queue(member)).collect::<Result<_>>().map(Some)
+    }
+
+    fn queue(&self, member: &Member) -> Result<Queue> {
+        let figures = self.figures(member)?;
+        let counters: MemberCounters = counters(&self.maps.member_counters, member.slot)?;
+        Ok(Queue {
+            member: member.id,
+            health: member.health,
+            draining: member.draining,
+            gone: figures.is_none(),
+            queued: figures.map_or(0, |figures| figures.queued),
+            half_open: figures.map_or(0, |figures| figures.half_open),
+            backlog: figures.map_or(0, |figures| figures.backlog),
+            head: figures.map(|figures| figures.head).filter(|&head| head != 0),
+            awaited: figures.is_some_and(|figures| figures.awaited != 0),
+            placed: counters.placed + counters.redirected_in,
+        })
+    }
+
+    /// What `read_queues` has found of a member; `None` for one whose socket is gone.
+    fn figures(&self, member: &Member) -> Result<Option<Figures>> {
+        let bytes = lookup(&self.maps.figures, member.slot)?;
+        let figures = Figures::read_from_bytes(&bytes).expect("the size of the map's values");
+        Ok((figures.cookie == member.cookie).then_some(figures))
+    }
+
+    /// Marks a member's health in the roster as published. False when the service's list
+    /// has changed meanwhile.
+    pub(crate) fn mark(&self, id: u32, position: usize, member: &Member) -> Result<bool> {
+        let arguments = Arguments {
+            service: id,
+            position: u32::try_from(position).expect("the capacity is a u32"),
+            cookie: member.cookie,
+            marks: health_flags(member.health),
+        };
+        let marker = self.program(pin::MARKER)?;
+        let verdict = sys::test_run(marker.as_fd(), &arguments.context())
+            .map_err(|error| Error::system("run", "the program mark", error))?;
+        Ok(verdict == SK_PASS)
+    }
+
+    /// The program that moves what waits at a socket that ends.
+    pub(crate) fn mover(&self) -> Result<OwnedFd> {
+        self.program(pin::MOVER)
     }
 
     pub(crate) fn exits(&self) -> Result<Exits> {
@@ -149,14 +202,31 @@ impl Datapath {
     }
 }
 
-/// `struct bpf_sk_lookup` of a TCP request over IPv4 whose local address is the service's
-/// number: what the program `read_queues` expects.
-fn reader_context(id: u32) -> Vec<u8> {
-    let mut words = [0_u32; 18];
-    words[2] = 2; // family: AF_INET
-    words[3] = 6; // protocol: IPPROTO_TCP
-    words[10] = id; // local_ip4
-    words.as_bytes().to_vec()
+/// The verdict of a program that has done what was asked.
+const SK_PASS: u32 = 1;
+
+/// What the programs that user space runs are told.
+#[derive(Default)]
+struct Arguments {
+    service: u32,
+    position: u32,
+    cookie: u64,
+    marks: u8,
+}
+
+impl Arguments {
+    /// They stand in the `struct bpf_sk_lookup` of a TCP request over IPv6.
+    fn context(&self) -> Vec<u8> {
+        let mut words = [0_u32; 18];
+        words[2] = 10; // family: AF_INET6
+        words[3] = 6; // protocol: IPPROTO_TCP
+        let cookie = [self.cookie & u64::from(u32::MAX), self.cookie >> 32];
+        let [low, high] = cookie.map(|half| u32::try_from(half).expect("a half"));
+        words[5..7].copy_from_slice(&[low, high]); // remote_ip6
+        words[11..13].copy_from_slice(&[self.service, self.position]); // local_ip6
+        words[15] = self.marks.into(); // local_port
+        words.as_bytes().to_vec()
+    }
 }
 
 /// The rows of a roster, in order.

@@ -61,3 +61,20 @@ pub(crate) fn test_run(program: BorrowedFd<'_>, context: &[u8]) -> io::Result<u3
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(attributes.retval) }
 }
+
+/// Lets the kernel ask `program` what becomes of the requests of a socket of this group
+/// that ends (`SO_ATTACH_REUSEPORT_EBPF`, for the socket's whole `SO_REUSEPORT` group).
+pub(crate) fn attach_to_group(socket: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let program = program.as_raw_fd();
+    // SAFETY: `program` lives through the call, and its size is the one given.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_EBPF,
+            (&raw const program).cast(),
+            libc::socklen_t::try_from(size_of_val(&program)).expect("small"),
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -3,5 +3,5 @@
 mod descriptor;
 mod socket;
 
-pub(crate) use descriptor::{netns_of, test_run};
-pub(crate) use socket::{Listener, inspect, listen};
+pub(crate) use descriptor::{attach_to_group, netns_of, test_run};
+pub(crate) use socket::{Listener, empty_queue, inspect, listen};

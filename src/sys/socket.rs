@@ -1,5 +1,6 @@
 //! Making listening sockets, and telling what a descriptor is.
 
+use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
@@ -106,4 +107,13 @@ pub(crate) fn listen(address: SocketAddr, backlog: u32, share_port: bool) -> Res
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     socket.listen(backlog).map_err(failed("listen on"))?;
     Ok(socket.into())
+}
+
+/// Empties a listening socket's queue: it stops to listen, whereupon the kernel moves all
+/// that it holds to others of its `SO_REUSEPORT` group (`inet_csk_listen_stop`), and
+/// listens again. The requests that arrive in between find it gone.
+pub(crate) fn empty_queue(socket: BorrowedFd<'_>, backlog: u32) -> io::Result<()> {
+    rustix::net::shutdown(socket, rustix::net::Shutdown::Both)?;
+    let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
+    Ok(rustix::net::listen(socket, backlog)?)
 }

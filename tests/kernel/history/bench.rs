@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use overspill::model::{self, Request, Turns, Verdict};
 use overspill::{
-    Capacity, Change, MemberId, MemberState, MemberStatus, OnFull, Policy, Requests, Rules,
+    Capacity, Change, Health, MemberId, MemberState, MemberStatus, OnFull, Policy, Requests, Rules,
     Service, flow,
 };
 use rand::RngExt;
@@ -122,6 +122,7 @@ impl Bench {
             address: expected.address,
             gone: false,
             draining: false,
+            health: Health::Well,
             queued: 0,
             half_open: 0,
             backlog: expected.capacity - 1,
@@ -143,7 +144,8 @@ impl Bench {
             85..88 => self.join(),
             88..90 => self.leave(),
             90..93 => self.set_draining(true),
-            93..97 => self.set_draining(false),
+            93..95 => self.set_draining(false),
+            95..98 => self.set_health(),
             _ => self.set(),
         }
         self.compare();
@@ -342,6 +344,15 @@ impl Bench {
         member.model.draining = draining;
     }
 
+    fn set_health(&mut self) {
+        let position = self.any_member();
+        let health = [Health::Well, Health::Hung, Health::OnTrial];
+        let health = *health.choose(&mut self.random).unwrap();
+        let member = &mut self.members[position];
+        self.service.set_health(member.expected.member, health).unwrap();
+        member.model.health = health;
+    }
+
     fn set(&mut self) {
         let rules = random_rules(&mut self.random);
         let change = Change {
@@ -379,10 +390,11 @@ impl Member {
             queued: model.queued,
             half_open: model.half_open,
             capacity: if model.gone { 0 } else { model.backlog + 1 },
-            state: match (model.gone, model.draining) {
-                (true, _) => MemberState::Gone,
-                (_, true) => MemberState::Draining,
-                _ => MemberState::Active,
+            state: match (model.gone, model.draining, model.health) {
+                (true, ..) => MemberState::Gone,
+                (_, true, _) => MemberState::Draining,
+                (_, _, Health::Well) => MemberState::Active,
+                _ => MemberState::Hung,
             },
             ..self.expected.clone()
         }
