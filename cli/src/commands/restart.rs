@@ -49,7 +49,7 @@ fn nobody(name: &Name, namespace: &Namespace) -> Failure {
     Failure::new(match services.iter().find(|service| base(service.name()) == *name) {
         Some(service) => format!(
             "service {} has no supervisor: its supervisor was killed, or overspill share made \
-             the service; overspill run --name {name} takes over",
+             the service; start overspill run --name {name} again to take over",
             service.name()
         ),
         None => {

@@ -386,3 +386,165 @@ fn not_made(name: &Name, error: Errno) -> Failure {
         _ => line,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::cell::RefCell;
+
+    /// What a client is answered that says this, and then no more.
+    fn answered(said: &[u8]) -> String {
+        let (client, supervisor) = UnixStream::pair().unwrap();
+        (&client).write_all(said).unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        converse(&supervisor, &|request, reply: Reply| {
+            reply.progress(format_args!("{request} begins\nand goes on"));
+            reply.done();
+        });
+        drop(supervisor);
+        let mut answer = String::new();
+        // What the supervisor did not read breaks the conversation off, after its answer.
+        let _ = (&client).read_to_string(&mut answer);
+        answer
+    }
+
+    #[test]
+    fn a_request_is_one_line() {
+        let done = "progress: restart begins?and goes on\ndone\n";
+        assert_eq!(answered(b"restart\n"), done);
+        assert_eq!(answered(b"restart\r\nand more"), done);
+        let known = "(known requests: restart)";
+        for (said, why) in [
+            (&b"stop\n"[..], format!("there is no request \"stop\" {known}")),
+            (b"\n", format!("there is no request \"\" {known}")),
+            (
+                b"\x1b[2J\xff\0\n",
+                format!("there is no request \"\\u{{1b}}[2J\u{fffd}\\0\" {known}"),
+            ),
+            (b"", "the request is not a whole line".to_owned()),
+            (b"restart", "the request is not a whole line".to_owned()),
+            (&[b'x'; 1000], "the request is longer than 256 bytes".to_owned()),
+        ] {
+            assert_eq!(answered(said), format!("failed: {why}\n"), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn no_request_is_waited_for_without_end() {
+        let (client, supervisor) = UnixStream::pair().unwrap();
+        let patience = Duration::from_millis(50);
+        let late = Err("no request came within 0.05 s".to_owned());
+        assert_eq!(read_request(&supervisor, patience), late);
+        // Nor is one that comes in little pieces.
+        let pieces = thread::spawn(move || {
+            while (&client).write_all(b"x").is_ok() {
+                thread::sleep(patience / 10);
+            }
+        });
+        assert!(read_request(&supervisor, patience).is_err());
+        drop(supervisor);
+        pieces.join().unwrap();
+    }
+
+    #[test]
+    fn answers_are_read_as_they_are_written() {
+        for answer in [
+            Answer::Progress("failed: no".to_owned()),
+            Answer::Progress(String::new()),
+            Answer::Done,
+            Answer::Failed("done".to_owned()),
+        ] {
+            let (client, supervisor) = UnixStream::pair().unwrap();
+            answer.send(&supervisor).unwrap();
+            let line = BufReader::new(client).lines().next().unwrap().unwrap();
+            assert_eq!(Answer::parse(&line), Some(answer));
+        }
+        assert_eq!(Answer::parse("note: of a later version"), None);
+        assert_eq!(Answer::parse("done and more"), None);
+    }
+
+    /// A name that no other test has.
+    fn name(text: &str) -> Name {
+        format!("{text}-{}", std::process::id()).parse().unwrap()
+    }
+
+    /// What a client is told by a supervisor that answers in this way.
+    fn told(name: &Name, answer: impl Fn(Reply) + Send + Sync + 'static) -> (Vec<String>, Outcome) {
+        let control = Control::bind(name, 0).unwrap();
+        control.serve(move |_, reply| answer(reply)).unwrap();
+        let lines = RefCell::new(Vec::new());
+        let client = Client::connect(name).unwrap().expect("it runs");
+        let outcome = client.ask(Request::Restart, |line| {
+            lines.borrow_mut().push(line.to_owned());
+            Ok(())
+        });
+        (lines.into_inner(), outcome)
+    }
+
+    #[test]
+    fn a_client_is_told_of_each_step_and_of_the_end() {
+        let (lines, outcome) = told(&name("done"), |reply| {
+            reply.progress("one");
+            reply.progress("two");
+            reply.done();
+        });
+        assert_eq!(lines, ["one", "two"]);
+        outcome.unwrap();
+        let failing = name("failing");
+        let (_, outcome) = told(&failing, |reply| reply.failed("no worker starts"));
+        let line = outcome.unwrap_err().to_string();
+        assert_eq!(line, format!("cannot restart {failing}: no worker starts"));
+    }
+
+    #[test]
+    fn a_client_whose_answer_is_dropped_is_told_so() {
+        let (lines, outcome) = told(&name("dropping"), |reply| reply.progress("one"));
+        assert_eq!(lines, ["one"]);
+        let line = outcome.unwrap_err().to_string();
+        assert!(line.ends_with(": the supervisor has ended"), "{line}");
+    }
+
+    #[test]
+    fn a_client_that_is_hung_up_on_fails() {
+        let (stream, supervisor) = UnixStream::pair().unwrap();
+        Answer::Progress("one".to_owned()).send(&supervisor).unwrap();
+        drop(supervisor);
+        let client = Client { name: name("gone"), stream };
+        let line = client.ask(Request::Restart, |_| Ok(())).unwrap_err().to_string();
+        assert!(line.contains("without an answer"), "{line}");
+    }
+
+    #[test]
+    fn a_name_is_held_once_and_known() {
+        let name = name("held");
+        assert!(Client::connect(&name).unwrap().is_none());
+        let control = Control::bind(&name, 40).unwrap();
+        assert!(control.listener.as_raw_fd() >= 43, "the first ones are left free");
+        let line = Control::bind(&name, 0).unwrap_err().to_string();
+        let pid = std::process::id();
+        assert!(line.contains(&format!("{name} already runs (pid {pid});")), "{line}");
+        assert!(line.ends_with(&format!("kill {pid}")), "{line}");
+        assert!(names().contains(&name));
+        drop(control);
+        assert!(!names().contains(&name));
+        Control::bind(&name, 0).unwrap();
+    }
+
+    #[test]
+    fn the_names_are_those_of_sockets_that_listen() {
+        let sockets = "\
+Num       RefCount Protocol Flags    Type St Inode Path
+00000000: 00000002 00000000 00010000 0001 01 21 @overspill/web
+00000000: 00000003 00000000 00000000 0001 03 22 @overspill/web
+00000000: 00000002 00000000 00010000 0001 01 23 @overspill/no name
+00000000: 00000002 00000000 00010000 0001 01 24 @overspill/../a
+00000000: 00000002 00000000 00010000 0001 01 25 overspill/file
+00000000: 00000002 00000000 00010000 0001 01 26 @other
+00000000: 00000003 00000000 00000000 0001 03 27
+00000000: 00000002 00000000 00010000 0001 01 28 @overspill/api
+";
+        let names: Vec<String> = parse_names(sockets).iter().map(Name::to_string).collect();
+        assert_eq!(names, ["web", "no", "api"]);
+    }
+}
