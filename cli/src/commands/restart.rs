@@ -46,20 +46,18 @@ fn base(name: &Name) -> Name {
 fn nobody(name: &Name, namespace: &Namespace) -> Failure {
     // Who may not look at services is told the rest.
     let services = Service::all(namespace).unwrap_or_default();
-    Failure::new(match services.iter().find(|service| base(service.name()) == *name) {
-        Some(service) => format!(
+    if let Some(service) = services.iter().find(|service| base(service.name()) == *name) {
+        return Failure::new(format!(
             "service {} has no supervisor: its supervisor was killed, or overspill share made \
              the service; start overspill run --name {name} again to take over",
             service.name()
-        ),
-        None => {
-            let hint = nearest(name).map(|it| format!("; there is {it}")).unwrap_or_default();
-            format!(
-                "there is no supervisor of {name} in this network namespace{hint}; overspill run \
-                 --name {name} starts one, --netns looks elsewhere"
-            )
-        }
-    })
+        ));
+    }
+    let hint = nearest(name).map(|it| format!("; there is {it}")).unwrap_or_default();
+    Failure::new(format!(
+        "there is no supervisor of {name} in this network namespace{hint}; overspill run --name \
+         {name} starts one, --netns looks elsewhere"
+    ))
 }
 
 /// The supervisor whose name is most like that one, if it is much like it.
