@@ -1,9 +1,12 @@
 //! What several commands take on their command lines.
 
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use nix::sched::{CloneFlags, setns};
 use overspill::{Capacity, Change, MemberId, Name, Namespace, OnFull, Policy, Rules, Service};
 
 use crate::failure::Failure;
@@ -109,9 +112,43 @@ impl Place {
         })
     }
 
+    /// Lets the calling thread live there from now on.
+    pub(crate) fn enter(&self) -> Result<Namespace, Failure> {
+        let namespace = self.namespace()?;
+        let path = match &self.netns {
+            None => return Ok(namespace),
+            Some(Netns::Inode(inode)) => of_some_process(*inode)?,
+            Some(Netns::Path(path)) => path.clone(),
+        };
+        // To enter one takes privilege, even where one is already.
+        if namespace != Namespace::current()? {
+            let entered =
+                File::open(&path).and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?));
+            entered.map_err(|error| {
+                let path = path.display();
+                Failure::new(format!("cannot enter network namespace {path}: {error}; be root"))
+            })?;
+        }
+        Ok(namespace)
+    }
+
     pub(crate) fn service(&self, name: &Name) -> Result<Service, Failure> {
         Ok(Service::open_in(name.as_str(), &self.namespace()?)?)
     }
+}
+
+/// The network namespace of that number, as one of the processes in it has it.
+fn of_some_process(inode: u64) -> Result<PathBuf, Failure> {
+    let processes = std::fs::read_dir("/proc")
+        .map_err(|error| Failure::new(format!("cannot read /proc: {error}; mount it")))?;
+    // What else there is in /proc has no such file.
+    let mut paths = processes.flatten().map(|process| process.path().join("ns/net"));
+    paths.find(|path| path.metadata().is_ok_and(|file| file.ino() == inode)).ok_or_else(|| {
+        Failure::new(format!(
+            "no process runs in network namespace {inode}, as far as you may look; look with \
+             lsns -t net"
+        ))
+    })
 }
 
 /// A member of a service.

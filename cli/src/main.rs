@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{check, demo, drain, ls, resume, rm, run, set, share, show};
+use commands::{check, demo, drain, ls, restart, resume, rm, run, set, share, show};
 use supervisor::worker;
 
 /// Let the sockets of one service share their queues inside the kernel
@@ -32,6 +32,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Args),
+    Restart(restart::Args),
     Share(share::Args),
     Ls(ls::Args),
     Show(show::Args),
@@ -48,6 +49,7 @@ enum Command {
 fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(args),
+        Command::Restart(args) => restart::run(&args),
         Command::Share(args) => share::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),

@@ -27,6 +27,7 @@ fn what_is_left_out_is_named() {
     is_wrong("share web --port 80", &["--pid"]);
     is_wrong("share web --pid 1", &["--port"]);
     is_wrong("show", &["<NAME>"]);
+    is_wrong("restart", &["<NAME>"]);
     is_wrong("rm", &["<NAME>"]);
     is_wrong("drain web", &["<MEMBER>"]);
     is_wrong("resume web", &["<MEMBER>"]);
@@ -85,7 +86,8 @@ fn what_does_not_go_together_is_refused() {
 
 #[test]
 fn every_help_has_examples() {
-    for command in ["share", "ls", "show", "set", "drain", "resume", "rm", "check"] {
+    let commands = ["share", "restart", "ls", "show", "set", "drain", "resume", "rm", "check"];
+    for command in commands {
         let output = overspill(&format!("{command} --help"));
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0), "{command}");

@@ -4,6 +4,7 @@ pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod drain;
 pub(crate) mod ls;
+pub(crate) mod restart;
 pub(crate) mod resume;
 pub(crate) mod rm;
 pub(crate) mod run;

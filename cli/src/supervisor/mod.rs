@@ -4,6 +4,7 @@
 //! Threads wait for signals and for the ends of workers, and send what they see as
 //! [`Event`]s; all that is decided and done is done by one thread, in [`Supervisor`].
 
+pub(crate) mod control;
 mod crew;
 mod ignored;
 mod log;
@@ -25,6 +26,7 @@ use nix::unistd::{Pid, getpgid};
 use overspill::{Capacity, Name, Rules};
 
 use crate::failure::{Failure, Outcome};
+use control::{Control, Reply, Request};
 use crew::Crew;
 use ignored::Ignored;
 use services::Services;
@@ -53,6 +55,8 @@ enum Event {
     Signal(Signal),
     /// The worker's process ended and is yet to be reaped.
     Ended(usize),
+    /// Somebody asks for something.
+    Asked(Request, Reply),
 }
 
 /// Runs the workers until a signal ends them. Nothing is left behind, whatever happens.
@@ -69,9 +73,16 @@ pub(crate) fn run(plan: Plan) -> Outcome {
     if let Some(user) = &plan.user {
         worker::find_user(user)?;
     }
+    // Before the sockets: those of a second supervisor would take requests from the first.
+    let control = Control::bind(&plan.name, plan.addresses.len())?;
     // First of all descriptors: they fill the numbers from 3 on, which those of the workers
     // get, so that nothing that starting a worker needs can lie there.
     let sockets = Sockets::make(&plan.addresses, plan.backlog)?;
+    let asked = sender.clone();
+    control.serve(move |request, reply| {
+        // Nobody listens any more once the supervisor has ended.
+        let _ = asked.send(Event::Asked(request, reply));
+    })?;
     let services = Services::make(&plan, &sockets)?;
     let workers = sockets.workers();
     let mut supervisor = Supervisor {
@@ -117,6 +128,9 @@ impl Supervisor {
                     log::line(format_args!("{signal}: ending {running}"));
                     self.stop(signal);
                     return Ok(());
+                }
+                Some(Event::Asked(Request::Restart, reply)) => {
+                    reply.failed("this supervisor cannot restart its workers yet");
                 }
                 None => {}
             }
@@ -214,6 +228,7 @@ impl Supervisor {
                     let (pid, status) = self.reap(worker);
                     log::line(format_args!("worker {worker} (pid {pid}) {}", log::ending(status)));
                 }
+                Some(Event::Asked(_, reply)) => reply.failed("the supervisor is ending"),
                 Some(Event::Signal(_)) if first.elapsed() < ECHO => {}
                 Some(Event::Signal(signal)) => {
                     self.kill_all(&format!("{signal} again"));

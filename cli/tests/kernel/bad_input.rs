@@ -176,7 +176,7 @@ fn a_failed_first_service_leaves_nothing_behind() {
 }
 
 /// The binary where everybody may run it.
-fn public_copy() -> (tempfile::TempDir, PathBuf) {
+pub(crate) fn public_copy() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let copy = folder.path().join("overspill");

@@ -3,6 +3,7 @@
 
 mod bad_input;
 mod commands;
+mod control;
 mod demo;
 mod run;
 mod server;

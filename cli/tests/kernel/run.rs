@@ -15,24 +15,24 @@ use serde_json::Value;
 
 use world::{DEADLINE, at, wait_until};
 
-const WORKER: [&str; 3] = ["python3", "-c", include_str!("worker.py")];
+pub(crate) const WORKER: [&str; 3] = ["python3", "-c", include_str!("worker.py")];
 
 /// A worker that ends with status 3 unless a file exists: `sh -c NEEDS_FILE sh FILE COMMAND`.
 const NEEDS_FILE: &str = r#"test -e "$1" || exit 3; shift; exec "$@""#;
 
 /// A running `overspill run` and what it writes to stderr.
-struct Run {
-    supervisor: Child,
+pub(crate) struct Run {
+    pub(crate) supervisor: Child,
     lines: Receiver<String>,
 }
 
 impl Run {
-    fn start(options: &str, command: &[&str]) -> Self {
+    pub(crate) fn start(options: &str, command: &[&str]) -> Self {
         Self::start_with(&[], options, command)
     }
 
     /// With more options for `env`.
-    fn start_with(env: &[&str], options: &str, command: &[&str]) -> Self {
+    pub(crate) fn start_with(env: &[&str], options: &str, command: &[&str]) -> Self {
         // Whatever the tests' own parent ignores, the supervisor is not to.
         let mut supervisor = Command::new("env")
             .arg("--default-signal")
@@ -57,14 +57,14 @@ impl Run {
     }
 
     /// With Python workers that answer; returns when all are started.
-    fn serving(options: &str) -> Self {
+    pub(crate) fn serving(options: &str) -> Self {
         let run = Self::start(options, &WORKER);
         run.line("service");
         run
     }
 
     /// The next line with that text in it.
-    fn line(&self, text: &str) -> String {
+    pub(crate) fn line(&self, text: &str) -> String {
         let start = Instant::now();
         loop {
             let left = DEADLINE.saturating_sub(start.elapsed());
@@ -76,12 +76,12 @@ impl Run {
         }
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         send(self.supervisor.id(), signal);
     }
 
     /// Its exit status and the lines that were not read yet, when it has ended by itself.
-    fn end(mut self) -> (ExitStatus, Vec<String>) {
+    pub(crate) fn end(mut self) -> (ExitStatus, Vec<String>) {
         let mut lines = Vec::new();
         let start = Instant::now();
         // The workers hold stderr as well: the last of them has ended with it.
@@ -97,7 +97,7 @@ impl Run {
     }
 
     /// Fails to start with exit status 1 and this one line, and leaves nothing.
-    fn fails(self, line: &str) {
+    pub(crate) fn fails(self, line: &str) {
         let (status, lines) = self.end();
         assert_eq!(status.code(), Some(1), "{lines:#?}");
         assert_eq!(lines.len(), 1, "{lines:#?}");
@@ -105,7 +105,7 @@ impl Run {
     }
 
     /// Ends at a signal with exit status 0 and leaves nothing.
-    fn ends_at(self, signal: Signal) -> Vec<String> {
+    pub(crate) fn ends_at(self, signal: Signal) -> Vec<String> {
         self.signal(signal);
         let (status, lines) = self.end();
         assert_eq!(status.code(), Some(0), "{lines:#?}");
@@ -124,7 +124,7 @@ impl Drop for Run {
     }
 }
 
-fn send(pid: u32, signal: Signal) {
+pub(crate) fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
@@ -141,7 +141,7 @@ fn answer(mut connection: TcpStream) -> Value {
     serde_json::from_str(&answer).unwrap()
 }
 
-fn ask(address: &str) -> Value {
+pub(crate) fn ask(address: &str) -> Value {
     answer(connect(address))
 }
 
@@ -150,15 +150,15 @@ fn worker(answer: &Value) -> usize {
     answer["environment"]["OVERSPILL_WORKER"].as_str().unwrap().parse().unwrap()
 }
 
-fn pid(answer: &Value) -> u32 {
+pub(crate) fn pid(answer: &Value) -> u32 {
     answer["pid"].as_u64().unwrap().try_into().unwrap()
 }
 
-fn members(service: &str) -> Vec<MemberStatus> {
+pub(crate) fn members(service: &str) -> Vec<MemberStatus> {
     Service::open(service).unwrap().status().unwrap().members
 }
 
-fn pids(service: &str) -> Vec<u32> {
+pub(crate) fn pids(service: &str) -> Vec<u32> {
     members(service).iter().map(|member| member.pid).collect()
 }
 
@@ -181,7 +181,7 @@ fn inherited() -> Vec<u32> {
     String::from_utf8(output).unwrap().split_whitespace().map(|fd| fd.parse().unwrap()).collect()
 }
 
-fn assert_no_state() {
+pub(crate) fn assert_no_state() {
     assert!(!Path::new("/sys/fs/bpf/overspill").exists());
 }
 

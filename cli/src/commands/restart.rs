@@ -1,0 +1,68 @@
+//! `overspill restart`
+
+use overspill::{Name, Namespace, Service};
+
+use crate::args::{self, Place};
+use crate::failure::{Failure, Outcome};
+use crate::output;
+use crate::supervisor::control::{self, Client, Request};
+
+/// Replace the workers of overspill run, one after another
+///
+/// Asks the supervisor of that name, and shows how it gets on. It goes on even if this
+/// command is ended meanwhile. When a new worker does not start, it stops there: the workers
+/// that were not replaced yet stay.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  overspill restart web
+  overspill restart web --netns blue
+  overspill restart web:80    # the same as web: its supervisor has the service web:80")]
+pub(crate) struct Args {
+    /// The supervisor's name, or one of its services
+    #[arg(value_parser = args::name)]
+    name: Name,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let namespace = args.place.enter()?;
+    let name = base(&args.name);
+    match Client::connect(&name)? {
+        Some(supervisor) => supervisor.ask(Request::Restart, output::print),
+        None => Err(nobody(&name, &namespace)),
+    }
+}
+
+/// The name of the supervisor whose service has that name: without a port.
+fn base(name: &Name) -> Name {
+    let base = name.as_str().split(':').next().unwrap_or_default();
+    base.parse().expect("a name without its port is one as well")
+}
+
+/// Why no supervisor answers.
+fn nobody(name: &Name, namespace: &Namespace) -> Failure {
+    // Who may not look at services is told the rest.
+    let services = Service::all(namespace).unwrap_or_default();
+    if let Some(service) = services.iter().find(|service| base(service.name()) == *name) {
+        return Failure::new(format!(
+            "service {} has no supervisor: its supervisor was killed, or overspill share made \
+             the service; start overspill run --name {name} again to take over",
+            service.name()
+        ));
+    }
+    let hint = nearest(name).map(|it| format!("; there is {it}")).unwrap_or_default();
+    Failure::new(format!(
+        "there is no supervisor of {name} in this network namespace{hint}; overspill run --name \
+         {name} starts one, --netns looks elsewhere"
+    ))
+}
+
+/// The supervisor whose name is most like that one, if it is much like it.
+fn nearest(name: &Name) -> Option<Name> {
+    let distance = |other: &Name| strsim::damerau_levenshtein(name.as_str(), other.as_str());
+    let most = control::names().into_iter().min_by_key(distance)?;
+    (distance(&most) <= 1 + name.as_str().len() / 4).then_some(most)
+}
