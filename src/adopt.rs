@@ -9,6 +9,7 @@ use rustix::net::sockopt;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
 use crate::error::{Error, Result};
+use crate::member::Address;
 use crate::sys;
 
 /// A listening socket of another process: a duplicate of its descriptor.
@@ -23,6 +24,21 @@ impl Adopted {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    ///
+    /// It listens no more.
+    pub fn address(&self) -> Result<Address> {
+        Ok(sys::inspect(self.socket.as_fd())?.address)
+    }
+}
+
+impl From<Adopted> for OwnedFd {
+    fn from(adopted: Adopted) -> Self {
+        adopted.socket
     }
 }
 

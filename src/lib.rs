@@ -36,6 +36,7 @@ mod cgroup;
 mod datapath;
 mod error;
 pub mod flow;
+pub mod hang;
 mod member;
 pub mod model;
 mod mounts;

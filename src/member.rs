@@ -75,12 +75,14 @@ impl Serialize for Address {
 /// Whether a member accepts connections, as far as its queue tells.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Health {
-    /// It does, or nothing says that it does not.
+    /// It gets its share of the requests.
     #[default]
     Well,
-    /// It has stopped: it gets requests only where no other member can take them.
+    /// It does not accept: it gets requests only where no other member can take them, and
+    /// what waits at it is to be moved to its siblings, also what comes out of the
+    /// half-open state later.
     Hung,
-    /// It had stopped, and gets one request, while it has none, to show whether it still has.
+    /// It is given one request, while it has none, to see whether it accepts again.
     OnTrial,
 }
 

@@ -459,21 +459,16 @@ impl Service {
     /// As [`Service::join`]; [`Error::NoSuchMember`]; [`Error::OtherAddress`] when the new
     /// socket is bound to another address than the old one.
     pub fn replace(&self, member: MemberId, socket: &impl AsFd) -> Result<()> {
-        let candidates = Candidate::own(std::slice::from_ref(socket))?;
-        check_namespaces(&candidates, &self.namespace)?;
-        self.change_with(|datapath, snapshot, roster| {
-            let position = self.position(roster, member)?;
-            let listener = &candidates[0].listener;
-            let expected = roster.members[position].address;
-            if listener.address != expected {
-                return Err(Error::OtherAddress { socket: listener.name.clone(), expected });
-            }
-            let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
-            check(roster, id, &candidates, snapshot)?;
-            let (mut members, joining) = seats(datapath, snapshot, &candidates)?;
-            roster.replace(position, members.remove(0));
-            Ok(joining)
-        })
+        self.put_in_place(member, &Candidate::own(std::slice::from_ref(socket))?)
+    }
+
+    /// The same with a socket taken from another process.
+    ///
+    /// # Errors
+    ///
+    /// As [`Service::replace`].
+    pub fn replace_adopted(&self, member: MemberId, socket: &Adopted) -> Result<()> {
+        self.put_in_place(member, &Candidate::adopted(std::slice::from_ref(socket))?)
     }
 
     /// Gives the service another name. What is counted stays.
@@ -604,6 +599,23 @@ impl Service {
     /// Replaces the roster by a changed one, if the change makes a difference.
     fn change(&self, change: impl FnOnce(&mut Roster) -> Result<()>) -> Result<()> {
         self.change_with(|_, _, roster| change(roster).map(|()| Vec::new()))
+    }
+
+    fn put_in_place(&self, member: MemberId, candidates: &[Candidate<'_>]) -> Result<()> {
+        check_namespaces(candidates, &self.namespace)?;
+        self.change_with(|datapath, snapshot, roster| {
+            let position = self.position(roster, member)?;
+            let listener = &candidates[0].listener;
+            let expected = roster.members[position].address;
+            if listener.address != expected {
+                return Err(Error::OtherAddress { socket: listener.name.clone(), expected });
+            }
+            let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
+            check(roster, id, candidates, snapshot)?;
+            let (mut members, joining) = seats(datapath, snapshot, candidates)?;
+            roster.replace(position, members.remove(0));
+            Ok(joining)
+        })
     }
 
     fn add(&self, candidates: &[Candidate<'_>]) -> Result<Vec<MemberId>> {

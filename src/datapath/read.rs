@@ -139,13 +139,22 @@ impl Datapath {
     /// The queues of service number `id`, or `None` where there is none.
     pub(crate) fn queues(&self, id: u32) -> Result<Option<Vec<Queue>>> {
         let Some(roster) = self.roster(id)? else { return Ok(None) };
+        // Before the queues: what is counted and not in its queue then was accepted.
+        let counters = roster
+            .members
+            .iter()
+            .map(|member| counters::<MemberCounters>(&self.maps.member_counters, member.slot));
+        let counters = counters.collect::<Result<Vec<_>>>()?;
         self.refresh_figures(id)?;
-        roster.members.iter().map(|member| self.queue(member)).collect::<Result<_>>().map(Some)
+        let queues = roster.members.iter().zip(&counters);
+        queues
+            .map(|(member, counters)| self.queue(member, counters))
+            .collect::<Result<_>>()
+            .map(Some)
     }
 
-    fn queue(&self, member: &Member) -> Result<Queue> {
+    fn queue(&self, member: &Member, counters: &MemberCounters) -> Result<Queue> {
         let figures = self.figures(member)?;
-        let counters: MemberCounters = counters(&self.maps.member_counters, member.slot)?;
         Ok(Queue {
             member: member.id,
             health: member.health,

@@ -7,10 +7,12 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
+use nix::sys::signal::Signal;
 use overspill::{Capacity, Name};
 
 use crate::args::{self, RuleArgs};
 use crate::failure::Outcome;
+use crate::supervisor::relay::Output;
 use crate::supervisor::{self, Plan};
 
 const LONG: &str = "\
@@ -29,6 +31,11 @@ killed. A script that starts the server does so with exec: its end is taken for 
 server's. Clients that wait in its queue wait for its successor; during a pause, and then
 until it has run for as long, new requests go to the other workers. After it the worker
 takes requests again, even if overspill drain had let it drain.
+
+Each line that a worker writes comes out with the worker's number before it ('2 | GET /'), on
+stdout or stderr as it was written. One longer than 64 KiB is cut, and goes on after '2 + '.
+A process of its own, overspill relay, does this, and goes on as long as there is a worker,
+even if overspill run is killed.
 
 Unless other rules are given, the policy is next-available and a request that finds every
 queue full is dropped. With --redirect off there is no service, only workers.
@@ -102,6 +109,31 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u32,
 
+    /// A port that each worker is to have for itself; may be given several times
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    private_port: Vec<u16>,
+
+    /// How long, in ms, a request may wait at the head of a worker's queue, while others
+    /// accept, until the worker is taken to hang; 0 for ever
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    hang: u32,
+
+    /// How long a worker that is replaced may go on with the connections that it has
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    drain: u32,
+
+    /// How long a worker's successor may take until it listens
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    ready: u32,
+
+    /// What tells a worker that is replaced to end
+    #[arg(long, value_name = "SIGNAL", default_value = "TERM", value_parser = supervisor::stop_signal)]
+    stop_signal: Signal,
+
+    /// How what the workers write comes out
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+
     /// How much the network namespace is set up for, if this is its first service
     #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = args::capacity)]
     capacity: Option<Capacity>,
@@ -125,10 +157,10 @@ pub(crate) fn run(args: Args) -> Outcome {
 impl Args {
     /// What is to be run, or what is wrong with the arguments together.
     fn plan(self) -> Result<Plan, String> {
-        if self.listen.is_empty() && self.listen_each.is_empty() {
-            return Err("without --listen there is no socket to hand to the workers (taking the \
-                        sockets that COMMAND makes is not in this version); give --listen \
-                        ADDR:PORT, or start COMMAND and use overspill share"
+        let hands_over = !self.listen.is_empty() || !self.listen_each.is_empty();
+        if hands_over && !self.private_port.is_empty() {
+            return Err("--private-port is for ports that COMMAND listens on by itself; leave it \
+                        out, or --listen"
                 .to_owned());
         }
         let workers = self.workers()?;
@@ -136,12 +168,19 @@ impl Args {
         let each = self.listen_each.into_iter().map(|Addresses(each)| each);
         Ok(Plan {
             name: self.name.unwrap_or_else(|| default_name(&self.command[0])),
+            workers,
+            private: self.private_port,
+            drain: Duration::from_secs(self.drain.into()),
+            ready: Duration::from_secs(self.ready.into()),
+            stop_signal: self.stop_signal,
+            patience: Duration::from_millis(self.hang.into()),
             addresses: everywhere.chain(each).collect(),
             backlog: self.backlog,
             rules: self.rules.of_new(self.spread),
             capacity: self.capacity,
             user: self.user,
             grace: Duration::from_secs(self.grace.into()),
+            output: self.output,
             command: self.command,
         })
     }
@@ -257,6 +296,13 @@ mod tests {
         assert_eq!(plan.rules, expected);
         assert_eq!(plan.capacity, Some(Capacity { services: 2, members: 3 }));
         assert_eq!(plan.grace, Duration::from_secs(4));
+        assert_eq!(plan.output, Output::Prefixed);
+    }
+
+    #[test]
+    fn the_output_may_stay_as_it_is() {
+        let plan = plan("--listen 10.0.0.1:80 --output as-is -- x").unwrap();
+        assert_eq!(plan.output, Output::AsIs);
     }
 
     #[test]
@@ -270,6 +316,7 @@ mod tests {
             ("-n 0 --listen 10.0.0.1:80 -- x", "0 is not in"),
             ("--policy best --listen 10.0.0.1:80 -- x", "shortest-queue"),
             ("--name web:80 --listen 10.0.0.1:80 -- x", "adds the port"),
+            ("--output raw --listen 10.0.0.1:80 -- x", "prefixed, as-is"),
             ("--capacity 3 --listen 10.0.0.1:80 -- x", "two numbers"),
         ] {
             let error = plan(line).unwrap_err();

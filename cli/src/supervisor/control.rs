@@ -117,14 +117,12 @@ pub(crate) struct Reply(Sender<Answer>);
 
 impl Reply {
     /// Tells of a step.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no request is carried out yet"))]
     pub(crate) fn progress(&self, what: impl Display) {
         // Here as below: a client that has left is not told any more.
         let _ = self.0.send(Answer::Progress(what.to_string()));
     }
 
     /// Tells that all is done.
-    #[cfg_attr(not(test), expect(dead_code, reason = "no request is carried out yet"))]
     pub(crate) fn done(self) {
         let _ = self.0.send(Answer::Done);
     }

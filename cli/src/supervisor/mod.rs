@@ -1,34 +1,42 @@
-//! The supervisor: makes the sockets and their services, starts the workers, and starts
-//! those again that end.
+//! The supervisor: starts the workers, makes services of the sockets that they listen on,
+//! starts those again that end, and replaces them one after another when asked to.
 //!
-//! Threads wait for signals and for the ends of workers, and send what they see as
-//! [`Event`]s; all that is decided and done is done by one thread, in [`Supervisor`].
+//! Threads wait for signals, for the ends of workers and for sockets that begin to listen,
+//! and send what they see as [`Event`]s; all that is decided and done is done by one thread,
+//! in [`Supervisor`].
 
 pub(crate) mod control;
 mod crew;
 mod ignored;
+mod instance;
+mod leaving;
 mod log;
+pub(crate) mod relay;
+mod restart;
 mod services;
 mod sockets;
+mod watching;
 pub(crate) mod worker;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::process::{Child, ExitStatus};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::signal::{SigSet, Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{Pid, getpgid};
-use overspill::{Capacity, Name, Rules};
+use nix::sys::signal::{SigSet, Signal};
+use overspill::adopt::Adopted;
+use overspill::{Capacity, Cgroup, Hooks, Listening, Name, Rules, adopt};
 
 use crate::failure::{Failure, Outcome};
 use control::{Control, Reply, Request};
 use crew::Crew;
 use ignored::Ignored;
+use instance::{Instance, InstanceId};
+use leaving::Leaving;
+pub(crate) use leaving::stop_signal;
+use relay::{Output, Relay};
+use restart::Restart;
 use services::Services;
 use sockets::Sockets;
 use worker::NotStarted;
@@ -36,27 +44,57 @@ use worker::NotStarted;
 /// A signal this soon after the first is the same one: `timeout`, for one, sends it to the
 /// process and then to its group.
 const ECHO: Duration = Duration::from_millis(100);
+/// A worker that listens nowhere for this long is told of.
+const SILENT: Duration = Duration::from_secs(10);
 
 /// What is to be run.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) name: Name,
-    /// For each socket of a worker, the address that it has in each worker.
+    pub(crate) workers: usize,
+    /// For each socket that is handed to a worker, the address that it has in each worker;
+    /// nothing where the workers make their sockets themselves.
     pub(crate) addresses: Vec<Vec<SocketAddr>>,
+    /// Ports that each worker is to have for itself.
+    pub(crate) private: Vec<u16>,
     pub(crate) backlog: u32,
     pub(crate) rules: Rules,
     pub(crate) capacity: Option<Capacity>,
     pub(crate) user: Option<String>,
     pub(crate) grace: Duration,
+    /// How long a worker that is replaced may go on with the connections it has.
+    pub(crate) drain: Duration,
+    /// How long a worker's successor may take until it listens.
+    pub(crate) ready: Duration,
+    /// What tells a worker that is replaced to end.
+    pub(crate) stop_signal: Signal,
+    /// How long a request may wait at the head of a worker's queue, while others accept,
+    /// until the worker is taken to hang; zero is for ever.
+    pub(crate) patience: Duration,
+    pub(crate) output: Output,
     pub(crate) command: Vec<OsString>,
+}
+
+impl Plan {
+    /// Whether the sockets are made here and handed to the workers.
+    fn hands_over(&self) -> bool {
+        !self.addresses.is_empty()
+    }
 }
 
 enum Event {
     Signal(Signal),
-    /// The worker's process ended and is yet to be reaped.
-    Ended(usize),
+    /// The instance's process ended and is yet to be reaped.
+    Ended(InstanceId),
+    /// A worker's process has begun to listen.
+    Listening(Listening),
     /// Somebody asks for something.
     Asked(Request, Reply),
+}
+
+/// How the name of the control group begins that a supervisor makes for its workers.
+fn cgroup_prefix(name: &Name) -> String {
+    format!("overspill-{name}-")
 }
 
 /// Runs the workers until a signal ends them. Nothing is left behind, whatever happens.
@@ -70,9 +108,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         ));
     }
     watch_signals(&ignored, sender.clone())?;
-    if let Some(user) = &plan.user {
-        worker::find_user(user)?;
-    }
+    let user = plan.user.as_deref().map(worker::find_user).transpose()?;
     // Before the sockets: those of a second supervisor would take requests from the first.
     let control = Control::bind(&plan.name, plan.addresses.len())?;
     // First of all descriptors: they fill the numbers from 3 on, which those of the workers
@@ -83,62 +119,152 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         // Nobody listens any more once the supervisor has ended.
         let _ = asked.send(Event::Asked(request, reply));
     })?;
-    let services = Services::make(&plan, &sockets)?;
-    let workers = sockets.workers();
+    let relay = Relay::start(plan.output, plan.workers, user.map(|user| user.uid))?;
+    let cgroup = (!plan.hands_over()).then(|| make_cgroup(&plan.name)).transpose()?;
     let mut supervisor = Supervisor {
-        crew: Crew::new(workers, Instant::now()),
-        children: std::iter::repeat_with(|| None).take(workers).collect(),
+        crew: Crew::new(plan.workers, Instant::now()),
+        current: vec![None; plan.workers],
+        services: Services::new(&plan),
         plan,
         sockets,
-        services,
+        relay,
+        cgroup,
+        hooks: None,
+        instances: Vec::new(),
+        next_id: InstanceId::default(),
+        leaving: Vec::new(),
+        restart: None,
+        begun: false,
         sender,
         events,
     };
     let ended = supervisor.supervise();
-    let removed = supervisor.services.remove();
-    ended.and(removed.map_err(Failure::from))
+    let removed = supervisor.clean_up();
+    ended.and(removed)
+}
+
+fn make_cgroup(name: &Name) -> Result<Cgroup, Failure> {
+    let own = format!("{}{}", cgroup_prefix(name), std::process::id());
+    Ok(Cgroup::own()?.make(&own)?)
 }
 
 struct Supervisor {
     plan: Plan,
+    /// Those that are handed to the workers.
     sockets: Sockets,
+    relay: Relay,
     services: Services,
+    /// Of all workers that make their sockets themselves, and the hooks on it.
+    cgroup: Option<Cgroup>,
+    hooks: Option<Hooks>,
     crew: Crew,
-    /// The running process of each worker.
-    children: Vec<Option<Child>>,
+    /// All processes that run, those that are leaving too.
+    instances: Vec<Instance>,
+    next_id: InstanceId,
+    /// The instance that serves, of each worker that runs.
+    current: Vec<Option<InstanceId>>,
+    leaving: Vec<Leaving>,
+    restart: Option<Restart>,
+    /// All workers have listened once: from then on nothing ends the supervisor but signals.
+    begun: bool,
     sender: Sender<Event>,
     events: Receiver<Event>,
 }
 
 impl Supervisor {
     fn supervise(&mut self) -> Outcome {
-        if let Err(failure) = self.start_all() {
+        if let Err(failure) = self.begin() {
             self.stop(Signal::SIGTERM);
             return Err(failure);
         }
-        self.tell_services();
         loop {
             self.start_due();
             let now = Instant::now();
-            self.services.set_draining(&self.sockets, self.crew.draining(now));
-            match self.next_event(self.crew.next_change(now)) {
-                Some(Event::Ended(worker)) => self.lost(worker),
-                Some(Event::Signal(signal)) => {
-                    let running = log::workers(self.children.iter().flatten().count());
-                    log::line(format_args!("{signal}: ending {running}"));
-                    self.stop(signal);
-                    return Ok(());
+            self.services.set_draining(self.crew.draining(now));
+            let signal = match self.next_event(self.next_change(now)) {
+                Some(Event::Signal(Signal::SIGHUP)) => {
+                    self.ask_restart(None);
+                    None
                 }
-                Some(Event::Asked(Request::Restart, reply)) => {
-                    reply.failed("this supervisor cannot restart its workers yet");
-                }
-                None => {}
+                Some(Event::Signal(signal)) => Some(signal),
+                event => self.handle(event).map(|()| None).inspect_err(|_| {
+                    self.stop(Signal::SIGTERM);
+                })?,
+            };
+            if let Some(signal) = signal {
+                let running = log::workers(self.current.iter().flatten().count());
+                log::line(format_args!("{signal}: ending {running}"));
+                self.stop(signal);
+                return Ok(());
             }
+            self.services.watch();
+            self.tend_leaving();
+            self.tend_restart();
         }
     }
 
+    /// Makes what the workers need, and starts them.
+    fn begin(&mut self) -> Outcome {
+        if self.plan.hands_over() {
+            self.services.make(&self.sockets)?;
+            self.start_all()?;
+            self.begun = true;
+            self.tell_services();
+            return Ok(());
+        }
+        if let Some(cgroup) = &self.cgroup {
+            let hooks = Hooks::attach(cgroup, &self.plan.private)?;
+            let listenings = hooks.listenings()?;
+            let sender = self.sender.clone();
+            start_thread(move || {
+                let told = listenings.each(|it| sender.send(Event::Listening(it)).is_ok());
+                told.unwrap_or_else(services::tell);
+            })?;
+            self.hooks = Some(hooks);
+        }
+        self.take_over()?;
+        if !self.plan.rules.redirect {
+            self.tell_services();
+        }
+        self.start_all()
+    }
+
+    /// Takes over the workers of a supervisor of this name that was killed: they are replaced
+    /// one after another.
+    fn take_over(&mut self) -> Outcome {
+        let left = self.services.take_over()?;
+        if left.is_empty() {
+            return Ok(());
+        }
+        log::line(format_args!(
+            "taking over {} of a supervisor that was killed",
+            log::workers(left.len())
+        ));
+        self.begun = true;
+        for (worker, services::Left { cgroup, seats }) in left.into_iter().enumerate() {
+            let id = self.new_id();
+            for seat in seats {
+                self.services.seats[seat].owner = Some(id);
+            }
+            self.instances.push(Instance::left(id, worker, cgroup));
+            match self.current.get_mut(worker) {
+                Some(current) => {
+                    *current = Some(id);
+                    self.crew.started(worker, Instant::now());
+                }
+                // There are to be fewer workers than there were.
+                None => {
+                    self.services.dismiss(id);
+                    self.take_leave(id);
+                }
+            }
+        }
+        self.ask_restart(None);
+        Ok(())
+    }
+
     fn tell_services(&self) {
-        let workers = log::workers(self.sockets.workers());
+        let workers = log::workers(self.plan.workers);
         let Rules { policy, on_full, .. } = self.plan.rules;
         if !self.plan.rules.redirect {
             log::line(format_args!("no service: redirection is off for {workers}"));
@@ -152,7 +278,10 @@ impl Supervisor {
 
     /// The first start of all workers, which must succeed.
     fn start_all(&mut self) -> Outcome {
-        (0..self.sockets.workers())
+        (0..self.plan.workers)
+            .filter(|&worker| self.current[worker].is_none())
+            .collect::<Vec<_>>()
+            .into_iter()
             .try_for_each(|worker| self.start(worker).map_err(|not_started| not_started.failure))
     }
 
@@ -184,80 +313,245 @@ impl Supervisor {
     }
 
     fn start(&mut self, worker: usize) -> Result<(), NotStarted> {
-        let sockets = self.sockets.of(worker);
-        let Plan { user, command, .. } = &self.plan;
-        let mut child = worker::start(worker, user.as_deref(), command, sockets)?;
-        let pid = child.id();
-        if let Err(failure) = watch_end(worker, id_of(&child), self.sender.clone()) {
-            // Unwatched, it would never be started again.
-            end(&mut child);
-            return Err(NotStarted { pid: Some(pid), failure });
-        }
-        self.children[worker] = Some(child);
+        let id = self.spawn(worker)?;
+        self.current[worker] = Some(id);
         self.crew.started(worker, Instant::now());
-        self.services.set_pid(&self.sockets, worker, pid);
-        let addresses: Vec<String> =
-            self.sockets.of(worker).map(|(address, _)| address.to_string()).collect();
-        let addresses = addresses.join(", ");
-        log::line(format_args!("worker {worker} (pid {pid}) started on {addresses}"));
+        if self.plan.hands_over() {
+            let pid = self.instance(id).pid();
+            self.services.set_pid(worker, pid);
+            let addresses: Vec<String> =
+                self.sockets.of(worker).map(|(address, _)| address.to_string()).collect();
+            let addresses = addresses.join(", ");
+            log::line(format_args!("worker {worker} (pid {pid}) started on {addresses}"));
+        }
         Ok(())
     }
 
-    /// A worker ended without being asked.
-    fn lost(&mut self, worker: usize) {
-        let (pid, status) = self.reap(worker);
+    /// Starts a process of a worker.
+    fn spawn(&mut self, worker: usize) -> Result<InstanceId, NotStarted> {
+        let id = self.new_id();
+        let cgroup = self.cgroup.as_ref().map(|all| all.make(&format!("{worker}.{id}")));
+        let cgroup = cgroup.transpose().map_err(|error| NotStarted::new(error.into()))?;
+        let outputs = self.relay.outputs(worker);
+        let started = worker::Start {
+            number: worker,
+            user: self.plan.user.as_deref(),
+            command: &self.plan.command,
+            cgroup: cgroup.as_ref(),
+        }
+        .start(self.sockets.of(worker), outputs);
+        let child = started.inspect_err(|_| {
+            // It is empty: nothing has been started in it, or it has ended.
+            let _ = cgroup.as_ref().map(Cgroup::remove);
+        })?;
+        let mut instance = Instance::new(id, worker, child, cgroup);
+        if let Err(failure) = instance.watch_end(self.sender.clone()) {
+            // Unwatched, it would never be started again.
+            let pid = Some(instance.pid());
+            instance.end();
+            return Err(NotStarted { pid, failure });
+        }
+        self.instances.push(instance);
+        Ok(id)
+    }
+
+    fn new_id(&mut self) -> InstanceId {
+        let id = self.next_id;
+        self.next_id = id.next();
+        id
+    }
+
+    fn instance(&mut self, id: InstanceId) -> &mut Instance {
+        self.instances.iter_mut().find(|it| it.id == id).expect("it runs")
+    }
+
+    /// Takes an ended instance out of the list.
+    fn take_out(&mut self, id: InstanceId) -> Option<Instance> {
+        let position = self.instances.iter().position(|it| it.id == id)?;
+        Some(self.instances.remove(position))
+    }
+
+    fn handle(&mut self, event: Option<Event>) -> Outcome {
+        match event {
+            Some(Event::Ended(id)) => self.ended(id)?,
+            Some(Event::Listening(listening)) => self.listening(listening)?,
+            Some(Event::Asked(Request::Restart, reply)) => self.ask_restart(Some(reply)),
+            Some(Event::Signal(_)) | None => {}
+        }
+        self.look_for_ended_strangers()?;
+        self.tell_silent();
+        Ok(())
+    }
+
+    /// The workers that were taken over are not children of this process: nothing tells
+    /// when they end.
+    fn look_for_ended_strangers(&mut self) -> Outcome {
+        let ended = self.instances.iter().filter(|it| it.has_left());
+        for id in ended.map(|it| it.id).collect::<Vec<_>>() {
+            self.ended(id)?;
+        }
+        Ok(())
+    }
+
+    /// A process ended.
+    fn ended(&mut self, id: InstanceId) -> Outcome {
+        let Some(mut instance) = self.take_out(id) else { return Ok(()) };
+        let worker = instance.worker;
+        let told = instance.to_string();
+        let ending = instance.end();
+        self.services.vacate(id);
+        if self.leaving.iter().any(|it| it.id == id) {
+            self.leaving.retain(|it| it.id != id);
+            log::line(format_args!("{told} {ending}"));
+            return Ok(());
+        }
+        if self.current[worker] != Some(id) {
+            self.successor_ended(id, &format!("{told} {ending} before it was ready"));
+            return Ok(());
+        }
+        self.current[worker] = None;
+        if !self.begun && !instance.listened {
+            return Err(Failure::new(format!(
+                "{told} {ending} before it listened on a TCP port; run the command by itself to \
+                 see why (it has to stay in the foreground)"
+            )));
+        }
         let pause = log::after(self.crew.ended(worker, Instant::now()));
-        let ending = log::ending(status);
-        log::line(format_args!("worker {worker} (pid {pid}) {ending}; next start {pause}"));
+        log::line(format_args!("{told} {ending}; next start {pause}"));
+        Ok(())
+    }
+
+    /// A socket of a worker listens: it becomes a member.
+    fn listening(&mut self, listening: Listening) -> Outcome {
+        let Some((id, socket)) = self.find_listener(listening) else { return Ok(()) };
+        let worker = self.instance(id).worker;
+        self.instance(id).listened = true;
+        if self.current[worker] != Some(id) {
+            // A successor: its sockets take over together, when all are there.
+            self.instance(id).pending.push(socket);
+            return Ok(());
+        }
+        if let Err(error) = self.services.seat(worker, id, None, socket) {
+            let failure = Failure::from(error);
+            if !self.begun {
+                return Err(failure);
+            }
+            log::line(format_args!("worker {worker}: {failure}"));
+        }
+        let all = |id: &Option<InstanceId>| {
+            id.is_some_and(|id| self.instances.iter().any(|it| it.id == id && it.listened))
+        };
+        self.begun = self.begun || self.current.iter().all(all);
+        Ok(())
+    }
+
+    /// The instance that a socket belongs to, and a copy of it; nothing where it is known
+    /// already, or gone again.
+    fn find_listener(&mut self, listening: Listening) -> Option<(InstanceId, Adopted)> {
+        let Listening { pid, cookie, .. } = listening;
+        if pid == std::process::id() || self.instances.iter().any(|it| it.cookies.contains(&cookie))
+        {
+            // It was shut down, by us or by its owner, and listens again.
+            return None;
+        }
+        let of = |it: &Instance| it.processes().into_iter().map(|pid| (it.id, pid)).collect();
+        let mut all: Vec<(InstanceId, u32)> =
+            self.instances.iter().flat_map(|it| -> Vec<_> { of(it) }).collect();
+        // Who has called listen() has it, but may have ended and left it to a child.
+        all.sort_by_key(|&(_, other)| other != pid);
+        let found = all
+            .into_iter()
+            .find_map(|(id, pid)| Some((id, adopt::listener(pid, cookie).ok().flatten()?)));
+        let (id, socket) = found?;
+        self.instance(id).cookies.push(cookie);
+        Some((id, socket))
+    }
+
+    /// Tells once of each worker that listens nowhere: it is of no use here.
+    fn tell_silent(&mut self) {
+        if self.plan.hands_over() {
+            return;
+        }
+        for it in &mut self.instances {
+            if !it.listened && !it.told && it.started.elapsed() > SILENT {
+                it.told = true;
+                let seconds = SILENT.as_secs();
+                log::line(format_args!("{it} has not listened on a TCP port for {seconds} s"));
+            }
+        }
     }
 
     /// Passes a signal on to all workers, and what they started, and waits for them; what
-    /// outlasts the grace time or a second signal is killed. A lost terminal (SIGHUP) is passed on as SIGTERM: to many
-    /// servers SIGHUP means to read their settings anew.
+    /// outlasts the grace time or a second signal is killed.
     fn stop(&mut self, signal: Signal) {
         // With the last copy of its socket a worker closes it: new requests go to those
         // that still listen, and in the end they are refused.
         self.sockets.close();
-        let signal = if signal == Signal::SIGHUP { Signal::SIGTERM } else { signal };
+        self.services.close();
         self.send_all(signal);
         let first = Instant::now();
         let mut patience = Some(first + self.plan.grace);
-        while self.children.iter().any(Option::is_some) {
-            match self.next_event(patience) {
-                Some(Event::Ended(worker)) => {
-                    let (pid, status) = self.reap(worker);
-                    log::line(format_args!("worker {worker} (pid {pid}) {}", log::ending(status)));
-                }
+        while !self.instances.is_empty() {
+            let look = Instant::now() + leaving::LOOK;
+            match self.next_event(Some(patience.map_or(look, |until| until.min(look)))) {
+                Some(Event::Ended(id)) => self.bury(id),
                 Some(Event::Asked(_, reply)) => reply.failed("the supervisor is ending"),
                 Some(Event::Signal(_)) if first.elapsed() < ECHO => {}
                 Some(Event::Signal(signal)) => {
                     self.kill_all(&format!("{signal} again"));
                     patience = None;
                 }
-                None => {
+                Some(Event::Listening(_)) => {}
+                None if patience.is_some_and(|until| until <= Instant::now()) => {
                     self.kill_all(&format!("{} s are over", self.plan.grace.as_secs()));
                     patience = None;
                 }
+                None => {}
             }
+            let ended = self.instances.iter().filter(|it| it.has_left()).map(|it| it.id);
+            ended.collect::<Vec<_>>().into_iter().for_each(|id| self.bury(id));
+        }
+    }
+
+    fn bury(&mut self, id: InstanceId) {
+        if let Some(mut instance) = self.take_out(id) {
+            let told = instance.to_string();
+            log::line(format_args!("{told} {}", instance.end()));
         }
     }
 
     fn kill_all(&self, why: &str) {
-        let running = log::workers(self.children.iter().flatten().count());
+        let running = log::workers(self.instances.len());
         log::line(format_args!("{why}: killing {running}"));
-        self.send_all(Signal::SIGKILL);
+        self.instances.iter().for_each(Instance::kill);
     }
 
     /// Sends a signal to each worker and to what it started.
     fn send_all(&self, signal: Signal) {
-        self.children.iter().flatten().for_each(|child| send(child, signal));
+        self.instances.iter().for_each(|instance| instance.send(signal));
     }
 
-    /// Takes leave of a worker that ended, and of what it started and left running, which
-    /// would go on taking requests from its socket beside its successor.
-    fn reap(&mut self, worker: usize) -> (u32, ExitStatus) {
-        let mut child = self.children[worker].take().expect("each process ends once");
-        (child.id(), end(&mut child))
+    /// Takes away all that was made for the workers.
+    fn clean_up(&mut self) -> Outcome {
+        let services = self.services.remove();
+        self.hooks = None;
+        let cgroup = self.cgroup.as_ref().map_or(Ok(()), Cgroup::remove);
+        Ok(services.and(cgroup)?)
+    }
+
+    /// When there is something to do even if nothing happens.
+    fn next_change(&self, now: Instant) -> Option<Instant> {
+        let leaving = (!self.leaving.is_empty()
+            || self.restart.is_some()
+            || self.instances.iter().any(Instance::is_stranger))
+        .then(|| now + leaving::LOOK);
+        let silent = (!self.plan.hands_over())
+            .then(|| self.instances.iter().filter(|it| !it.listened && !it.told))
+            .and_then(|silent| silent.map(|it| it.started + SILENT).min());
+        [self.crew.next_change(now), self.services.next_look(), leaving, silent]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The next event, or `None` when there is none until then.
@@ -276,33 +570,12 @@ impl Supervisor {
     }
 }
 
-/// Sends a signal to a worker, once, and to its process group. Until the worker is reaped,
-/// its id can stand for no other process or group.
-fn send(child: &Child, signal: Signal) {
-    let id = id_of(child);
-    let _ = killpg(id, signal);
-    if getpgid(Some(id)) != Ok(id) {
-        // It has left the group that it was started in.
-        let _ = kill(id, signal);
-    }
-}
-
-/// Ends a worker, if it runs, and its process group, and reaps it.
-fn end(child: &mut Child) -> ExitStatus {
-    send(child, Signal::SIGKILL);
-    child.wait().expect("it is our child, reaped once")
-}
-
-fn id_of(child: &Child) -> Pid {
-    Pid::from_raw(child.id().try_into().expect("ids are positive"))
-}
-
-/// Sends the signals that end the supervisor. They are blocked in all its threads and taken
-/// one by one; one that is ignored (`nohup`) stays ignored.
+/// Sends the signals that the supervisor acts on. They are blocked in all its threads and
+/// taken one by one; one that is ignored (`nohup`) stays ignored.
 fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Outcome {
-    let ending = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+    let known = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
     // A blocked signal would be taken even where it is ignored.
-    let signals: SigSet = ending.into_iter().filter(|&it| !ignored.contains(it)).collect();
+    let signals: SigSet = known.into_iter().filter(|&it| !ignored.contains(it)).collect();
     signals
         .thread_block()
         .map_err(|error| Failure::new(format!("cannot block signals: {error}")))?;
@@ -314,16 +587,6 @@ fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Outcome {
         }
     };
     start_thread(watch)
-}
-
-/// Sends word when a worker's process ends, and leaves it to be reaped.
-fn watch_end(worker: usize, pid: Pid, sender: Sender<Event>) -> Outcome {
-    start_thread(move || {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
-        // Nobody listens any more once the supervisor has ended.
-        let _ = sender.send(Event::Ended(worker));
-    })
 }
 
 fn start_thread(body: impl FnOnce() + Send + 'static) -> Outcome {

@@ -1,66 +1,354 @@
-//! The services that the workers' sockets make up: one for each port.
+//! The services that the workers' sockets make up, and the sockets themselves: each has a
+//! seat, which stays when the socket's process ends, for its successor.
 
-use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 
-use overspill::{Error, MemberId, MemberState, Name, Service};
+use overspill::adopt::Adopted;
+use overspill::{Address, Cgroup, Error, MemberId, MemberState, Name, Namespace, Rules, Service};
 
 use super::sockets::Sockets;
-use super::{Plan, log};
+use super::watching::Watching;
+use super::{InstanceId, Plan, log};
 use crate::failure::Failure;
 
-/// The services, and which of the sockets each of their members is.
-#[derive(Debug, Default)]
+/// The services, and whose sockets their members are.
+#[derive(Debug)]
 pub(crate) struct Services {
-    made: Vec<Made>,
+    name: Name,
+    rules: Rules,
+    capacity: Option<overspill::Capacity>,
+    made: Vec<Service>,
+    pub(super) seats: Vec<Seat>,
     /// The workers whose members drain because they wait.
     draining: Vec<bool>,
+    watching: Watching,
 }
 
+/// The place of one of a worker's sockets.
 #[derive(Debug)]
-struct Made {
-    service: Service,
-    /// Each with the position of its socket.
-    members: Vec<(usize, MemberId)>,
+pub(crate) struct Seat {
+    pub(super) worker: usize,
+    pub(super) address: Address,
+    /// Which member of which service it is; nothing where nothing is to be redirected.
+    pub(super) member: Option<(usize, MemberId)>,
+    /// A copy of the socket, so that what waits in its queue outlives its process.
+    pub(super) socket: Option<OwnedFd>,
+    /// Whose socket it is; nobody's once that has ended.
+    pub(super) owner: Option<InstanceId>,
+}
+
+/// A worker of a supervisor that was killed.
+#[derive(Debug)]
+pub(crate) struct Left {
+    pub(crate) cgroup: Cgroup,
+    /// The seats that are its.
+    pub(crate) seats: Vec<usize>,
 }
 
 impl Services {
-    /// Makes them, all or none; none at all where nothing is to be redirected.
-    pub(crate) fn make(plan: &Plan, sockets: &Sockets) -> overspill::Result<Self> {
-        let mut services = Self { made: Vec::new(), draining: vec![false; sockets.workers()] };
-        if !plan.rules.redirect {
-            return Ok(services);
+    /// None yet.
+    pub(crate) fn new(plan: &Plan) -> Self {
+        Self {
+            name: plan.name.clone(),
+            rules: plan.rules,
+            capacity: plan.capacity,
+            made: Vec::new(),
+            seats: Vec::new(),
+            draining: vec![false; plan.workers],
+            watching: Watching::new(plan.patience),
+        }
+    }
+
+    /// Makes those of the sockets that are handed to the workers, all or none.
+    pub(crate) fn make(&mut self, sockets: &Sockets) -> overspill::Result<()> {
+        let result = self.make_all(sockets);
+        if result.is_err() {
+            // The cause is reported, not the trouble on the way back.
+            let _ = self.remove();
+        }
+        result
+    }
+
+    fn make_all(&mut self, sockets: &Sockets) -> overspill::Result<()> {
+        if !self.rules.redirect {
+            return Ok(());
         }
         let ports = sockets.ports();
         for &port in &ports {
-            let name = if ports.len() == 1 { plan.name.clone() } else { plan.name.with_port(port) };
-            match Made::make(&name, plan, sockets, port) {
-                Ok(made) => services.made.push(made),
-                Err(error) => {
-                    // The cause is reported, not the trouble on the way back.
-                    let _ = services.remove();
-                    return Err(error);
-                }
+            let name = if ports.len() == 1 { self.name.clone() } else { self.name.with_port(port) };
+            remove_gone(&name)?;
+            let (workers, listeners): (Vec<_>, Vec<_>) = sockets.on(port).unzip();
+            let service = self.builder(&name).share(&listeners)?;
+            let members = service.status()?.members;
+            self.made.push(service);
+            for ((member, worker), listener) in members.iter().zip(workers).zip(listeners) {
+                let socket = listener.try_clone().map_err(|error| no_descriptor(&error))?;
+                self.seats.push(Seat {
+                    worker,
+                    address: member.address,
+                    member: Some((self.made.len() - 1, member.member)),
+                    socket: Some(socket.into()),
+                    owner: None,
+                });
             }
         }
-        Ok(services)
+        self.keep_requests();
+        Ok(())
+    }
+
+    fn builder(&self, name: &Name) -> overspill::Builder {
+        let builder = Service::builder(name.as_str()).rules(self.rules);
+        match self.capacity {
+            Some(capacity) => builder.capacity(capacity),
+            None => builder,
+        }
+    }
+
+    /// Where several sockets have one address, what waits at one can move to another.
+    fn keep_requests(&self) {
+        for seat in &self.seats {
+            if let (Some((service, _)), Some(socket)) = (seat.member, &seat.socket)
+                && self.seats.iter().filter(|other| other.address == seat.address).count() > 1
+            {
+                self.made[service].keep_requests(socket).unwrap_or_else(tell);
+            }
+        }
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &Name> {
-        self.made.iter().map(|made| made.service.name())
+        self.made.iter().map(Service::name)
+    }
+
+    /// Where an instance listens.
+    pub(crate) fn addresses(&self, owner: InstanceId) -> Vec<Address> {
+        let own = self.seats.iter().filter(|seat| seat.owner == Some(owner));
+        own.map(|seat| seat.address).collect()
+    }
+
+    /// A worker's socket has begun to listen: it takes the seat of its predecessor, which
+    /// has ended or is to be succeeded, or a new one.
+    pub(crate) fn seat(
+        &mut self,
+        worker: usize,
+        owner: InstanceId,
+        succeeds: Option<InstanceId>,
+        socket: Adopted,
+    ) -> overspill::Result<()> {
+        let address = socket.address()?;
+        let vacant = self.seats.iter().position(|seat| {
+            seat.worker == worker
+                && seat.address == address
+                && (seat.owner.is_none() || seat.owner == succeeds)
+        });
+        let pid = socket.pid();
+        let member = if self.rules.redirect {
+            Some(self.place(vacant.and_then(|seat| self.seats[seat].member), address, &socket)?)
+        } else {
+            None
+        };
+        if let Some((service, _)) = member {
+            self.made[service].keep_requests(&socket).unwrap_or_else(tell);
+            // So that the kernel knows the new member when it moves what the old one has.
+            self.made[service].queues().map(drop).unwrap_or_else(tell);
+        }
+        // Without a service the socket is the worker's own affair, as without overspill.
+        let socket = member.is_some().then(|| socket.into());
+        let seat = Seat { worker, address, member, socket, owner: Some(owner) };
+        match vacant {
+            Some(vacant) => self.seats[vacant] = seat,
+            None => self.seats.push(seat),
+        }
+        self.sweep();
+        let place = member.map_or_else(String::new, |(service, member)| {
+            format!(": member {member} of {}", self.made[service].name())
+        });
+        log::line(format_args!("worker {worker} (pid {pid}) listens on {address}{place}"));
+        Ok(())
+    }
+
+    /// Puts a socket into a member's place, or at the end of the list of its service.
+    fn place(
+        &mut self,
+        old: Option<(usize, MemberId)>,
+        address: Address,
+        socket: &Adopted,
+    ) -> overspill::Result<(usize, MemberId)> {
+        if let Some((service, member)) = old {
+            match self.made[service].replace_adopted(member, socket) {
+                Ok(()) => {
+                    self.watching.forget((service, member));
+                    return Ok((service, member));
+                }
+                // Taken out meanwhile, by overspill rm.
+                Err(Error::NoSuchMember { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(service) = self.service_for(address) {
+            let joined = self.made[service].join_adopted(std::slice::from_ref(socket))?;
+            return Ok((service, joined[0]));
+        }
+        let name = self.name_for(address)?;
+        remove_gone(&name)?;
+        let service = self.builder(&name).share_adopted(std::slice::from_ref(socket))?;
+        let member = service.status()?.members[0].member;
+        let Rules { policy, on_full, .. } = self.rules;
+        let port = address.port;
+        log::line(format_args!("service {name}: port {port}, policy {policy}, on full {on_full}"));
+        self.made.push(service);
+        Ok((self.made.len() - 1, member))
+    }
+
+    /// The service on the port whose members can take each other's requests and these.
+    fn service_for(&self, address: Address) -> Option<usize> {
+        (0..self.made.len()).find(|&service| {
+            let mut members = self.members_of(service).peekable();
+            members.peek().is_some()
+                && members.all(|seat| {
+                    let (own, other) = (address.families, seat.address.families);
+                    seat.address.port == address.port
+                        && (own.ipv4 && other.ipv4 || own.ipv6 && other.ipv6)
+                })
+        })
+    }
+
+    pub(super) fn members_of(&self, service: usize) -> impl Iterator<Item = &Seat> {
+        self.seats.iter().filter(move |seat| seat.member.is_some_and(|(own, _)| own == service))
+    }
+
+    /// The name of a new service: the port is part of it once there are several, and the
+    /// family where the two of them are apart.
+    fn name_for(&mut self, address: Address) -> overspill::Result<Name> {
+        let ports: Vec<u16> = (0..self.made.len())
+            .filter_map(|service| Some(self.members_of(service).next()?.address.port))
+            .collect();
+        let apart = ports.contains(&address.port);
+        let family = if address.families.ipv6 { "-ipv6" } else { "-ipv4" };
+        let base: Name = format!("{}{}", self.name, if apart { family } else { "" }).parse()?;
+        if ports.iter().all(|&port| port == address.port) {
+            return Ok(base);
+        }
+        for (service, port) in self.made.iter_mut().zip(ports) {
+            let name = service.name().with_port(port);
+            if *service.name() != name {
+                service.rename(name.as_str())?;
+            }
+        }
+        Ok(base.with_port(address.port))
+    }
+
+    /// An instance has ended: its seats are nobody's until a successor comes.
+    pub(crate) fn vacate(&mut self, owner: InstanceId) {
+        for seat in self.seats.iter_mut().filter(|seat| seat.owner == Some(owner)) {
+            seat.owner = None;
+        }
+        self.sweep();
+    }
+
+    /// Lets go of sockets that nobody serves where others at the same address can take what
+    /// they hold: with the last copy the kernel moves it. Without one it waits.
+    fn sweep(&mut self) {
+        let served: Vec<Address> =
+            self.seats.iter().filter(|it| it.owner.is_some()).map(|it| it.address).collect();
+        for seat in &mut self.seats {
+            if seat.owner.is_none() && served.contains(&seat.address) {
+                seat.socket = None;
+            }
+        }
+    }
+
+    /// Takes over the services of this name whose supervisor was killed, with the workers
+    /// that still serve them; none where there are none.
+    pub(crate) fn take_over(&mut self) -> overspill::Result<Vec<Left>> {
+        let mut left: Vec<Left> = Vec::new();
+        for service in Service::all(&Namespace::current()?)? {
+            let name = service.name().as_str();
+            let base = name.split(':').next().unwrap_or_default();
+            let own = [
+                self.name.as_str().to_owned(),
+                format!("{}-ipv4", self.name),
+                format!("{}-ipv6", self.name),
+            ];
+            if !self.rules.redirect || !own.iter().any(|own| own == base) {
+                continue;
+            }
+            let status = service.status()?;
+            let alive = |member: &&overspill::MemberStatus| member.state != MemberState::Gone;
+            if !status.members.iter().any(|member| alive(&member)) {
+                continue;
+            }
+            self.made.push(service);
+            for member in &status.members {
+                self.take_over_member(member, &mut left)?;
+            }
+            let change = overspill::Change {
+                policy: Some(self.rules.policy),
+                on_full: Some(self.rules.on_full),
+                redirect: Some(true),
+                spread: Some(self.rules.spread),
+            };
+            self.made[self.made.len() - 1].set(change)?;
+        }
+        Ok(left)
+    }
+
+    fn take_over_member(
+        &mut self,
+        member: &overspill::MemberStatus,
+        left: &mut Vec<Left>,
+    ) -> overspill::Result<()> {
+        let service = self.made.len() - 1;
+        let gone = member.state == MemberState::Gone;
+        let cgroup = if gone { None } else { worker_cgroup(member.pid, &self.name) };
+        let Some(cgroup) = cgroup else {
+            if gone {
+                return self.made[service].leave(member.member);
+            }
+            // Not the work of a supervisor: overspill share has made it.
+            return Err(Error::NameTaken { name: self.made[service].name().to_string() });
+        };
+        let worker = left.iter().position(|it| it.cgroup == cgroup).unwrap_or_else(|| {
+            left.push(Left { cgroup, seats: Vec::new() });
+            left.len() - 1
+        });
+        left[worker].seats.push(self.seats.len());
+        let sockets = overspill::adopt::listeners(&[member.pid], member.address.port)?;
+        let socket = sockets
+            .into_iter()
+            .find(|socket| socket.address().is_ok_and(|address| address == member.address));
+        self.seats.push(Seat {
+            worker,
+            address: member.address,
+            member: Some((service, member.member)),
+            socket: socket.map(OwnedFd::from),
+            owner: None,
+        });
+        Ok(())
+    }
+
+    /// Takes out the members of workers that there are to be no more.
+    pub(crate) fn dismiss(&mut self, owner: InstanceId) {
+        let (leaving, seats) =
+            std::mem::take(&mut self.seats).into_iter().partition(|seat| seat.owner == Some(owner));
+        self.seats = seats;
+        let leaving: Vec<Seat> = leaving;
+        for (service, member) in leaving.iter().filter_map(|seat| seat.member) {
+            self.made[service].leave(member).unwrap_or_else(tell);
+        }
     }
 
     /// Notes which process serves a worker's sockets now.
-    pub(crate) fn set_pid(&self, sockets: &Sockets, worker: usize, pid: u32) {
-        self.each_member(sockets.positions(worker), |service, member| service.set_pid(member, pid));
+    pub(crate) fn set_pid(&self, worker: usize, pid: u32) {
+        self.each_member(worker, |service, member| service.set_pid(member, pid));
     }
 
     /// Lets the members of exactly these workers drain.
-    pub(crate) fn set_draining(&mut self, sockets: &Sockets, draining: Vec<bool>) {
+    pub(crate) fn set_draining(&mut self, draining: Vec<bool>) {
         // Resumed before others drain, so that there is always one that takes requests.
         for drain in [false, true] {
             for (worker, &wanted) in draining.iter().enumerate() {
                 if wanted == drain && wanted != self.draining[worker] {
-                    self.each_member(sockets.positions(worker), |service, member| {
+                    self.each_member(worker, |service, member| {
                         if drain { service.drain(member) } else { service.resume(member) }
                     });
                 }
@@ -69,12 +357,30 @@ impl Services {
         self.draining = draining;
     }
 
+    /// Looks for members that hang, and helps those that wait for them.
+    pub(crate) fn watch(&mut self) {
+        self.watching.look(&self.made, &self.seats);
+    }
+
+    /// When to look again.
+    pub(crate) fn next_look(&self) -> Option<std::time::Instant> {
+        self.watching.next(&self.made)
+    }
+
+    /// Lets go of the sockets: each is now closed with its worker.
+    pub(crate) fn close(&mut self) {
+        for seat in &mut self.seats {
+            seat.socket = None;
+        }
+    }
+
     /// Removes them all, and gives the first failure. One that is gone already, by
     /// `overspill rm`, is no failure.
     pub(crate) fn remove(&mut self) -> overspill::Result<()> {
         let mut result = Ok(());
-        for made in self.made.drain(..) {
-            match made.service.remove() {
+        self.seats.clear();
+        for service in self.made.drain(..) {
+            match service.remove() {
                 Ok(()) | Err(Error::NoSuchService { .. }) => {}
                 failed => result = result.and(failed),
             }
@@ -82,44 +388,48 @@ impl Services {
         result
     }
 
-    /// Does something to the members that these sockets are. What fails is told, no more:
-    /// the worker serves its sockets either way.
+    /// Does something to a worker's members. What fails is told, no more: the worker serves
+    /// its sockets either way.
     fn each_member(
         &self,
-        positions: impl Iterator<Item = usize>,
+        worker: usize,
         act: impl Fn(&Service, MemberId) -> overspill::Result<()>,
     ) {
-        for position in positions {
-            for made in &self.made {
-                for &(_, member) in made.members.iter().filter(|&&(own, _)| own == position) {
-                    act(&made.service, member).unwrap_or_else(tell);
-                }
-            }
+        let own = self.seats.iter().filter(|seat| seat.worker == worker);
+        for (service, member) in own.filter_map(|seat| seat.member) {
+            act(&self.made[service], member).unwrap_or_else(tell);
         }
     }
 }
 
-fn tell(error: Error) {
+pub(super) fn tell(error: Error) {
     log::line(format_args!("{}", Failure::from(error)));
 }
 
-impl Made {
-    fn make(name: &Name, plan: &Plan, sockets: &Sockets, port: u16) -> overspill::Result<Self> {
-        take_over(name)?;
-        let (positions, listeners): (Vec<usize>, Vec<&TcpListener>) = sockets.on(port).unzip();
-        let mut builder = Service::builder(name.as_str()).rules(plan.rules);
-        if let Some(capacity) = plan.capacity {
-            builder = builder.capacity(capacity);
+fn no_descriptor(error: &std::io::Error) -> Error {
+    Error::System {
+        operation: "duplicate",
+        object: "a socket".to_owned(),
+        source: std::io::Error::from(error.kind()),
+    }
+}
+
+/// The control group of a worker: the one that a supervisor of that name has made.
+fn worker_cgroup(pid: u32, name: &Name) -> Option<Cgroup> {
+    let prefix = super::cgroup_prefix(name);
+    let mut cgroup = Cgroup::of_process(pid).ok()?;
+    loop {
+        let parent = cgroup.parent()?;
+        if parent.name().starts_with(&prefix) {
+            return Some(cgroup);
         }
-        let service = builder.share(&listeners)?;
-        let members = service.status()?.members.into_iter().map(|member| member.member);
-        Ok(Self { members: positions.into_iter().zip(members).collect(), service })
+        cgroup = parent;
     }
 }
 
 /// Removes a service of that name that nobody serves any more: its supervisor was killed
 /// and its workers ended. Any other keeps its name.
-fn take_over(name: &Name) -> overspill::Result<()> {
+fn remove_gone(name: &Name) -> overspill::Result<()> {
     let old = match Service::open(name.as_str()) {
         Ok(old) => old,
         Err(Error::NoSuchService { .. }) => return Ok(()),

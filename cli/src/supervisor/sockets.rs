@@ -21,32 +21,28 @@ impl Sockets {
     /// Makes them. `addresses` gives, for each socket of a worker, the address that it has
     /// in each worker.
     pub(crate) fn make(addresses: &[Vec<SocketAddr>], backlog: u32) -> overspill::Result<Self> {
-        let workers = addresses[0].len();
+        let workers = addresses.first().map_or(0, Vec::len);
         let addresses = addresses.concat();
         let listeners = overspill::listeners(addresses.iter().copied(), backlog)?;
         Ok(Self { listeners, addresses, workers, backlog })
     }
 
-    pub(crate) fn workers(&self) -> usize {
-        self.workers
-    }
-
     /// The sockets of one worker, each with its address.
     pub(crate) fn of(&self, worker: usize) -> impl Iterator<Item = (SocketAddr, &TcpListener)> {
         let own = self.addresses.iter().copied().zip(&self.listeners);
-        own.skip(worker).step_by(self.workers)
+        own.skip(worker).step_by(self.workers.max(1))
     }
 
-    /// The sockets on one port, each with its position among all sockets.
+    /// The sockets on one port, each with its worker.
     pub(crate) fn on(&self, port: u16) -> impl Iterator<Item = (usize, &TcpListener)> {
         let all = self.addresses.iter().zip(&self.listeners).enumerate();
         all.filter(move |(_, (address, _))| address.port() == port)
-            .map(|(position, (_, listener))| (position, listener))
+            .map(|(position, (_, listener))| (position % self.workers, listener))
     }
 
     /// The positions of a worker's sockets.
     pub(crate) fn positions(&self, worker: usize) -> impl Iterator<Item = usize> + use<> {
-        (worker..self.listeners.len()).step_by(self.workers)
+        (worker..self.listeners.len()).step_by(self.workers.max(1))
     }
 
     /// Lets a socket listen again if a worker shut it down (`shutdown(2)`), as some servers
@@ -108,8 +104,8 @@ mod tests {
             let own: Vec<u16> = sockets.of(worker).map(|(_, listener)| port(listener)).collect();
             assert_eq!(own, [all[worker], all[worker + 3]]);
         }
-        let positions: Vec<usize> = sockets.on(0).map(|(position, _)| position).collect();
-        assert_eq!(positions, [0, 1, 2, 3, 4, 5]);
+        let workers: Vec<usize> = sockets.on(0).map(|(worker, _)| worker).collect();
+        assert_eq!(workers, [0, 1, 2, 0, 1, 2]);
         assert_eq!(sockets.positions(1).collect::<Vec<_>>(), [1, 4]);
     }
 }

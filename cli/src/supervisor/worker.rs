@@ -7,16 +7,19 @@
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::SigSet;
 use nix::unistd::{Uid, User, initgroups, setgid, setuid};
+
+use overspill::Cgroup;
 
 use super::sockets::descriptor_name;
 use crate::failure::{Failure, Outcome};
@@ -29,6 +32,8 @@ const FIRST_DESCRIPTOR: i32 = 3;
 pub(crate) struct Args {
     #[arg(long)]
     user: Option<String>,
+    #[arg(long)]
+    cgroup: Option<PathBuf>,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -39,64 +44,100 @@ pub(crate) struct NotStarted {
     pub(crate) failure: Failure,
 }
 
-/// Starts worker number `number` with its sockets, and returns when it has become COMMAND.
-pub(crate) fn start<'a>(
-    number: usize,
-    user: Option<&str>,
-    command: &[OsString],
-    sockets: impl Iterator<Item = (SocketAddr, &'a TcpListener)>,
-) -> Result<Child, NotStarted> {
-    let (mut child, mut report) = spawn(number, user, command, sockets).map_err(|error| {
-        let failure = Failure::new(format!("cannot start a worker: {error}"));
-        NotStarted { pid: None, failure }
-    })?;
-    let mut failure = String::new();
-    // A report that breaks off is one that COMMAND's start has closed.
-    let _ = report.read_to_string(&mut failure);
-    if failure.is_empty() {
-        return Ok(child);
+impl NotStarted {
+    pub(crate) fn new(failure: Failure) -> Self {
+        Self { pid: None, failure }
     }
-    let pid = Some(child.id());
-    // It ends by itself after its report.
-    let _ = child.wait();
-    Err(NotStarted { pid, failure: Failure::new(failure) })
 }
 
-fn spawn<'a>(
-    number: usize,
-    user: Option<&str>,
-    command: &[OsString],
-    sockets: impl Iterator<Item = (SocketAddr, &'a TcpListener)>,
-) -> std::io::Result<(Child, UnixStream)> {
-    let mut names = Vec::new();
-    let mut mappings = Vec::new();
-    for ((address, listener), child_fd) in sockets.zip(FIRST_DESCRIPTOR..) {
-        names.push(descriptor_name(address));
-        mappings.push(FdMapping { parent_fd: listener.try_clone()?.into(), child_fd });
+/// What a process of a worker is started as.
+pub(crate) struct Start<'a> {
+    pub(crate) number: usize,
+    pub(crate) user: Option<&'a str>,
+    pub(crate) command: &'a [OsString],
+    /// Where it belongs to, if it makes its sockets itself.
+    pub(crate) cgroup: Option<&'a Cgroup>,
+}
+
+impl Start<'_> {
+    /// Starts it with its sockets and these as stdout and stderr, and returns when it has
+    /// become COMMAND.
+    pub(crate) fn start<'a>(
+        &self,
+        sockets: impl Iterator<Item = (SocketAddr, &'a TcpListener)>,
+        outputs: io::Result<[Stdio; 2]>,
+    ) -> Result<Child, NotStarted> {
+        let spawned = outputs.and_then(|outputs| self.spawn(sockets, outputs));
+        let (mut child, mut report) = spawned.map_err(|error| {
+            NotStarted::new(Failure::new(format!("cannot start a worker: {error}")))
+        })?;
+        let mut failure = String::new();
+        // A report that breaks off is one that COMMAND's start has closed.
+        let _ = report.read_to_string(&mut failure);
+        if failure.is_empty() {
+            return Ok(child);
+        }
+        let pid = Some(child.id());
+        // It ends by itself after its report.
+        let _ = child.wait();
+        Err(NotStarted { pid, failure: Failure::new(failure) })
     }
-    let (report, stdin) = UnixStream::pair()?;
-    let mut worker = Command::new("/proc/self/exe");
-    worker.arg0("overspill").arg("worker");
-    if let Some(user) = user {
-        worker.args(["--user", user]);
+
+    fn spawn<'a>(
+        &self,
+        sockets: impl Iterator<Item = (SocketAddr, &'a TcpListener)>,
+        [stdout, stderr]: [Stdio; 2],
+    ) -> io::Result<(Child, UnixStream)> {
+        let mut names = Vec::new();
+        let mut mappings = Vec::new();
+        for ((address, listener), child_fd) in sockets.zip(FIRST_DESCRIPTOR..) {
+            names.push(descriptor_name(address));
+            mappings.push(FdMapping { parent_fd: listener.try_clone()?.into(), child_fd });
+        }
+        let (report, stdin) = UnixStream::pair()?;
+        let mut worker = Command::new("/proc/self/exe");
+        worker.arg0("overspill").arg("worker");
+        if let Some(user) = self.user {
+            worker.args(["--user", user]);
+        }
+        if let Some(cgroup) = self.cgroup {
+            worker.arg("--cgroup").arg(cgroup.path()).env("GODEBUG", go_debug());
+        }
+        if names.is_empty() {
+            worker.env_remove("LISTEN_FDS").env_remove("LISTEN_FDNAMES");
+        } else {
+            worker.env("LISTEN_FDS", names.len().to_string());
+            worker.env("LISTEN_FDNAMES", names.join(":"));
+        }
+        worker
+            .arg("--")
+            .args(self.command)
+            .stdin(OwnedFd::from(stdin))
+            .stdout(stdout)
+            .stderr(stderr)
+            // A signal from the terminal reaches the supervisor alone, which passes it on once.
+            .process_group(0)
+            .env("OVERSPILL_WORKER", self.number.to_string())
+            .fd_mappings(mappings)
+            .expect("the descriptors are numbered one by one");
+        Ok((worker.spawn()?, report))
     }
-    worker
-        .arg("--")
-        .args(command)
-        .stdin(OwnedFd::from(stdin))
-        // A signal from the terminal reaches the supervisor alone, which passes it on once.
-        .process_group(0)
-        .env("LISTEN_FDS", names.len().to_string())
-        .env("LISTEN_FDNAMES", names.join(":"))
-        .env("OVERSPILL_WORKER", number.to_string())
-        .fd_mappings(mappings)
-        .expect("the descriptors are numbered one by one");
-    Ok((worker.spawn()?, report))
+}
+
+/// The sockets of servers in Go are MPTCP ones since 1.24, if nothing else is said here,
+/// and the kernel does not let those into a service.
+fn go_debug() -> String {
+    let given = std::env::var("GODEBUG").unwrap_or_default();
+    match given.contains("multipathtcp=") {
+        true => given,
+        false if given.is_empty() => "multipathtcp=0".to_owned(),
+        false => format!("{given},multipathtcp=0"),
+    }
 }
 
 /// Becomes COMMAND. Returns never: what fails is reported to the supervisor.
 pub(crate) fn run(args: &Args) -> Outcome {
-    let report = std::io::stdin().as_fd().try_clone_to_owned();
+    let report = io::stdin().as_fd().try_clone_to_owned();
     let Err(failure) = become_command(args);
     let report = report.map_err(|error| Failure::new(format!("cannot use stdin: {error}")))?;
     // Without a supervisor to read it, it is told as any other failure.
@@ -111,9 +152,16 @@ fn become_command(args: &Args) -> Result<Infallible, Failure> {
     SigSet::empty()
         .thread_set_mask()
         .map_err(|error| Failure::new(format!("cannot unblock signals: {error}")))?;
+    if let Some(cgroup) = &args.cgroup {
+        Cgroup::at(cgroup.clone()).enter(std::process::id())?;
+    }
     let (program, arguments) = args.command.split_first().expect("COMMAND is required");
     let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).env("LISTEN_PID", std::process::id().to_string());
+    command.args(arguments).stdin(Stdio::null());
+    match args.cgroup {
+        None => command.env("LISTEN_PID", std::process::id().to_string()),
+        Some(_) => command.env_remove("LISTEN_PID"),
+    };
     if let Some(name) = &args.user {
         let user = find_user(name)?;
         become_user(&user)?;

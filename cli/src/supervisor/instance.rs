@@ -1,0 +1,169 @@
+//! An instance of a worker: one process, and what it started.
+
+use std::fmt;
+use std::process::Child;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::unistd::{Pid, getpgid};
+use overspill::Cgroup;
+use overspill::adopt::Adopted;
+
+use super::{Event, log, start_thread};
+use crate::failure::Outcome;
+
+/// An instance's number, which no other ever has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct InstanceId(u64);
+
+impl InstanceId {
+    pub(crate) fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A process of a worker. There are two of a worker while one replaces the other.
+#[derive(Debug)]
+pub(crate) struct Instance {
+    pub(crate) id: InstanceId,
+    pub(crate) worker: usize,
+    /// Nothing for one that a killed supervisor has left: it is no child of this process.
+    child: Option<Child>,
+    cgroup: Option<Cgroup>,
+    pub(crate) started: Instant,
+    /// It has listened on a TCP port.
+    pub(crate) listened: bool,
+    /// That it has not was told.
+    pub(crate) told: bool,
+    /// Its sockets, as far as they are known (`SO_COOKIE`).
+    pub(crate) cookies: Vec<u64>,
+    /// Those that wait to take over from its predecessor.
+    pub(crate) pending: Vec<Adopted>,
+}
+
+impl Instance {
+    pub(crate) fn new(id: InstanceId, worker: usize, child: Child, cgroup: Option<Cgroup>) -> Self {
+        Self {
+            id,
+            worker,
+            child: Some(child),
+            cgroup,
+            started: Instant::now(),
+            listened: false,
+            told: false,
+            cookies: Vec::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    /// What a killed supervisor has left.
+    pub(crate) fn left(id: InstanceId, worker: usize, cgroup: Cgroup) -> Self {
+        Self {
+            id,
+            worker,
+            child: None,
+            cgroup: Some(cgroup),
+            started: Instant::now(),
+            listened: true,
+            told: false,
+            cookies: Vec::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    /// Its first process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().map_or(0, Child::id)
+    }
+
+    /// All its processes that are known.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        match &self.cgroup {
+            Some(cgroup) => cgroup.processes().unwrap_or_default(),
+            None => vec![self.pid()],
+        }
+    }
+
+    pub(crate) fn is_stranger(&self) -> bool {
+        self.child.is_none()
+    }
+
+    /// Whether it is one that a killed supervisor has left, and has ended.
+    pub(crate) fn has_left(&self) -> bool {
+        self.child.is_none() && self.cgroup.as_ref().is_none_or(|it| it.is_empty().unwrap_or(true))
+    }
+
+    /// Sends word when its process ends, and leaves it to be reaped.
+    pub(crate) fn watch_end(&self, sender: Sender<Event>) -> Outcome {
+        let (id, pid) = (self.id, self.group());
+        start_thread(move || {
+            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+            while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
+            // Nobody listens any more once the supervisor has ended.
+            let _ = sender.send(Event::Ended(id));
+        })
+    }
+
+    /// The process group that it was started in: that of its first process.
+    fn group(&self) -> Pid {
+        Pid::from_raw(self.pid().try_into().expect("ids are positive"))
+    }
+
+    /// Sends a signal to it, once, and to its process group. Until it is reaped, its id can
+    /// stand for no other process or group.
+    pub(crate) fn send(&self, signal: Signal) {
+        if self.child.is_none() {
+            for pid in self.processes() {
+                let _ = kill(Pid::from_raw(pid.try_into().expect("ids are positive")), signal);
+            }
+            return;
+        }
+        let id = self.group();
+        let _ = killpg(id, signal);
+        if getpgid(Some(id)) != Ok(id) {
+            // It has left the group that it was started in.
+            let _ = kill(id, signal);
+        }
+    }
+
+    /// Kills it and all that it started.
+    pub(crate) fn kill(&self) {
+        self.send(Signal::SIGKILL);
+        if let Some(cgroup) = &self.cgroup {
+            cgroup.kill().unwrap_or_else(super::services::tell);
+        }
+    }
+
+    /// Ends it, if it runs, with what it started and left running, which would go on taking
+    /// requests from its socket beside its successor. Says how it has ended.
+    pub(crate) fn end(&mut self) -> String {
+        self.kill();
+        let ending = match &mut self.child {
+            Some(child) => log::ending(child.wait().expect("it is our child, reaped once")),
+            None => "ended".to_owned(),
+        };
+        if let Some(cgroup) = &self.cgroup {
+            // What was killed may take a moment; the whole group is removed in the end.
+            let _ = cgroup.remove();
+        }
+        ending
+    }
+}
+
+impl fmt::Display for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.child {
+            Some(child) => write!(f, "worker {} (pid {})", self.worker, child.id()),
+            None => write!(f, "worker {} (taken over)", self.worker),
+        }
+    }
+}

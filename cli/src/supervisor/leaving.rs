@@ -1,0 +1,102 @@
+//! Workers that have been replaced: they finish what they have accepted, and end.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
+use procfs::process::{FDTarget, Process};
+
+use super::{InstanceId, Supervisor, log};
+
+/// How often to look whether they have ended, or have nothing left to do.
+pub(super) const LOOK: Duration = Duration::from_millis(50);
+
+/// An instance that is to end.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    pub(crate) id: InstanceId,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+enum Phase {
+    /// It gets no new requests, and may finish what it has until then.
+    Drains(Instant),
+    /// It was told to end, and may take until then.
+    Ends(Instant),
+    Killed,
+}
+
+impl Supervisor {
+    /// Lets an instance that serves no member any more finish what it has, and end.
+    pub(super) fn take_leave(&mut self, id: InstanceId) {
+        // Who shares its socket with its successor would go on taking requests.
+        let drain = if self.plan.hands_over() { Duration::ZERO } else { self.plan.drain };
+        self.leaving.push(Leaving { id, phase: Phase::Drains(Instant::now() + drain) });
+    }
+
+    /// Goes on with those that are to end.
+    pub(super) fn tend_leaving(&mut self) {
+        let now = Instant::now();
+        let mut leaving = std::mem::take(&mut self.leaving);
+        for it in &mut leaving {
+            let id = it.id;
+            match it.phase {
+                Phase::Drains(until) if until <= now || self.is_idle(id) => {
+                    let signal = self.plan.stop_signal;
+                    self.instance(id).send(signal);
+                    it.phase = Phase::Ends(now + self.plan.grace);
+                }
+                Phase::Ends(until) if until <= now => {
+                    let seconds = self.plan.grace.as_secs();
+                    log::line(format_args!(
+                        "{}: {seconds} s are over: killing it",
+                        self.instance(id)
+                    ));
+                    self.instance(id).kill();
+                    it.phase = Phase::Killed;
+                }
+                _ => {}
+            }
+        }
+        self.leaving = leaving;
+    }
+
+    /// Whether an instance has neither connections nor any that wait to be accepted.
+    fn is_idle(&mut self, id: InstanceId) -> bool {
+        let sockets = sockets_of(&self.instance(id).processes());
+        let busy = |entry: &TcpNetEntry| match entry.state {
+            TcpState::Established | TcpState::CloseWait => sockets.contains(&entry.inode),
+            // What waits in its queue belongs to no descriptor yet.
+            TcpState::Listen => sockets.contains(&entry.inode) && entry.rx_queue > 0,
+            _ => false,
+        };
+        // What can't be read is no reason to end it early.
+        match (tcp(), tcp6()) {
+            (Ok(ipv4), Ok(ipv6)) => !ipv4.iter().chain(&ipv6).any(busy),
+            _ => false,
+        }
+    }
+}
+
+/// The inode numbers of the sockets that processes hold.
+fn sockets_of(pids: &[u32]) -> HashSet<u64> {
+    let mut sockets = HashSet::new();
+    for pid in pids.iter().filter_map(|&pid| i32::try_from(pid).ok()) {
+        // One that has ended meanwhile holds none.
+        let Ok(descriptors) = Process::new(pid).and_then(|process| process.fd()) else { continue };
+        sockets.extend(descriptors.flatten().filter_map(|descriptor| match descriptor.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        }));
+    }
+    sockets
+}
+
+/// What tells a worker that is replaced to end: `TERM`, `SIGQUIT`, ...
+pub(crate) fn stop_signal(text: &str) -> Result<Signal, String> {
+    let name = text.to_ascii_uppercase();
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse().map_err(|_| "give the name of a signal, such as TERM, QUIT or USR2".to_owned())
+}

@@ -1,0 +1,137 @@
+//! Watching the workers' queues: who hangs gets no requests, and what waits for it moves.
+
+use std::time::{Duration, Instant};
+
+use overspill::hang::{Sample, Watch};
+use overspill::{Health, MemberId, Queue, Service, empty_queue};
+
+use super::log;
+use super::services::{Seat, tell};
+
+/// A watch for each service.
+#[derive(Debug)]
+pub(crate) struct Watching {
+    patience: Duration,
+    watches: Vec<Watch>,
+    /// The time of the last look.
+    looked: Option<Instant>,
+    /// Members that have another socket since: what was seen of them is of no use.
+    forgotten: Vec<(usize, MemberId)>,
+}
+
+impl Watching {
+    /// Bears with a worker for that long; zero watches nothing.
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self { patience, watches: Vec::new(), looked: None, forgotten: Vec::new() }
+    }
+
+    /// Another socket has taken a member's place.
+    pub(crate) fn forget(&mut self, member: (usize, MemberId)) {
+        self.forgotten.push(member);
+    }
+
+    pub(crate) fn next(&self, services: &[Service]) -> Option<Instant> {
+        if services.is_empty() || self.patience.is_zero() {
+            return None;
+        }
+        let interval = Watch::new(self.patience).interval();
+        Some(self.looked.map_or_else(Instant::now, |looked| looked + interval))
+    }
+
+    /// Looks at all queues, if it is time to.
+    pub(crate) fn look(&mut self, services: &[Service], seats: &[Seat]) {
+        let now = Instant::now();
+        if self.next(services).is_none_or(|next| now < next) {
+            return;
+        }
+        self.looked = Some(now);
+        self.watches.resize_with(services.len(), || Watch::new(self.patience));
+        for (number, (service, watch)) in services.iter().zip(&mut self.watches).enumerate() {
+            // One that was taken away with overspill rm has nothing to be looked at.
+            let Ok(mut queues) = service.queues() else { continue };
+            // Who is left out of a look is unknown at the next one.
+            queues.retain(|queue| !self.forgotten.contains(&(number, queue.member)));
+            let seats: Vec<(MemberId, &Seat)> = seats
+                .iter()
+                .filter_map(|seat| Some((seat.member.filter(|own| own.0 == number)?.1, seat)))
+                .collect();
+            Look { service, watch, queues, seats }.act(now);
+        }
+        self.forgotten.clear();
+    }
+}
+
+/// A look at one service.
+struct Look<'a> {
+    service: &'a Service,
+    watch: &'a mut Watch,
+    queues: Vec<Queue>,
+    seats: Vec<(MemberId, &'a Seat)>,
+}
+
+impl Look<'_> {
+    fn act(&mut self, now: Instant) {
+        let takes = |queue: &&Queue| !queue.gone && !queue.draining;
+        let samples: Vec<Sample> = self
+            .queues
+            .iter()
+            .filter(takes)
+            .map(|queue| Sample {
+                member: queue.member,
+                head: queue.head,
+                placed: queue.placed.saturating_sub(queue.half_open.into()),
+            })
+            .collect();
+        for change in self.watch.observe(now, &samples) {
+            self.tell(change.member, change.health);
+        }
+        // Not only what has changed: a change of the list may have come in between, and
+        // requests that were half open come into the queue of one that hangs.
+        for queue in self.queues.clone().iter().filter(takes) {
+            let health = self.watch.state(queue.member);
+            if queue.health != health {
+                self.service.set_health(queue.member, health).unwrap_or_else(tell);
+            }
+            if health == Health::Hung && queue.queued > 0 {
+                self.relieve(queue);
+            }
+        }
+    }
+
+    /// Moves what waits at a member to its siblings, where there is one at its address.
+    fn relieve(&mut self, queue: &Queue) {
+        let seat = |id| self.seats.iter().find(|(member, _)| *member == id).map(|(_, seat)| *seat);
+        let Some(Seat { address, socket: Some(socket), .. }) = seat(queue.member) else { return };
+        let helps = |other: &&Queue| {
+            other.member != queue.member
+                && !other.gone
+                && !other.draining
+                && self.watch.state(other.member) == Health::Well
+                && seat(other.member).is_some_and(|seat| seat.address == *address)
+        };
+        if !self.queues.iter().any(|other| helps(&other)) {
+            return;
+        }
+        match empty_queue(socket, queue.backlog) {
+            Ok(()) => self.watch.moved(queue.member),
+            Err(error) => tell(error),
+        }
+    }
+
+    fn tell(&self, member: MemberId, health: Health) {
+        let Some((_, seat)) = self.seats.iter().find(|(own, _)| *own == member) else { return };
+        let worker = seat.worker;
+        let waiting = self.queues.iter().find(|queue| queue.member == member);
+        let waiting = waiting.map_or(0, |queue| queue.queued);
+        let name = self.service.name();
+        match health {
+            Health::Hung => log::line(format_args!(
+                "worker {worker} hangs (service {name}, {waiting} waiting): others take its requests"
+            )),
+            Health::Well => {
+                log::line(format_args!("worker {worker} accepts again (service {name})"));
+            }
+            Health::OnTrial => {}
+        }
+    }
+}
