@@ -35,6 +35,7 @@ pub mod adopt;
 mod datapath;
 mod error;
 pub mod flow;
+pub mod hang;
 mod member;
 pub mod model;
 mod mounts;
