@@ -22,8 +22,13 @@
 //! 2. Meanwhile one sibling has accepted *twice*; once is enough after four times the
 //!    threshold.
 //!
-//! and another member is well: the last one is never declared, and when the last one
-//! leaves, all that are left are taken for well.
+//! or, instead of the second, a sibling could take the request at once: it was idle, with
+//! somebody waiting for connections, for as long as the head has stood, and that is
+//! four times the threshold. Clients that come one after the other would otherwise wait all
+//! together at the member that hangs, and no sibling would ever accept.
+//!
+//! The last one that is well is never declared, and when it leaves, all that are left are
+//! taken for well.
 //!
 //! Twice, because once proves little: a sibling that was idle accepts at once, however
 //! long it then works. With its second acceptance it has done a whole request, or does
@@ -81,7 +86,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_secs(1);
 const SLOW: u32 = 8;
 
-/// After this many thresholds a single acceptance of a sibling is enough.
+/// After this many thresholds a single acceptance of a sibling is enough, or an idle one.
 const LONG: u32 = 4;
 
 /// How long a pace stays in one of its two buckets.
@@ -98,6 +103,8 @@ pub struct Sample {
     /// The requests ever put on the member that are no longer half open. To be read
     /// *before* the head: what is counted here and is not in the queue was accepted.
     pub placed: u64,
+    /// Whether anybody waits for connections at the socket.
+    pub awaited: bool,
 }
 
 /// A member whose health is another one now.
@@ -127,6 +134,8 @@ struct Member {
     placed: u64,
     /// What waited at it was moved since the last sample.
     moved: bool,
+    /// Since when its queue was seen to be empty, and somebody waiting for connections.
+    idle: Option<Duration>,
     /// When it accepted last, and the time before.
     accepted: [Option<Duration>; 2],
     pace: Pace,
@@ -247,13 +256,16 @@ impl Watch {
 
     /// Whether a member that is well hangs, by its head.
     fn hangs(&self, id: MemberId, head: &Head) -> bool {
-        let stood = self.clock.saturating_sub(head.since);
+        let stood = head.stood(self.clock);
         if stood < self.patience {
             return false;
         }
         let threshold = self.threshold(id);
         let enough = usize::from(stood < threshold * LONG);
-        stood >= threshold && self.siblings(id).any(|s| s.accepted[enough] > Some(head.since))
+        let accepts = |s: &Member| s.accepted[enough] > Some(head.since);
+        let idle = |s: &Member| s.is_well() && s.idle.is_some_and(|since| since <= head.since);
+        stood >= threshold && self.siblings(id).any(accepts)
+            || stood >= threshold * LONG && self.siblings(id).any(idle)
     }
 
     /// For how long a member's head may stand.
@@ -290,6 +302,7 @@ impl Member {
             head: None,
             placed: sample.placed,
             moved: false,
+            idle: None,
             accepted: [None; 2],
             pace: Pace::default(),
             absence: None,
@@ -313,11 +326,7 @@ impl Member {
         let gone = self.head.filter(|head| sample.head != Some(head.connection));
         let unseen = sample.head.is_none() && sample.placed > self.placed;
         if !self.moved && (gone.is_some() || unseen) {
-            self.accept(
-                gone.map_or(Duration::ZERO, |head| head.until.saturating_sub(head.since)),
-                now,
-                soon,
-            );
+            self.accept(gone.map_or(Duration::ZERO, Head::stint), now, soon);
         }
         let stays = self.head.filter(|_| gone.is_none());
         self.head = sample.head.map(|connection| Head {
@@ -325,6 +334,8 @@ impl Member {
             since: stays.map_or(now, |head| head.since),
             until: now,
         });
+        let idle = sample.head.is_none() && sample.awaited;
+        self.idle = idle.then(|| self.idle.unwrap_or(now));
         self.placed = self.placed.max(sample.placed);
         self.moved = false;
     }
@@ -344,11 +355,20 @@ impl Member {
         let Some(absence) = &mut self.absence else { return };
         match self.head {
             None if now >= absence.due => absence.on_trial = true,
-            Some(head) if absence.on_trial && now.saturating_sub(head.since) >= patience => {
-                absence.go_on(now)
-            }
+            Some(head) if absence.on_trial && head.stood(now) >= patience => absence.go_on(now),
             _ => {}
         }
+    }
+}
+
+impl Head {
+    fn stood(self, now: Duration) -> Duration {
+        now.saturating_sub(self.since)
+    }
+
+    /// For how long it was seen: at most as long as it was there.
+    fn stint(self) -> Duration {
+        self.stood(self.until)
     }
 }
 
@@ -378,5 +398,575 @@ impl Pace {
 
     fn longest(&self) -> Option<Duration> {
         self.current.max(self.previous)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+    use std::collections::VecDeque;
+
+    const A: MemberId = MemberId(0);
+    const B: MemberId = MemberId(1);
+    const C: MemberId = MemberId(2);
+
+    fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    /// A watch with a patience of 100 ms and the hand that shows it queues.
+    struct Hand {
+        watch: Watch,
+        now: Instant,
+        queues: BTreeMap<MemberId, (Option<u64>, u64)>,
+        /// Whether those whose queues are empty wait for connections.
+        awaited: bool,
+    }
+
+    impl Hand {
+        fn new(members: &[MemberId]) -> Self {
+            let queues = members.iter().map(|id| (*id, (None, 0))).collect();
+            let (watch, now) = (Watch::new(ms(100)), Instant::now());
+            let mut hand = Self { watch, now, queues, awaited: false };
+            assert_eq!(hand.after(0), []);
+            hand
+        }
+
+        fn after(&mut self, millis: u64) -> Vec<Change> {
+            self.now += ms(millis);
+            let sample =
+                |(&member, &(head, placed))| Sample { member, head, placed, awaited: self.awaited };
+            self.watch.observe(self.now, &self.queues.iter().map(sample).collect::<Vec<_>>())
+        }
+
+        /// Some time, with a sample every 20 ms.
+        fn pass(&mut self, millis: u64) -> Vec<Change> {
+            (0..millis / 20).flat_map(|_| self.after(20)).collect()
+        }
+
+        /// The same, with `busy` accepting before each sample.
+        fn pass_with(&mut self, busy: MemberId, millis: u64) -> Vec<Change> {
+            let step = |hand: &mut Self| {
+                hand.accept_unseen(busy);
+                hand.after(20)
+            };
+            (0..millis / 20).flat_map(|_| step(self)).collect()
+        }
+
+        fn head(&mut self, member: MemberId, connection: Option<u64>) {
+            let queue = self.queues.get_mut(&member).unwrap();
+            queue.0 = connection;
+            queue.1 += u64::from(connection.is_some());
+        }
+
+        fn accept_unseen(&mut self, member: MemberId) {
+            *self.queues.get_mut(&member).unwrap() =
+                (None, self.queues.get(&member).unwrap().1 + 1);
+        }
+
+        fn move_away(&mut self, member: MemberId) {
+            self.head(member, None);
+            self.watch.moved(member);
+        }
+
+        /// A has just been declared hung, its queue not yet moved.
+        fn with_a_hung() -> Self {
+            let mut hand = Self::new(&[A, B]);
+            hand.head(A, Some(1));
+            assert_eq!(hand.pass_with(B, 120), [change(A, Health::Hung)]);
+            hand
+        }
+    }
+
+    fn change(member: MemberId, health: Health) -> Change {
+        Change { member, health }
+    }
+
+    #[test]
+    fn who_does_not_accept_while_a_sibling_does_is_declared_at_the_patience() {
+        let mut hand = Hand::new(&[A, B]);
+        hand.head(A, Some(1));
+        assert_eq!(hand.pass_with(B, 100), []);
+        assert_eq!(hand.pass_with(B, 20), [change(A, Health::Hung)]);
+        assert_eq!(hand.watch.state(A), Health::Hung);
+        assert_eq!(hand.watch.state(B), Health::Well);
+    }
+
+    #[test]
+    fn with_nobody_accepting_nobody_hangs() {
+        let mut hand = Hand::new(&[A, B, C]);
+        for (id, connection) in [(A, 1), (B, 2), (C, 3)] {
+            hand.head(id, Some(connection));
+        }
+        assert_eq!(hand.pass(10_000), []);
+    }
+
+    #[test]
+    fn what_siblings_accepted_before_does_not_count() {
+        let mut hand = Hand::new(&[A, B]);
+        hand.pass_with(B, 200);
+        hand.head(A, Some(1));
+        assert_eq!(hand.pass(5_000), []);
+    }
+
+    #[test]
+    fn one_acceptance_counts_only_after_four_times_the_threshold() {
+        let mut hand = Hand::new(&[A, B]);
+        hand.head(A, Some(1));
+        hand.pass(20);
+        hand.accept_unseen(B);
+        assert_eq!(hand.pass(380), []);
+        assert_eq!(hand.pass(40), [change(A, Health::Hung)]);
+    }
+
+    #[test]
+    fn an_empty_queue_does_not_hang() {
+        let mut hand = Hand::new(&[A, B]);
+        assert_eq!(hand.pass_with(B, 5_000), []);
+    }
+
+    #[test]
+    fn a_changed_head_is_an_acceptance_too() {
+        let mut hand = Hand::new(&[A, B]);
+        hand.head(A, Some(1));
+        let mut changes = Vec::new();
+        for connection in 10..16 {
+            hand.head(B, Some(connection));
+            changes.extend(hand.after(20));
+        }
+        assert_eq!(changes, [change(A, Health::Hung)]);
+    }
+
+    /// Alone for a while, `member` needs 160 ms for each of two requests.
+    fn learn_slow(hand: &mut Hand, member: MemberId) {
+        for connection in 1000..1002 {
+            hand.head(member, Some(connection));
+            assert_eq!(hand.pass(160), []);
+        }
+        hand.head(member, None);
+        hand.pass(20);
+    }
+
+    #[test]
+    fn its_own_pace_puts_the_threshold_off() {
+        let mut hand = Hand::new(&[A, B]);
+        learn_slow(&mut hand, A);
+        hand.head(A, Some(1));
+        assert_eq!(hand.pass_with(B, 280), []);
+        assert_eq!(hand.pass_with(B, 40), [change(A, Health::Hung)]);
+    }
+
+    #[test]
+    fn the_median_of_its_siblings_puts_the_threshold_off() {
+        let mut hand = Hand::new(&[A, B, C]);
+        learn_slow(&mut hand, B);
+        learn_slow(&mut hand, C);
+        hand.head(A, Some(1));
+        assert_eq!(hand.pass_with(B, 280), []);
+        assert_eq!(hand.pass_with(B, 40), [change(A, Health::Hung)]);
+    }
+
+    #[test]
+    fn one_slow_sibling_of_three_does_not_put_it_off() {
+        let d = MemberId(3);
+        let mut hand = Hand::new(&[A, B, C, d]);
+        learn_slow(&mut hand, B);
+        hand.accept_unseen(C);
+        hand.accept_unseen(d);
+        hand.pass(20);
+        hand.head(A, Some(1));
+        assert_eq!(hand.pass_with(C, 120), [change(A, Health::Hung)]);
+    }
+
+    #[test]
+    fn a_pace_is_forgotten_when_newer_ones_have_come() {
+        let mut pace = Pace::default();
+        pace.add(ms(160), ms(0));
+        pace.add(ms(1), ms(9_999));
+        assert_eq!(pace.longest(), Some(ms(160)));
+        pace.add(ms(2), ms(60_000));
+        assert_eq!(pace.longest(), Some(ms(160)), "an idle time teaches nothing");
+        pace.add(ms(1), ms(70_000));
+        assert_eq!(pace.longest(), Some(ms(2)));
+    }
+
+    #[test]
+    fn the_last_one_is_never_declared() {
+        // A and C hang for B alone.
+        let mut hand = Hand::new(&[A, B, C]);
+        hand.head(A, Some(1));
+        hand.head(C, Some(2));
+        let hung = [change(A, Health::Hung), change(C, Health::Hung)];
+        assert_eq!(hand.pass_with(B, 120), hung);
+        hand.head(B, Some(3));
+        assert_eq!(hand.pass(5_000), []);
+    }
+
+    #[test]
+    fn when_the_last_one_leaves_the_others_are_well() {
+        let mut hand = Hand::with_a_hung();
+        hand.queues.remove(&B);
+        assert_eq!(hand.after(20), [change(A, Health::Well)]);
+    }
+
+    #[test]
+    fn a_member_that_left_comes_back_well() {
+        let mut hand = Hand::with_a_hung();
+        let queue = hand.queues.remove(&A).unwrap();
+        assert_eq!(hand.after(20), []);
+        assert_eq!(hand.watch.state(A), Health::Well);
+        hand.queues.insert(A, queue);
+        assert_eq!(hand.pass_with(B, 100), []);
+    }
+
+    #[test]
+    fn what_was_not_moved_is_well_as_soon_as_it_is_accepted() {
+        let mut hand = Hand::with_a_hung();
+        assert_eq!(hand.pass_with(B, 1_000), []);
+        hand.head(A, None);
+        assert_eq!(hand.after(20), [change(A, Health::Well)]);
+    }
+
+    #[test]
+    fn what_was_moved_is_no_sign_of_life() {
+        let mut hand = Hand::with_a_hung();
+        hand.move_away(A);
+        assert_eq!(hand.pass(80), []);
+        assert_eq!(hand.pass(20), [change(A, Health::OnTrial)]);
+    }
+
+    #[test]
+    fn a_trial_is_won_by_accepting_seen_or_unseen() {
+        for seen in [true, false] {
+            let mut hand = Hand::with_a_hung();
+            hand.move_away(A);
+            hand.pass(100);
+            assert_eq!(hand.watch.state(A), Health::OnTrial);
+            assert_eq!(hand.pass(2_000), [], "without a request the trial goes on");
+            if seen {
+                hand.head(A, Some(2));
+                assert_eq!(hand.after(20), []);
+                hand.head(A, None);
+            } else {
+                hand.accept_unseen(A);
+            }
+            assert_eq!(hand.after(20), [change(A, Health::Well)]);
+        }
+    }
+
+    #[test]
+    fn each_failed_trial_doubles_the_pause_up_to_a_second() {
+        let mut hand = Hand::with_a_hung();
+        for (connection, pause) in (2..).zip([100, 200, 400, 800, 1000, 1000]) {
+            hand.move_away(A);
+            assert_eq!(hand.pass(pause - 20), [], "before a pause of {pause} ms is over");
+            assert_eq!(hand.after(20), [change(A, Health::OnTrial)]);
+            hand.head(A, Some(connection));
+            assert_eq!(hand.pass(100), []);
+            assert_eq!(hand.after(20), [change(A, Health::Hung)]);
+        }
+    }
+
+    #[test]
+    fn who_comes_back_soon_was_slow_and_who_comes_back_late_was_not() {
+        for (away, first, then) in [(300, 400, 800), (5_000, 100, 40)] {
+            let mut hand = Hand::with_a_hung();
+            hand.pass_with(B, away);
+            hand.head(A, None);
+            assert_eq!(hand.after(20), [change(A, Health::Well)]);
+            hand.head(A, Some(7));
+            assert_eq!(hand.pass_with(B, first), []);
+            assert_eq!(hand.pass_with(B, then), [change(A, Health::Hung)]);
+        }
+    }
+
+    #[test]
+    fn a_stall_counts_for_two_intervals_at_most() {
+        let mut hand = Hand::new(&[A, B]);
+        hand.head(A, Some(1));
+        hand.after(20);
+        hand.accept_unseen(B);
+        hand.after(20);
+        // All stand still; B is the first to be awake again.
+        hand.accept_unseen(B);
+        assert_eq!(hand.after(3_600_000), []);
+        assert_eq!(hand.pass_with(B, 20), []);
+        assert_eq!(hand.pass_with(B, 20), [change(A, Health::Hung)]);
+    }
+
+    #[test]
+    fn an_idle_sibling_can_take_what_waits() {
+        let mut hand = Hand::new(&[A, B]);
+        hand.awaited = true;
+        assert_eq!(hand.pass(100), []);
+        hand.queues.insert(A, (Some(1), 1));
+        assert_eq!(hand.pass(400), []);
+        assert_eq!(hand.pass(40), [Change { member: A, health: Health::Hung }]);
+
+        let mut hand = Hand::new(&[A, B]);
+        assert_eq!(hand.pass(100), []);
+        hand.queues.insert(A, (Some(1), 1));
+        assert_eq!(hand.pass(2000), [], "nobody waits for connections at B");
+    }
+
+    #[test]
+    fn stalls_alone_prove_nothing() {
+        // All that B does is seen in one sample.
+        let mut hand = Hand::new(&[A, B]);
+        hand.head(A, Some(1));
+        hand.pass(80);
+        for _ in 0..5 {
+            hand.accept_unseen(B);
+        }
+        assert_eq!(hand.after(2_000), []);
+        assert_eq!(hand.pass(60), []);
+    }
+
+    #[test]
+    fn a_count_that_falls_back_proves_nothing() {
+        // Half-open requests are read apart: the count may go down and up again.
+        let mut hand = Hand::with_a_hung();
+        hand.move_away(A);
+        hand.after(20);
+        hand.queues.get_mut(&A).unwrap().1 -= 1;
+        hand.after(20);
+        hand.queues.get_mut(&A).unwrap().1 += 1;
+        assert_eq!(hand.after(20), []);
+    }
+
+    /// A service in simulated time, in steps of half a millisecond: workers that need
+    /// some time for each request before they accept the next, requests that are put on
+    /// well members in turn, and a supervisor that samples with jitter, moves what waits
+    /// at hung members, and gives one request to those on trial.
+    struct World {
+        rng: StdRng,
+        watch: Watch,
+        start: Instant,
+        now: u64,
+        next_sample: u64,
+        workers: Vec<Worker>,
+        turn: usize,
+        connections: u64,
+        /// What was declared, and what was well again, with the time.
+        changes: Vec<(u64, Change)>,
+    }
+
+    #[derive(Clone, Default)]
+    struct Worker {
+        /// For a request it needs between a half and the whole of this many steps.
+        slowness: u64,
+        /// Does not accept until then.
+        busy: u64,
+        stopped: bool,
+        queue: VecDeque<u64>,
+        placed: u64,
+    }
+
+    /// Steps of half a millisecond.
+    const fn steps(millis: u64) -> u64 {
+        millis * 2
+    }
+
+    const PATIENCE: u64 = 100;
+
+    impl World {
+        /// Workers that need up to so many milliseconds; 0 accepts whatever comes.
+        fn new(seed: u64, slowness: &[u64]) -> Self {
+            let worker = |&millis: &u64| Worker { slowness: steps(millis), ..Worker::default() };
+            Self {
+                rng: StdRng::seed_from_u64(seed),
+                watch: Watch::new(ms(PATIENCE)),
+                start: Instant::now(),
+                now: 0,
+                next_sample: 0,
+                workers: slowness.iter().map(worker).collect(),
+                turn: 0,
+                connections: 0,
+                changes: Vec::new(),
+            }
+        }
+
+        /// Lets it run; every `gap` milliseconds on average a request arrives.
+        fn run(&mut self, millis: u64, gap: f64) {
+            for _ in 0..steps(millis) {
+                self.now += 1;
+                if self.rng.random_bool((0.5 / gap).min(1.0)) {
+                    self.arrive();
+                }
+                for worker in &mut self.workers {
+                    worker.work(self.now, &mut self.rng);
+                }
+                if self.now >= self.next_sample {
+                    self.sample();
+                }
+            }
+        }
+
+        fn arrive(&mut self) {
+            self.connections += 1;
+            self.place(self.connections);
+        }
+
+        /// To one on trial, else to the next one that is well.
+        fn place(&mut self, connection: u64) {
+            let count = self.workers.len();
+            let order = (1..=count).map(|i| (self.turn + i) % count);
+            let takes = |&i: &usize, trial: bool| match self.watch.state(id(i)) {
+                Health::Well => !trial,
+                Health::Hung => false,
+                Health::OnTrial => trial && self.workers[i].queue.is_empty(),
+            };
+            let chosen = order.clone().find(|i| takes(i, true));
+            let chosen = chosen.or_else(|| order.clone().find(|i| takes(i, false)));
+            let chosen = chosen.expect("one is always well");
+            self.turn = chosen;
+            // The client of a full queue gives up.
+            if self.workers[chosen].queue.len() < 16 {
+                self.workers[chosen].queue.push_back(connection);
+                self.workers[chosen].placed += 1;
+            }
+        }
+
+        fn sample(&mut self) {
+            let interval = steps(PATIENCE / 5);
+            self.next_sample = self.now + self.rng.random_range(interval - 4..=interval + 4);
+            let sample = |(i, worker): (usize, &Worker)| Sample {
+                member: id(i),
+                head: worker.queue.front().copied(),
+                placed: worker.placed,
+                awaited: worker.busy <= self.now,
+            };
+            let samples: Vec<_> = self.workers.iter().enumerate().map(sample).collect();
+            let now = self.start + Duration::from_micros(500 * self.now);
+            for change in self.watch.observe(now, &samples) {
+                self.changes.push((self.now, change));
+                if change.health == Health::Hung {
+                    self.watch.moved(change.member);
+                    let queue = std::mem::take(&mut self.workers[change.member.0 as usize].queue);
+                    queue.into_iter().for_each(|connection| self.place(connection));
+                }
+            }
+        }
+
+        /// The bursts and idle times of a day, at what `gap` says on average.
+        fn live(&mut self, seconds: u64, gap: f64) {
+            for _ in 0..seconds {
+                match self.rng.random_range(0..8) {
+                    0 => self.run(1_000, 1_000_000.0),
+                    1 => (0..self.workers.len() * 4).for_each(|_| self.arrive()),
+                    _ => {}
+                }
+                self.run(1_000, gap);
+            }
+        }
+
+        fn declared(&self) -> usize {
+            let hung = |(_, change): &&(u64, Change)| change.health == Health::Hung;
+            self.changes.iter().filter(hung).count()
+        }
+
+        fn first(&self, wanted: Change) -> Option<u64> {
+            self.changes.iter().find(|(_, change)| *change == wanted).map(|(at, _)| *at)
+        }
+    }
+
+    impl Worker {
+        fn work(&mut self, now: u64, rng: &mut StdRng) {
+            while !self.stopped && now >= self.busy && self.queue.pop_front().is_some() {
+                if self.slowness > 0 {
+                    self.busy = now + rng.random_range(self.slowness / 2..=self.slowness);
+                }
+            }
+        }
+    }
+
+    fn id(position: usize) -> MemberId {
+        MemberId(u32::try_from(position).unwrap())
+    }
+
+    /// At this gap the workers are about as busy as they can be.
+    fn gap(slowness: &[u64]) -> f64 {
+        let rate = |&millis: &u64| 1.0 / (0.75 * (millis.max(2) as f64));
+        (1.1 / slowness.iter().map(rate).sum::<f64>()).max(1.0)
+    }
+
+    fn slownesses() -> impl Strategy<Value = Vec<u64>> {
+        let one_among_fast = (1..=500_u64, prop::collection::vec(0..=20_u64, 1..6))
+            .prop_map(|(slow, fast)| [vec![slow], fast].concat());
+        let all_alike = (1..=500_u64, 2..7_usize).prop_map(|(slow, count)| vec![slow; count]);
+        let any = prop::collection::vec(0..=500_u64, 2..7);
+        prop_oneof![one_among_fast, all_alike, any]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn healthy_members_are_never_declared_once_known(
+            slowness in slownesses(),
+            seed in any::<u64>(),
+        ) {
+            let mut world = World::new(seed, &slowness);
+            world.run(10_000, gap(&slowness));
+            let before = world.declared();
+            world.live(60, gap(&slowness));
+            prop_assert_eq!(world.declared(), before, "{:?}", world.changes);
+        }
+
+        #[test]
+        fn who_hangs_is_declared_in_time_and_well_again_in_time(
+            slowness in prop::collection::vec(0..=45_u64, 2..7),
+            healthy in 1_000..4_000_u64,
+            hung in 300..6_000_u64,
+            seed in any::<u64>(),
+        ) {
+            // Often enough that each sibling is soon given another one.
+            let mut world = World::new(seed, &slowness);
+            world.run(healthy, 2.0);
+            prop_assert_eq!(world.declared(), 0);
+            world.workers[0].stopped = true;
+            while world.workers[0].queue.is_empty() {
+                world.run(1, 2.0);
+            }
+            let stopped = world.now;
+            world.run(hung, 2.0);
+            let declared = world.first(change(A, Health::Hung));
+            let latest = stopped + steps(PATIENCE) + 2 * (steps(PATIENCE / 5) + 4);
+            prop_assert!(declared.is_some_and(|at| at <= latest), "{declared:?} {latest}");
+            prop_assert!(world.changes.iter().all(|(_, change)| change.member == A));
+
+            // A pause, a request's way, and two samples; nobody else is ever declared.
+            world.workers[0].stopped = false;
+            let resumed = world.now;
+            let seen = world.changes.len();
+            world.run(1_000 + 100 + PATIENCE, 2.0);
+            let well = &world.changes[seen..].iter().find(|(_, c)| c.health == Health::Well);
+            prop_assert!(well.is_some(), "resumed at {resumed}: {:?}", world.changes);
+            prop_assert!(world.changes.iter().all(|(_, change)| change.member == A));
+        }
+    }
+
+    /// How often a slow member is declared before its pace is known, and how often
+    /// members of a service that is slow as a whole are.
+    #[test]
+    fn a_slow_member_is_declared_twice_at_most() {
+        for slow in [60, 150, 300, 500] {
+            let mut counts = [0; 4];
+            let mut alike = 0;
+            for seed in 0..50 {
+                let slowness = [slow, 5, 5, 5];
+                let mut world = World::new(seed, &slowness);
+                world.run(10_000, gap(&slowness));
+                counts[world.declared().min(3)] += 1;
+                let mut world = World::new(seed, &[slow; 4]);
+                world.run(10_000, gap(&[slow; 4]));
+                alike += world.declared();
+            }
+            println!("{slow} ms: declared 0, 1, 2, more times: {counts:?}; all slow: {alike}");
+            assert_eq!(counts[3], 0, "{slow} ms: {counts:?}");
+        }
     }
 }

@@ -154,6 +154,10 @@ impl Instance {
         if let Some(cgroup) = &self.cgroup {
             // What was killed may take a moment; the whole group is removed in the end.
             let _ = cgroup.remove();
+            if self.child.is_none() {
+                // With the last of them that of the killed supervisor.
+                let _ = cgroup.parent().map(|parent| parent.remove());
+            }
         }
         ending
     }

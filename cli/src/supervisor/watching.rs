@@ -80,6 +80,7 @@ impl Look<'_> {
                 member: queue.member,
                 head: queue.head,
                 placed: queue.placed.saturating_sub(queue.half_open.into()),
+                awaited: queue.awaited,
             })
             .collect();
         for change in self.watch.observe(now, &samples) {
