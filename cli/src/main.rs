@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{check, demo, drain, ls, resume, rm, run, set, share, show};
-use supervisor::worker;
+use supervisor::{relay, worker};
 
 /// Let the sockets of one service share their queues inside the kernel
 ///
@@ -43,6 +43,8 @@ enum Command {
     Demo(demo::Args),
     #[command(hide = true)]
     Worker(worker::Args),
+    #[command(hide = true)]
+    Relay(relay::Args),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Worker(args) => worker::run(&args),
+        Command::Relay(args) => relay::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -11,6 +11,7 @@ use overspill::{Capacity, Name};
 
 use crate::args::{self, RuleArgs};
 use crate::failure::Outcome;
+use crate::supervisor::relay::Output;
 use crate::supervisor::{self, Plan};
 
 const LONG: &str = "\
@@ -29,6 +30,11 @@ killed. A script that starts the server does so with exec: its end is taken for 
 server's. Clients that wait in its queue wait for its successor; during a pause, and then
 until it has run for as long, new requests go to the other workers. After it the worker
 takes requests again, even if overspill drain had let it drain.
+
+Each line that a worker writes comes out with the worker's number before it ('2 | GET /'), on
+stdout or stderr as it was written. One longer than 64 KiB is cut, and goes on after '2 + '.
+A process of its own, overspill relay, does this, and goes on as long as there is a worker,
+even if overspill run is killed.
 
 Unless other rules are given, the policy is next-available and a request that finds every
 queue full is dropped. With --redirect off there is no service, only workers.
@@ -102,6 +108,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     grace: u32,
 
+    /// How what the workers write comes out
+    #[arg(long, value_enum, default_value_t)]
+    output: Output,
+
     /// How much the network namespace is set up for, if this is its first service
     #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = args::capacity)]
     capacity: Option<Capacity>,
@@ -142,6 +152,7 @@ impl Args {
             capacity: self.capacity,
             user: self.user,
             grace: Duration::from_secs(self.grace.into()),
+            output: self.output,
             command: self.command,
         })
     }
@@ -257,6 +268,13 @@ mod tests {
         assert_eq!(plan.rules, expected);
         assert_eq!(plan.capacity, Some(Capacity { services: 2, members: 3 }));
         assert_eq!(plan.grace, Duration::from_secs(4));
+        assert_eq!(plan.output, Output::Prefixed);
+    }
+
+    #[test]
+    fn the_output_may_stay_as_it_is() {
+        let plan = plan("--listen 10.0.0.1:80 --output as-is -- x").unwrap();
+        assert_eq!(plan.output, Output::AsIs);
     }
 
     #[test]
@@ -270,6 +288,7 @@ mod tests {
             ("-n 0 --listen 10.0.0.1:80 -- x", "0 is not in"),
             ("--policy best --listen 10.0.0.1:80 -- x", "shortest-queue"),
             ("--name web:80 --listen 10.0.0.1:80 -- x", "adds the port"),
+            ("--output raw --listen 10.0.0.1:80 -- x", "prefixed, as-is"),
             ("--capacity 3 --listen 10.0.0.1:80 -- x", "two numbers"),
         ] {
             let error = plan(line).unwrap_err();

@@ -7,6 +7,7 @@
 mod crew;
 mod ignored;
 mod log;
+pub(crate) mod relay;
 mod services;
 mod sockets;
 pub(crate) mod worker;
@@ -27,6 +28,7 @@ use overspill::{Capacity, Name, Rules};
 use crate::failure::{Failure, Outcome};
 use crew::Crew;
 use ignored::Ignored;
+use relay::{Output, Relay};
 use services::Services;
 use sockets::Sockets;
 use worker::NotStarted;
@@ -46,6 +48,7 @@ pub(crate) struct Plan {
     pub(crate) capacity: Option<Capacity>,
     pub(crate) user: Option<String>,
     pub(crate) grace: Duration,
+    pub(crate) output: Output,
     pub(crate) command: Vec<OsString>,
 }
 
@@ -66,19 +69,19 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         ));
     }
     watch_signals(&ignored, sender.clone())?;
-    if let Some(user) = &plan.user {
-        worker::find_user(user)?;
-    }
+    let user = plan.user.as_deref().map(worker::find_user).transpose()?;
     // First of all descriptors: they fill the numbers from 3 on, which those of the workers
     // get, so that nothing that starting a worker needs can lie there.
     let sockets = Sockets::make(&plan.addresses, plan.backlog)?;
-    let services = Services::make(&plan, &sockets)?;
     let workers = sockets.workers();
+    let relay = Relay::start(plan.output, workers, user.map(|user| user.uid))?;
+    let services = Services::make(&plan, &sockets)?;
     let mut supervisor = Supervisor {
         crew: Crew::new(workers, Instant::now()),
         children: std::iter::repeat_with(|| None).take(workers).collect(),
         plan,
         sockets,
+        relay,
         services,
         sender,
         events,
@@ -91,6 +94,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
 struct Supervisor {
     plan: Plan,
     sockets: Sockets,
+    relay: Relay,
     services: Services,
     crew: Crew,
     /// The running process of each worker.
@@ -172,7 +176,8 @@ impl Supervisor {
     fn start(&mut self, worker: usize) -> Result<(), NotStarted> {
         let sockets = self.sockets.of(worker);
         let Plan { user, command, .. } = &self.plan;
-        let mut child = worker::start(worker, user.as_deref(), command, sockets)?;
+        let outputs = self.relay.outputs(worker);
+        let mut child = worker::start(worker, user.as_deref(), command, sockets, outputs)?;
         let pid = child.id();
         if let Err(failure) = watch_end(worker, id_of(&child), self.sender.clone()) {
             // Unwatched, it would never be started again.

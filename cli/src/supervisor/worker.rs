@@ -7,7 +7,7 @@
 use std::convert::Infallible;
 use std::ffi::{CString, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -39,14 +39,17 @@ pub(crate) struct NotStarted {
     pub(crate) failure: Failure,
 }
 
-/// Starts worker number `number` with its sockets, and returns when it has become COMMAND.
+/// Starts worker number `number` with its sockets and these as stdout and stderr, and returns
+/// when it has become COMMAND.
 pub(crate) fn start<'a>(
     number: usize,
     user: Option<&str>,
     command: &[OsString],
     sockets: impl Iterator<Item = (SocketAddr, &'a TcpListener)>,
+    outputs: io::Result<[Stdio; 2]>,
 ) -> Result<Child, NotStarted> {
-    let (mut child, mut report) = spawn(number, user, command, sockets).map_err(|error| {
+    let spawned = outputs.and_then(|outputs| spawn(number, user, command, sockets, outputs));
+    let (mut child, mut report) = spawned.map_err(|error| {
         let failure = Failure::new(format!("cannot start a worker: {error}"));
         NotStarted { pid: None, failure }
     })?;
@@ -67,7 +70,8 @@ fn spawn<'a>(
     user: Option<&str>,
     command: &[OsString],
     sockets: impl Iterator<Item = (SocketAddr, &'a TcpListener)>,
-) -> std::io::Result<(Child, UnixStream)> {
+    [stdout, stderr]: [Stdio; 2],
+) -> io::Result<(Child, UnixStream)> {
     let mut names = Vec::new();
     let mut mappings = Vec::new();
     for ((address, listener), child_fd) in sockets.zip(FIRST_DESCRIPTOR..) {
@@ -84,6 +88,8 @@ fn spawn<'a>(
         .arg("--")
         .args(command)
         .stdin(OwnedFd::from(stdin))
+        .stdout(stdout)
+        .stderr(stderr)
         // A signal from the terminal reaches the supervisor alone, which passes it on once.
         .process_group(0)
         .env("LISTEN_FDS", names.len().to_string())
@@ -96,7 +102,7 @@ fn spawn<'a>(
 
 /// Becomes COMMAND. Returns never: what fails is reported to the supervisor.
 pub(crate) fn run(args: &Args) -> Outcome {
-    let report = std::io::stdin().as_fd().try_clone_to_owned();
+    let report = io::stdin().as_fd().try_clone_to_owned();
     let Err(failure) = become_command(args);
     let report = report.map_err(|error| Failure::new(format!("cannot use stdin: {error}")))?;
     // Without a supervisor to read it, it is told as any other failure.

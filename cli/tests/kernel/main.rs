@@ -4,6 +4,7 @@
 mod bad_input;
 mod commands;
 mod demo;
+mod output;
 mod run;
 mod server;
 mod tool;
