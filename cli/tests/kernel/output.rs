@@ -20,7 +20,9 @@ say("up\n", "ready\n")
 listener = socket.socket(fileno=3)
 while True:
     connection, _ = listener.accept()
-    asked = connection.recv(100)
+    asked = b""
+    while not asked.endswith(b"\r\n\r\n"):
+        asked += connection.recv(100)
     say("asked\n", "served\n")
     connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n%d" % os.getpid())
     connection.close()
