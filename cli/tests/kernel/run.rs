@@ -481,7 +481,7 @@ fn the_signal_reaches_what_a_worker_started() {
     let run = Run::start("-n 1 --listen 10.0.0.1:80 --grace 30", &["sh", "-c", script]);
     run.line("up");
     let lines = run.ends_at(Signal::SIGTERM);
-    assert!(lines.contains(&"told".to_owned()), "{lines:#?}");
+    assert!(lines.contains(&"0 | told".to_owned()), "{lines:#?}");
     assert!(lines.iter().any(|line| line.ends_with("ended with status 7")), "{lines:#?}");
 }
 

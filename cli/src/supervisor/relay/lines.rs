@@ -73,7 +73,9 @@ mod tests {
         let mut given = Vec::new();
         let mut give = |line: &[u8]| given.push(line.to_vec());
         let mut lines = Lines::new(2, workers);
-        pieces.iter().for_each(|piece| lines.take(piece, &mut give));
+        for piece in pieces {
+            lines.take(piece, &mut give);
+        }
         lines.finish(&mut give);
         given
     }

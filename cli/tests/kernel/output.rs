@@ -1,0 +1,161 @@
+//! What the workers of `overspill run` write.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use world::{DEADLINE, at};
+
+use crate::server::get;
+
+/// Says so on both streams when it starts and when it is asked; the last word has no end.
+const SERVER: &str = r#"
+import os, socket, sys
+def say(out, err):
+    sys.stdout.write(out); sys.stdout.flush()
+    sys.stderr.write(err); sys.stderr.flush()
+say("up\n", "ready\n")
+listener = socket.socket(fileno=3)
+while True:
+    connection, _ = listener.accept()
+    asked = b""
+    while not asked.endswith(b"\r\n\r\n"):
+        asked += connection.recv(100)
+    say("asked\n", "served\n")
+    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n%d" % os.getpid())
+    connection.close()
+    if b"/last" in asked:
+        say("last", "words")
+        os._exit(0)
+"#;
+
+/// A running `overspill run`, and the lines of each stream.
+struct Run {
+    supervisor: Child,
+    stdout: Receiver<String>,
+    stderr: Receiver<String>,
+}
+
+impl Run {
+    fn start(options: &str) -> Self {
+        let mut supervisor = Command::new(env!("CARGO_BIN_EXE_overspill"))
+            .args(["run", "--name", "web", "--listen", "10.0.0.1:80"])
+            .args(options.split(' '))
+            .args(["--", "python3", "-c", SERVER])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = lines(supervisor.stdout.take().unwrap());
+        let stderr = lines(supervisor.stderr.take().unwrap());
+        Self { supervisor, stdout, stderr }
+    }
+
+    /// Ends it, and gives what is left of stdout and stderr.
+    fn end(mut self) -> [Vec<String>; 2] {
+        let pid = Pid::from_raw(self.supervisor.id().try_into().unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+        assert!(self.supervisor.wait().unwrap().success());
+        [self.stdout.iter().collect(), self.stderr.iter().collect()]
+    }
+}
+
+fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = channel();
+    std::thread::spawn(move || {
+        BufReader::new(stream).lines().map_while(Result::ok).try_for_each(|it| sender.send(it))
+    });
+    lines
+}
+
+/// Waits for that line; the supervisor's own are passed over, any other is wrong.
+#[track_caller]
+fn expect(stream: &Receiver<String>, line: &str) {
+    loop {
+        let next = stream.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("no line {line:?}"));
+        if !next.starts_with("overspill: ") {
+            return assert_eq!(next, line);
+        }
+    }
+}
+
+/// The same for the first lines of two workers, which come in any order.
+#[track_caller]
+fn expect_both(stream: &Receiver<String>, expected: [&str; 2]) {
+    let next = || stream.iter().find(|line| !line.starts_with("overspill: ")).unwrap();
+    let mut got = [next(), next()];
+    got.sort();
+    assert_eq!(got, expected);
+}
+
+#[test]
+fn each_line_has_its_workers_number_and_stays_on_its_stream() {
+    world::enter();
+    let run = Run::start("-n 2");
+    expect_both(&run.stdout, ["0 | up", "1 | up"]);
+    expect_both(&run.stderr, ["0 | ready", "1 | ready"]);
+    let [stdout, stderr] = run.end();
+    assert!(stdout.is_empty(), "the supervisor writes to stderr alone: {stdout:#?}");
+    assert!(stderr.iter().all(|line| line.starts_with("overspill: ")), "{stderr:#?}");
+}
+
+#[test]
+fn a_broken_off_line_is_not_mixed_with_the_successors() {
+    world::enter();
+    let run = Run::start("-n 1");
+    expect(&run.stdout, "0 | up");
+    expect(&run.stderr, "0 | ready");
+    get(at("10.0.0.1:80"), "/last");
+    for line in ["0 | asked", "0 | last", "0 | up"] {
+        expect(&run.stdout, line);
+    }
+    for line in ["0 | served", "0 | words", "0 | ready"] {
+        expect(&run.stderr, line);
+    }
+    run.end();
+}
+
+#[test]
+fn workers_write_and_serve_on_when_the_supervisor_is_killed() {
+    world::enter();
+    let mut run = Run::start("-n 1");
+    expect(&run.stdout, "0 | up");
+    expect(&run.stderr, "0 | ready");
+    run.supervisor.kill().unwrap();
+    run.supervisor.wait().unwrap();
+    let pid = get(at("10.0.0.1:80"), "/");
+    assert_eq!(get(at("10.0.0.1:80"), "/last"), pid, "the same process serves on");
+    for line in ["0 | asked", "0 | asked", "0 | last"] {
+        expect(&run.stdout, line);
+    }
+    // With the last worker the relay ends, and so do the streams.
+    assert!(
+        run.stdout.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
+    );
+}
+
+#[test]
+fn workers_serve_on_when_nobody_reads() {
+    world::enter();
+    let mut run = Run::start("-n 1");
+    expect(&run.stdout, "0 | up");
+    // Its reader ends at the next line, and the line after that finds nobody.
+    drop(std::mem::replace(&mut run.stdout, channel().1));
+    let pid = get(at("10.0.0.1:80"), "/");
+    for _ in 0..5 {
+        assert_eq!(get(at("10.0.0.1:80"), "/"), pid);
+    }
+    run.end();
+}
+
+#[test]
+fn the_output_may_stay_as_it_is() {
+    world::enter();
+    let run = Run::start("-n 2 --output as-is");
+    expect_both(&run.stdout, ["up", "up"]);
+    expect_both(&run.stderr, ["ready", "ready"]);
+    run.end();
+}
