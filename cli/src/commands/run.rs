@@ -308,7 +308,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_said() {
         for (line, said) in [
-            ("-- x", "--listen"),
+            ("--private-port 80 --listen 10.0.0.1:80 -- x", "leave it out"),
+            ("--stop-signal LEAVE -- x", "name of a signal"),
             ("--listen 10.0.0.1:80", "<COMMAND>"),
             ("--listen localhost -- x", "127.0.0.1:8080"),
             ("--listen 10.0.0.1:0 -- x", "port 0"),
