@@ -7,8 +7,8 @@ use std::thread;
 use anyhow::Result;
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Network and mount namespaces of their own ([`world::enter`]). A contestant's sockets
-/// meet no other contestant's program there.
+/// Network and mount namespaces of their own ([`world::enter_namespaces`]). A contestant's
+/// sockets meet no other contestant's program there.
 #[derive(Debug)]
 pub(crate) struct Arena {
     network: File,
@@ -18,7 +18,7 @@ pub(crate) struct Arena {
 impl Arena {
     pub(crate) fn new() -> Result<Self> {
         in_thread(|| {
-            world::enter();
+            world::enter_namespaces();
             Ok(Self {
                 network: File::open("/proc/thread-self/ns/net")?,
                 mounts: File::open("/proc/thread-self/ns/mnt")?,

@@ -16,7 +16,7 @@ pub(super) const ASIDE: &str = "new-";
 /// Its end removes the folder if nothing is left in it.
 pub(crate) struct Lock {
     root: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl Lock {
@@ -43,7 +43,7 @@ impl Lock {
             // Whoever had the lock before may have removed the folder at its end.
             if is_same(&file, &root) {
                 check_owner(&file, &root)?;
-                let lock = Self { root, _file: file };
+                let lock = Self { root, file };
                 lock.sweep()?;
                 return Ok(lock);
             }
@@ -84,6 +84,9 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // Fails while a namespace has a state: then it is to stay.
         let _ = fs::remove_dir(&self.root);
+        // A child that another thread has forked meanwhile holds a copy of the descriptor,
+        // and with it the lock, as long as it executes nothing.
+        let _ = self.file.unlock();
     }
 }
 

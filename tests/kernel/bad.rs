@@ -176,7 +176,7 @@ fn families_that_cannot_help_each_other() {
 fn a_socket_of_another_namespace() {
     let ground = Ground::new();
     let elsewhere = thread::spawn(|| {
-        world::enter();
+        world::enter_namespaces();
         listener(at("10.0.0.3:80"))
     });
     let socket = elsewhere.join().unwrap();

@@ -45,8 +45,7 @@ impl Listening {
         if self.address.is_ipv6() {
             socket.set_only_v6(self.v6_only).unwrap();
         }
-        // A process that another test starts holds every descriptor until it executes.
-        world::wait_until("the address is free", || socket.bind(&self.address.into()).is_ok());
+        socket.bind(&self.address.into()).unwrap();
         socket
     }
 

@@ -1,7 +1,8 @@
 //! A service in the kernel and its image in the model, side by side.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Instant;
 
 use overspill::model::{self, Request, Turns, Verdict};
@@ -214,27 +215,20 @@ impl Bench {
         socket.bind(&client.into()).unwrap();
         socket.set_nonblocking(true).unwrap();
         let answer = socket.connect(&called.into());
-        match verdict {
-            Verdict::Placed(_) | Verdict::Redirected { .. } => {
-                let stream: TcpStream = socket.into();
-                world::wait_until("the client is connected", || stream.peer_addr().is_ok());
-                let member = &mut self.members[chosen(verdict).unwrap()];
-                member.model.queued += 1;
-                member.waiting.push_back(Waiting { client, called, _stream: stream.into() });
-            }
+        if let Verdict::Dropped(_) = verdict {
             // No answer: it stays on its way until it is dropped here.
-            Verdict::Dropped(_) => {
-                assert_eq!(answer.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
-            }
-            Verdict::Reset | Verdict::Left | Verdict::NotOurs => {
-                let refused = || match socket.take_error().unwrap() {
-                    Some(error) => error.raw_os_error() == Some(libc::ECONNREFUSED),
-                    None => {
-                        answer.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ECONNREFUSED))
-                    }
-                };
-                world::wait_until("the client is refused", refused);
-            }
+            assert_eq!(answer.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+            return;
+        }
+        let place = chosen(verdict);
+        let expected = place.map(|_| ()).ok_or(ErrorKind::ConnectionRefused);
+        let call = format!("{client} calls {called}: {verdict:?} by {:?}", self.rules);
+        let ended = outcome(&socket, answer, &call);
+        assert_eq!(ended, expected, "{call} in {:#?}", self.service.status());
+        if let Some(position) = place {
+            let member = &mut self.members[position];
+            member.model.queued += 1;
+            member.waiting.push_back(Waiting { client, called, _stream: socket });
         }
     }
 
@@ -399,6 +393,24 @@ impl Member {
             ..self.expected.clone()
         }
     }
+}
+
+/// What becomes of a call: connected, or the error that ends it. The kernel tells an error
+/// once, so the first one counts.
+fn outcome(socket: &Socket, answer: io::Result<()>, call: &str) -> Result<(), ErrorKind> {
+    match answer {
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+        ended => return ended.map_err(|error| error.kind()),
+    }
+    let mut ended = None;
+    world::wait_until(&format!("it ends: {call}"), || {
+        ended = match socket.take_error().unwrap() {
+            Some(error) => Some(Err(error.kind())),
+            None => socket.peer_addr().ok().map(|_| Ok(())),
+        };
+        ended.is_some()
+    });
+    ended.unwrap()
 }
 
 fn chosen(verdict: Verdict) -> Option<usize> {

@@ -12,13 +12,34 @@ use nix::unistd::Pid;
 /// How long an observable event may take before a test fails.
 pub const DEADLINE: Duration = Duration::from_secs(10);
 
-/// Puts the calling test's thread into its own network and mount namespace. What the
-/// thread starts lives there too; the kernel removes both when the last of it ends.
+/// Puts the calling test's thread into its own network and mount namespace, and gives it
+/// descriptors of its own. What the thread starts lives there too; the kernel removes all
+/// of it when the last that uses it ends.
+///
+/// Were the descriptors shared with other tests, a process that one of these starts would
+/// hold a copy of them until it executes its program: a listener that is closed here would
+/// go on listening for that long.
 ///
 /// # Panics
 ///
 /// Without the privilege: such a test must run, or be left out knowingly.
 pub fn enter() {
+    unshare(CloneFlags::CLONE_FILES).unwrap();
+    enter_namespaces();
+    // libbpf looks its descriptors up in /proc/self: that shows those of the first thread.
+    for folder in ["fd", "fdinfo"] {
+        let (own, first) = (format!("/proc/thread-self/{folder}"), format!("/proc/self/{folder}"));
+        mount(Some(&*own), &*first, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    }
+}
+
+/// The namespaces of [`enter`] alone: descriptors stay shared with the threads that they
+/// are shared with, so that another one can take over what is opened here.
+///
+/// # Panics
+///
+/// As [`enter`] does.
+pub fn enter_namespaces() {
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap_or_else(|error| {
         panic!("the kernel tests need root ({error}); leave them out with: make test-unprivileged")
     });
