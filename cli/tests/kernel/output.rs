@@ -56,10 +56,24 @@ impl Run {
 
     /// Ends it, and gives what is left of stdout and stderr.
     fn end(mut self) -> [Vec<String>; 2] {
-        let pid = Pid::from_raw(self.supervisor.id().try_into().unwrap());
-        kill(pid, Signal::SIGTERM).unwrap();
+        self.stop();
         assert!(self.supervisor.wait().unwrap().success());
         [self.stdout.iter().collect(), self.stderr.iter().collect()]
+    }
+
+    fn stop(&self) {
+        let pid = Pid::from_raw(self.supervisor.id().try_into().unwrap());
+        kill(pid, Signal::SIGTERM).unwrap();
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        // Only after a failed test does it still run.
+        if let Ok(None) = self.supervisor.try_wait() {
+            self.stop();
+            let _ = self.supervisor.wait();
+        }
     }
 }
 
