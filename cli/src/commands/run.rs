@@ -16,46 +16,71 @@ use crate::supervisor::relay::Output;
 use crate::supervisor::{self, Plan};
 
 const LONG: &str = "\
-Start the workers of a server, each with a listening socket of its own
+Start the workers of a server, which share their queues
 
-Makes the listening sockets, makes a service of them, and starts COMMAND once for each
-worker, which gets its sockets as from systemd: descriptors from 3 on, with LISTEN_FDS,
-LISTEN_PID and LISTEN_FDNAMES in its environment, and its number, from 0 on, in
-OVERSPILL_WORKER. A socket's name in LISTEN_FDNAMES is its address with '-' for each ':'
-(127.0.0.1-8080). stdin is /dev/null, and the worker leads a process group of its own.
+Without --listen, COMMAND is started unchanged, once for each worker, in a control group of
+its own, where hooks let all workers bind the same ports. Each TCP socket that a worker, or
+what it starts, listens on becomes a member of the service of its port: NAME while there is
+one port, NAME:PORT when there are more. What a socket holds when its worker ends is served
+by the other workers at that address, or by the worker's successor. A worker that lets
+requests wait for 100 ms (--hang) while others accept is taken to hang: it gets no new ones,
+what waits at it moves to the others, and it is taken back when it accepts again.
+
+With --listen, the sockets are made here, and COMMAND gets its own as from systemd:
+descriptors from 3 on, with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES in its environment. A
+socket's name in LISTEN_FDNAMES is its address with '-' for each ':' (127.0.0.1-8080).
+
+Each worker finds its number, from 0 on, in OVERSPILL_WORKER. stdin is /dev/null, stdout and
+stderr are pipes (--output), and the worker leads a process group of its own.
 
 A worker that ends, with whatever status, is started again: at once, then after 100 ms,
 then after twice the pause before, up to 10 s; when it has run for 10 s, at once again. So
-COMMAND has to stay in the foreground. What it leaves running in its process group is
-killed. A script that starts the server does so with exec: its end is taken for the
-server's. Clients that wait in its queue wait for its successor; during a pause, and then
-until it has run for as long, new requests go to the other workers. After it the worker
-takes requests again, even if overspill drain had let it drain.
+COMMAND has to stay in the foreground. What it leaves running is killed. A script that
+starts the server does so with exec: its end is taken for the server's. With --listen,
+clients that wait in its queue wait for its successor; during a pause, and then until it has
+run for as long, new requests go to the other workers. After it the worker takes requests
+again, even if overspill drain had let it drain.
+
+SIGHUP, and overspill restart, replace the workers one after another: the successor is
+started, and when it listens wherever the worker does (with --listen: when it has run for a
+second) it takes the worker's place; the worker gets no new requests, may finish what it
+has (--drain), and is told to end (--stop-signal). When a successor fails to start, the
+restart stops, and the workers that are left stay.
 
 Each line that a worker writes comes out with the worker's number before it ('2 | GET /'), on
 stdout or stderr as it was written. One longer than 64 KiB is cut, and goes on after '2 + '.
 A process of its own, overspill relay, does this, and goes on as long as there is a worker,
 even if overspill run is killed.
 
+If overspill run is killed, the workers and their services go on. The next run of that name
+takes over: it replaces the workers that it finds by its own (with --listen: they have to be
+ended first).
+
 Unless other rules are given, the policy is next-available and a request that finds every
 queue full is dropped. With --redirect off there is no service, only workers.
 
 SIGTERM, SIGINT and SIGQUIT are passed on to the workers' process groups and end the
-service, as does SIGHUP, passed on as SIGTERM; one that is ignored at the start (nohup)
-stays ignored. What still runs when the grace time is over, or at a second signal, is
-killed; what outlives its worker is killed with it.
+service; one that is ignored at the start (nohup) stays ignored. What still runs when the
+grace time is over, or at a second signal, is killed; what outlives its worker is killed
+with it.
 
 Exit status: 0 when a signal has ended it, 1 when it failed (nothing is left behind), 2 for
 wrong usage.";
 
 const EXAMPLES: &str = "\
 EXAMPLES
-  A worker for each CPU, all on one port:
-    overspill run --listen 0.0.0.0:8080 -- python3 server.py
+  A server that knows nothing of this, as a worker for each CPU:
+    overspill run -- python3 -m http.server 8080
 
   Four workers as another user, each request to the shortest queue:
-    overspill run --name web -n 4 --listen 0.0.0.0:80 --policy shortest-queue \\
-        --user www-data -- /usr/local/bin/server --inherit-socket
+    overspill run --name web -n 4 --policy shortest-queue --user www-data -- node server.js
+
+  nginx, which finishes what it has at SIGQUIT; then new workers, one after another:
+    overspill run --name web --stop-signal QUIT -- nginx -g 'daemon off;'
+    overspill restart web
+
+  Each worker gets a socket that was made for it, as from systemd:
+    overspill run --listen 0.0.0.0:80 -- /usr/local/bin/server --inherit-socket
 
   Two workers, each at an address of its own; when one is full, the other helps out:
     overspill run --listen-each 192.0.2.1:80,192.0.2.2:80 -- ./server
@@ -64,9 +89,9 @@ EXAMPLES
     overspill run --name web --listen 0.0.0.0:80 --listen 0.0.0.0:443 -- ./server
 
   The same workers as plain Linux serves them, to compare:
-    overspill run --redirect off --listen 0.0.0.0:8080 -- python3 server.py";
+    overspill run --redirect off -- python3 -m http.server 8080";
 
-/// Start the workers of a server, each with a listening socket of its own
+/// Start the workers of a server, which share their queues
 #[derive(Debug, clap::Args)]
 #[command(long_about = LONG, after_help = EXAMPLES)]
 pub(crate) struct Args {
