@@ -34,6 +34,12 @@ impl Adopted {
     pub fn address(&self) -> Result<Address> {
         Ok(sys::inspect(self.socket.as_fd())?.address)
     }
+
+    /// Whether others can be bound to its address (`SO_REUSEPORT`).
+    #[must_use]
+    pub fn shares_port(&self) -> bool {
+        socket2::SockRef::from(&self.socket).reuse_port().unwrap_or(false)
+    }
 }
 
 impl From<Adopted> for OwnedFd {

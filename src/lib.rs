@@ -54,5 +54,5 @@ pub use error::{Error, Result};
 pub use member::{Address, Families, Health, MemberId};
 pub use namespace::Namespace;
 pub use policy::{OnFull, Policy, Rules};
-pub use service::{Builder, Change, Name, Service, empty_queue, listeners};
+pub use service::{Builder, Change, Looker, Name, Service, empty_queue, listeners};
 pub use status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};

@@ -489,15 +489,24 @@ impl Service {
         Ok(())
     }
 
-    /// The members' queues, in list order: a look that costs less than [`Service::status`].
+    /// The members' queues, in list order. Who looks often does so with [`Service::looker`].
     ///
     /// # Errors
     ///
     /// [`Error::NoSuchService`] when it was removed.
     pub fn queues(&self) -> Result<Vec<Queue>> {
+        self.looker()?.queues()
+    }
+
+    /// Looks at the queues again and again, at the cost of a few system calls a look.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`].
+    pub fn looker(&self) -> Result<Looker> {
         let datapath = self.datapath()?;
         let (id, _) = self.find(&datapath)?;
-        datapath.queues(id)?.ok_or_else(|| self.unknown(std::iter::empty()))
+        Ok(Looker { service: self.clone(), datapath, id })
     }
 
     /// Marks a member as hung, on trial or well. It takes effect at once, also for requests
@@ -656,6 +665,27 @@ impl Service {
         };
         let roster = roster.clone();
         Ok(Open { lock, datapath, snapshot, id, roster })
+    }
+}
+
+/// Looks at a service's queues ([`Service::looker`]).
+#[derive(Debug)]
+pub struct Looker {
+    service: Service,
+    datapath: Datapath,
+    id: u32,
+}
+
+impl Looker {
+    /// The members' queues, in list order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`] when it was removed, or renamed.
+    pub fn queues(&self) -> Result<Vec<Queue>> {
+        let name = self.service.name.as_str();
+        let queues = self.datapath.queues(self.id, name)?;
+        queues.ok_or_else(|| self.service.unknown(std::iter::empty()))
     }
 }
 

@@ -67,6 +67,7 @@ mod pin {
 macro_rules! maps {
     ($($name:ident),*) => {
         /// The maps that user space reads and writes, each pinned under its name.
+        #[derive(Debug)]
         struct Maps { $($name: MapHandle,)* }
 
         impl Maps {
@@ -82,6 +83,7 @@ macro_rules! maps {
 maps!(ports, endpoints, services, sockets, service_counters, member_counters, exits, figures);
 
 /// The state of one network namespace.
+#[derive(Debug)]
 pub(crate) struct Datapath {
     folder: PathBuf,
     state: layout::State,

@@ -136,9 +136,10 @@ impl Datapath {
             .map_err(|error| Error::system("run", "the program read_queues", error))
     }
 
-    /// The queues of service number `id`, or `None` where there is none.
-    pub(crate) fn queues(&self, id: u32) -> Result<Option<Vec<Queue>>> {
-        let Some(roster) = self.roster(id)? else { return Ok(None) };
+    /// The queues of service number `id`, or `None` where that has another name.
+    pub(crate) fn queues(&self, id: u32, name: &str) -> Result<Option<Vec<Queue>>> {
+        let roster = self.roster(id)?.filter(|roster| roster.name == name);
+        let Some(roster) = roster else { return Ok(None) };
         // Before the queues: what is counted and not in its queue then was accepted.
         let counters = roster
             .members

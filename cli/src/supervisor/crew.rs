@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 /// The pause before the second start in a row; each later one is twice as long.
 const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
+/// The longest pause of a worker that has listened: clients wait for it, and it came as far
+/// as that.
+const LONGEST_OF_SERVERS: Duration = Duration::from_millis(400);
 /// A worker that has run this long has run well: its next start is a first one.
 const WELL: Duration = Duration::from_secs(10);
 
@@ -77,6 +80,14 @@ impl Crew {
         self.0[worker].phase = Phase::Running { since: now };
     }
 
+    /// Notes that a worker that has listened by itself ended, and gives the pause before its
+    /// next start.
+    pub(crate) fn server_ended(&mut self, worker: usize, now: Instant) -> Duration {
+        let longest = LONGEST_OF_SERVERS;
+        self.0[worker].pause = self.0[worker].pause.min(longest);
+        self.ended(worker, now)
+    }
+
     /// Notes that a worker ended, and gives the pause before its next start.
     pub(crate) fn ended(&mut self, worker: usize, now: Instant) -> Duration {
         let worker = &mut self.0[worker];
@@ -127,6 +138,19 @@ mod tests {
             crew.started(0, now);
         }
         assert_eq!(pauses, [0, 100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    }
+
+    #[test]
+    fn the_pauses_of_servers_stay_short() {
+        let now = Instant::now();
+        let mut crew = running(1, now);
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            pauses.push(crew.server_ended(0, now).as_millis());
+            crew.started(0, now);
+        }
+        assert_eq!(pauses, [0, 100, 200, 400, 400, 400]);
+        assert_eq!(crew.ended(0, now).as_millis(), 800, "if it does not come as far any more");
     }
 
     #[test]

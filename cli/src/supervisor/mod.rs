@@ -416,8 +416,13 @@ impl Supervisor {
                  see why (it has to stay in the foreground)"
             )));
         }
-        let pause = log::after(self.crew.ended(worker, Instant::now()));
-        log::line(format_args!("{told} {ending}; next start {pause}"));
+        let now = Instant::now();
+        let pause = if instance.listened {
+            self.crew.server_ended(worker, now)
+        } else {
+            self.crew.ended(worker, now)
+        };
+        log::line(format_args!("{told} {ending}; next start {}", log::after(pause)));
         Ok(())
     }
 
@@ -426,6 +431,10 @@ impl Supervisor {
         let Some((id, socket)) = self.find_listener(listening) else { return Ok(()) };
         let worker = self.instance(id).worker;
         self.instance(id).listened = true;
+        if !socket.shares_port() {
+            // The kernel chose its port, for it alone.
+            return Ok(());
+        }
         if self.current[worker] != Some(id) {
             // A successor: its sockets take over together, when all are there.
             self.instance(id).pending.push(socket);

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use overspill::hang::{Sample, Watch};
-use overspill::{Health, MemberId, Queue, Service, empty_queue};
+use overspill::{Health, Looker, MemberId, Queue, Service, empty_queue};
 
 use super::log;
 use super::services::{Seat, tell};
@@ -12,7 +12,7 @@ use super::services::{Seat, tell};
 #[derive(Debug)]
 pub(crate) struct Watching {
     patience: Duration,
-    watches: Vec<Watch>,
+    watches: Vec<(Watch, Option<Looker>)>,
     /// The time of the last look.
     looked: Option<Instant>,
     /// Members that have another socket since: what was seen of them is of no use.
@@ -45,10 +45,10 @@ impl Watching {
             return;
         }
         self.looked = Some(now);
-        self.watches.resize_with(services.len(), || Watch::new(self.patience));
+        self.watches.resize_with(services.len(), || (Watch::new(self.patience), None));
         for (number, (service, watch)) in services.iter().zip(&mut self.watches).enumerate() {
-            // One that was taken away with overspill rm has nothing to be looked at.
-            let Ok(mut queues) = service.queues() else { continue };
+            let (watch, looker) = watch;
+            let Some(mut queues) = queues(service, looker) else { continue };
             // Who is left out of a look is unknown at the next one.
             queues.retain(|queue| !self.forgotten.contains(&(number, queue.member)));
             let seats: Vec<(MemberId, &Seat)> = seats
@@ -59,6 +59,16 @@ impl Watching {
         }
         self.forgotten.clear();
     }
+}
+
+/// The queues of a service; nothing of one that was taken away with overspill rm.
+fn queues(service: &Service, looker: &mut Option<Looker>) -> Option<Vec<Queue>> {
+    let known = looker.as_ref().and_then(|looker| looker.queues().ok());
+    if known.is_none() {
+        // It was renamed, or made anew, or never looked at.
+        *looker = service.looker().ok();
+    }
+    known.or_else(|| looker.as_ref()?.queues().ok())
 }
 
 /// A look at one service.
