@@ -180,7 +180,10 @@ impl Supervisor {
         loop {
             self.start_due();
             let now = Instant::now();
-            self.services.set_draining(self.crew.draining(now));
+            if self.plan.hands_over() {
+                // Elsewhere a worker that waits has no socket that takes requests.
+                self.services.set_draining(self.crew.draining(now));
+            }
             let signal = match self.next_event(self.next_change(now)) {
                 Some(Event::Signal(Signal::SIGHUP)) => {
                     self.ask_restart(None);
@@ -557,7 +560,7 @@ impl Supervisor {
         let silent = (!self.plan.hands_over())
             .then(|| self.instances.iter().filter(|it| !it.listened && !it.told))
             .and_then(|silent| silent.map(|it| it.started + SILENT).min());
-        [self.crew.next_change(now), self.services.next_look(), leaving, silent]
+        [self.crew.next_change(now), self.services.next_look(now), leaving, silent]
             .into_iter()
             .flatten()
             .min()

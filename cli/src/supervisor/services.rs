@@ -2,6 +2,7 @@
 //! seat, which stays when the socket's process ends, for its successor.
 
 use std::os::fd::OwnedFd;
+use std::time::Instant;
 
 use overspill::adopt::Adopted;
 use overspill::{Address, Cgroup, Error, MemberId, MemberState, Name, Namespace, Rules, Service};
@@ -363,8 +364,8 @@ impl Services {
     }
 
     /// When to look again.
-    pub(crate) fn next_look(&self) -> Option<std::time::Instant> {
-        self.watching.next(&self.made)
+    pub(crate) fn next_look(&self, now: Instant) -> Option<Instant> {
+        self.watching.next(&self.made, now)
     }
 
     /// Lets go of the sockets: each is now closed with its worker.

@@ -30,18 +30,19 @@ impl Watching {
         self.forgotten.push(member);
     }
 
-    pub(crate) fn next(&self, services: &[Service]) -> Option<Instant> {
+    /// When to look again, if there is anything to look at.
+    pub(crate) fn next(&self, services: &[Service], now: Instant) -> Option<Instant> {
         if services.is_empty() || self.patience.is_zero() {
             return None;
         }
         let interval = Watch::new(self.patience).interval();
-        Some(self.looked.map_or_else(Instant::now, |looked| looked + interval))
+        Some(self.looked.map_or(now, |looked| looked + interval))
     }
 
     /// Looks at all queues, if it is time to.
     pub(crate) fn look(&mut self, services: &[Service], seats: &[Seat]) {
         let now = Instant::now();
-        if self.next(services).is_none_or(|next| now < next) {
+        if self.next(services, now).is_none_or(|next| now < next) {
             return;
         }
         self.looked = Some(now);
@@ -132,10 +133,13 @@ impl Look<'_> {
     fn tell(&self, member: MemberId, health: Health) {
         let Some((_, seat)) = self.seats.iter().find(|(own, _)| *own == member) else { return };
         let worker = seat.worker;
-        let waiting = self.queues.iter().find(|queue| queue.member == member);
-        let waiting = waiting.map_or(0, |queue| queue.queued);
+        let queue = self.queues.iter().find(|queue| queue.member == member);
+        let (waiting, before) =
+            queue.map_or((0, Health::Well), |queue| (queue.queued, queue.health));
         let name = self.service.name();
         match health {
+            // That a trial has failed is nothing new.
+            Health::Hung if before != Health::Well => {}
             Health::Hung => log::line(format_args!(
                 "worker {worker} hangs (service {name}, {waiting} waiting): others take its requests"
             )),
