@@ -13,6 +13,10 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
+/* Never read: it brings the type into the object's BTF, where a test compares it with
+ * that of user space. */
+const volatile struct ov_listening listening_type = {};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);

@@ -398,7 +398,7 @@ mod tests {
     fn a_member_that_hangs_is_the_last_resort() {
         let mut members = [member("10.0.0.1", 0, 3), member("10.0.0.1", 3, 3)];
         members[0].health = Health::Hung;
-        let mut place = |members: &[Member]| {
+        let place = |members: &[Member]| {
             place(rules(Policy::NextAvailable), members, &mut Turns::default(), request("10.0.0.1"))
         };
         assert_eq!(member_of(place(&members)), 1, "one with room goes before it");

@@ -84,9 +84,9 @@ impl Roster {
 
     /// Puts another socket at the same address into the place of the member at `position`,
     /// whose number, weight and draining it takes over.
-    pub(crate) fn replace(&mut self, position: usize, new: Member) {
+    pub(crate) fn replace(&mut self, position: usize, new: &Member) {
         let old = &mut self.members[position];
-        *old = Member { id: old.id, weight: old.weight, draining: old.draining, ..new };
+        *old = Member { id: old.id, weight: old.weight, draining: old.draining, ..new.clone() };
     }
 
     pub(crate) fn position(&self, id: MemberId) -> Option<usize> {

@@ -621,8 +621,8 @@ impl Service {
             }
             let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
             check(roster, id, candidates, snapshot)?;
-            let (mut members, joining) = seats(datapath, snapshot, candidates)?;
-            roster.replace(position, members.remove(0));
+            let (members, joining) = seats(datapath, snapshot, candidates)?;
+            roster.replace(position, &members[0]);
             Ok(joining)
         })
     }

@@ -57,7 +57,9 @@ impl Hooks {
             .and_then(libbpf_rs::OpenObject::load)
             .map_err(failed("load"))?;
         let mut ports = vec![0; 1 << 16];
-        private.iter().for_each(|&port| ports[usize::from(port)] = 1);
+        for &port in private {
+            ports[usize::from(port)] = 1;
+        }
         map(&object, "private_ports")?
             .update(&0_u32.to_ne_bytes(), &ports, MapFlags::ANY)
             .map_err(failed("set up"))?;

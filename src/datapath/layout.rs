@@ -243,15 +243,17 @@ mod tests {
 
     #[test]
     fn the_structures_are_those_of_the_object() {
-        let object = concat!(env!("OUT_DIR"), "/overspill.bpf.o");
-        let btf = Btf::from_path(object).unwrap();
+        let btf = Btf::from_path(concat!(env!("OUT_DIR"), "/overspill.bpf.o")).unwrap();
+        let hooks = Btf::from_path(concat!(env!("OUT_DIR"), "/hooks.bpf.o")).unwrap();
         macro_rules! compare {
-            ($($c:literal: $rust:ty),* $(,)?) => {$(
+            ($btf:ident: $($c:literal: $rust:ty),* $(,)?) => {$(
                 let fields = <$rust>::fields().into_iter().map(|(name, at)| (name.to_owned(), at));
-                assert_eq!((fields.collect(), size_of::<$rust>()), c_fields(&btf, $c), "{}", $c);
+                assert_eq!((fields.collect(), size_of::<$rust>()), c_fields(&$btf, $c), "{}", $c);
             )*};
         }
+        compare! { hooks: "ov_listening": Listening }
         compare! {
+            btf:
             "ov_header": Header,
             "ov_member": Member,
             "ov_endpoint_row": EndpointRow,
