@@ -17,6 +17,7 @@ use crate::sys;
 pub struct Adopted {
     socket: OwnedFd,
     pid: u32,
+    descriptor: i32,
 }
 
 impl Adopted {
@@ -24,6 +25,12 @@ impl Adopted {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// The number of its descriptor there.
+    #[must_use]
+    pub fn descriptor(&self) -> i32 {
+        self.descriptor
     }
 
     /// Where it listens.
@@ -79,7 +86,7 @@ pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
                 Error::system("read the cookie of a socket of process", pid.to_string(), error)
             })?;
             if seen.insert(cookie) {
-                adopted.push(Adopted { socket, pid });
+                adopted.push(socket);
             }
         }
     }
@@ -96,7 +103,7 @@ pub fn listener(pid: u32, cookie: u64) -> Result<Option<Adopted>> {
     let mut found = None;
     each_socket(pid, |socket| {
         if found.is_none() && sockopt::socket_cookie(&socket) == Ok(cookie) {
-            found = Some(Adopted { socket, pid });
+            found = Some(socket);
         }
     })?;
     Ok(found)
@@ -104,7 +111,7 @@ pub fn listener(pid: u32, cookie: u64) -> Result<Option<Adopted>> {
 
 /// Hands out a duplicate of each socket of a process, in the order of its descriptors; one
 /// at a time, since a busy server holds more of them than we may have open.
-fn each_socket(pid: u32, mut visit: impl FnMut(OwnedFd)) -> Result<()> {
+fn each_socket(pid: u32, mut visit: impl FnMut(Adopted)) -> Result<()> {
     let gone = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
         _ => Error::system("read the descriptors of process", pid.to_string(), error),
@@ -126,7 +133,7 @@ fn each_socket(pid: u32, mut visit: impl FnMut(OwnedFd)) -> Result<()> {
         .map_err(|error| Error::system("open process", pid.to_string(), error))?;
     for number in numbers {
         match rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
-            Ok(socket) => visit(socket),
+            Ok(socket) => visit(Adopted { socket, pid, descriptor: number }),
             Err(rustix::io::Errno::BADF) => {}
             Err(rustix::io::Errno::PERM) => {
                 let error = io::Error::from(io::ErrorKind::PermissionDenied);
@@ -143,7 +150,7 @@ fn each_socket(pid: u32, mut visit: impl FnMut(OwnedFd)) -> Result<()> {
 /// The sockets of a process, sorted by what they are good for.
 #[derive(Default)]
 struct Found {
-    listening: Vec<OwnedFd>,
+    listening: Vec<Adopted>,
     /// Why one on the port, perhaps the one that is meant, can't be taken.
     refused: Option<Error>,
     /// Where it listens besides.
@@ -153,8 +160,9 @@ struct Found {
 }
 
 impl Found {
-    fn sort(&mut self, socket: OwnedFd, port: u16) {
-        let local = socket2::SockRef::from(&socket).local_addr().ok().and_then(|a| a.as_socket());
+    fn sort(&mut self, socket: Adopted, port: u16) {
+        let local =
+            socket2::SockRef::from(&socket.socket).local_addr().ok().and_then(|a| a.as_socket());
         let same_port = local.is_some_and(|local| local.port() == port);
         match sys::inspect(socket.as_fd()) {
             // What else may keep it out (a device, ...) is said when it is to join.

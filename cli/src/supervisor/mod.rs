@@ -47,6 +47,9 @@ const ECHO: Duration = Duration::from_millis(100);
 /// A worker that listens nowhere for this long is told of.
 const SILENT: Duration = Duration::from_secs(10);
 
+/// How often to look for sockets that their workers have closed.
+const CLOSED: Duration = Duration::from_millis(500);
+
 /// What is to be run.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -134,6 +137,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         next_id: InstanceId::default(),
         leaving: Vec::new(),
         restart: None,
+        looked_for_closed: Instant::now(),
         begun: false,
         sender,
         events,
@@ -165,6 +169,7 @@ struct Supervisor {
     current: Vec<Option<InstanceId>>,
     leaving: Vec<Leaving>,
     restart: Option<Restart>,
+    looked_for_closed: Instant,
     /// All workers have listened once: from then on nothing ends the supervisor but signals.
     begun: bool,
     sender: Sender<Event>,
@@ -201,6 +206,7 @@ impl Supervisor {
                 return Ok(());
             }
             self.services.watch();
+            self.look_for_closed();
             self.tend_leaving();
             self.tend_restart();
         }
@@ -250,16 +256,13 @@ impl Supervisor {
                 self.services.seats[seat].owner = Some(id);
             }
             self.instances.push(Instance::left(id, worker, cgroup));
-            match self.current.get_mut(worker) {
-                Some(current) => {
-                    *current = Some(id);
-                    self.crew.started(worker, Instant::now());
-                }
+            if let Some(current) = self.current.get_mut(worker) {
+                *current = Some(id);
+                self.crew.started(worker, Instant::now());
+            } else {
                 // There are to be fewer workers than there were.
-                None => {
-                    self.services.dismiss(id);
-                    self.take_leave(id);
-                }
+                self.services.dismiss(id);
+                self.take_leave(id);
             }
         }
         self.ask_restart(None);
@@ -466,17 +469,36 @@ impl Supervisor {
             // It was shut down, by us or by its owner, and listens again.
             return None;
         }
-        let of = |it: &Instance| it.processes().into_iter().map(|pid| (it.id, pid)).collect();
-        let mut all: Vec<(InstanceId, u32)> =
-            self.instances.iter().flat_map(|it| -> Vec<_> { of(it) }).collect();
+        let mut all: Vec<(InstanceId, u32)> = Vec::new();
+        for instance in &self.instances {
+            all.extend(instance.processes().into_iter().map(|pid| (instance.id, pid)));
+        }
         // Who has called listen() has it, but may have ended and left it to a child.
         all.sort_by_key(|&(_, other)| other != pid);
-        let found = all
-            .into_iter()
-            .find_map(|(id, pid)| Some((id, adopt::listener(pid, cookie).ok().flatten()?)));
-        let (id, socket) = found?;
-        self.instance(id).cookies.push(cookie);
-        Some((id, socket))
+        for (id, pid) in all {
+            match adopt::listener(pid, cookie) {
+                Ok(Some(socket)) => {
+                    self.instance(id).cookies.push(cookie);
+                    return Some((id, socket));
+                }
+                Ok(None) | Err(overspill::Error::NoSuchProcess { .. }) => {}
+                Err(error) => services::tell(error),
+            }
+        }
+        None
+    }
+
+    /// Looks for sockets that their workers have closed.
+    fn look_for_closed(&mut self) {
+        if self.plan.hands_over() || self.looked_for_closed.elapsed() < CLOSED {
+            return;
+        }
+        self.looked_for_closed = Instant::now();
+        let instances = &self.instances;
+        self.services.release(|id| {
+            let instance = instances.iter().find(|it| it.id == id);
+            instance.map(Instance::processes).unwrap_or_default()
+        });
     }
 
     /// Tells once of each worker that listens nowhere: it is of no use here.
@@ -513,12 +535,11 @@ impl Supervisor {
                     self.kill_all(&format!("{signal} again"));
                     patience = None;
                 }
-                Some(Event::Listening(_)) => {}
                 None if patience.is_some_and(|until| until <= Instant::now()) => {
                     self.kill_all(&format!("{} s are over", self.plan.grace.as_secs()));
                     patience = None;
                 }
-                None => {}
+                Some(Event::Listening(_)) | None => {}
             }
             let ended = self.instances.iter().filter(|it| it.has_left()).map(|it| it.id);
             ended.collect::<Vec<_>>().into_iter().for_each(|id| self.bury(id));
@@ -557,10 +578,11 @@ impl Supervisor {
             || self.restart.is_some()
             || self.instances.iter().any(Instance::is_stranger))
         .then(|| now + leaving::LOOK);
+        let closed = (!self.plan.hands_over()).then(|| self.looked_for_closed + CLOSED);
         let silent = (!self.plan.hands_over())
             .then(|| self.instances.iter().filter(|it| !it.listened && !it.told))
             .and_then(|silent| silent.map(|it| it.started + SILENT).min());
-        [self.crew.next_change(now), self.services.next_look(now), leaving, silent]
+        [self.crew.next_change(now), self.services.next_look(now), leaving, silent, closed]
             .into_iter()
             .flatten()
             .min()

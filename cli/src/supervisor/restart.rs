@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
+use overspill::adopt::Adopted;
+
 use super::control::Reply;
 use super::worker::NotStarted;
 use super::{InstanceId, Supervisor, log};
@@ -103,7 +105,7 @@ impl Supervisor {
         if hands_over {
             return successor.started.elapsed() >= SETTLED;
         }
-        let mut new: Vec<_> = successor.pending.iter().flat_map(|it| it.address()).collect();
+        let mut new: Vec<_> = successor.pending.iter().flat_map(Adopted::address).collect();
         // Each of the old ones by one of the new.
         successor.listened
             && old.into_iter().all(|address| {

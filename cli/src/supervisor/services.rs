@@ -4,8 +4,10 @@
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
+use nix::sys::stat::fstat;
 use overspill::adopt::Adopted;
 use overspill::{Address, Cgroup, Error, MemberId, MemberState, Name, Namespace, Rules, Service};
+use procfs::process::{FDTarget, Process};
 
 use super::sockets::Sockets;
 use super::watching::Watching;
@@ -34,6 +36,9 @@ pub(crate) struct Seat {
     pub(super) member: Option<(usize, MemberId)>,
     /// A copy of the socket, so that what waits in its queue outlives its process.
     pub(super) socket: Option<OwnedFd>,
+    /// Where it was last seen: a process and its descriptor. Nothing for one that is handed
+    /// over.
+    holder: Option<(u32, i32)>,
     /// Whose socket it is; nobody's once that has ended.
     pub(super) owner: Option<InstanceId>,
 }
@@ -89,6 +94,7 @@ impl Services {
                     address: member.address,
                     member: Some((self.made.len() - 1, member.member)),
                     socket: Some(socket.into()),
+                    holder: None,
                     owner: None,
                 });
             }
@@ -141,7 +147,7 @@ impl Services {
                 && seat.address == address
                 && (seat.owner.is_none() || seat.owner == succeeds)
         });
-        let pid = socket.pid();
+        let (pid, holder) = (socket.pid(), Some((socket.pid(), socket.descriptor())));
         let member = if self.rules.redirect {
             Some(self.place(vacant.and_then(|seat| self.seats[seat].member), address, &socket)?)
         } else {
@@ -150,11 +156,11 @@ impl Services {
         if let Some((service, _)) = member {
             self.made[service].keep_requests(&socket).unwrap_or_else(tell);
             // So that the kernel knows the new member when it moves what the old one has.
-            self.made[service].queues().map(drop).unwrap_or_else(tell);
+            self.made[service].queues().map_or_else(tell, drop);
         }
         // Without a service the socket is the worker's own affair, as without overspill.
         let socket = member.is_some().then(|| socket.into());
-        let seat = Seat { worker, address, member, socket, owner: Some(owner) };
+        let seat = Seat { worker, address, member, socket, holder, owner: Some(owner) };
         match vacant {
             Some(vacant) => self.seats[vacant] = seat,
             None => self.seats.push(seat),
@@ -258,6 +264,31 @@ impl Services {
         }
     }
 
+    /// Lets go of the sockets that their workers have closed: with these copies they would
+    /// go on taking requests. A worker that has no process left has ended, or will be told
+    /// to have.
+    pub(crate) fn release(&mut self, processes: impl Fn(InstanceId) -> Vec<u32>) {
+        for seat in &mut self.seats {
+            let (Some(owner), Some(socket), Some(holder)) = (seat.owner, &seat.socket, seat.holder)
+            else {
+                continue;
+            };
+            let Ok(inode) = fstat(socket).map(|status| status.st_ino) else { continue };
+            if holds(holder, inode) {
+                continue;
+            }
+            let pids = processes(owner);
+            if pids.is_empty() {
+                continue;
+            }
+            seat.holder = pids.iter().find_map(|&pid| Some((pid, descriptor_of(pid, inode)?)));
+            if seat.holder.is_none() {
+                log::line(format_args!("worker {} has closed {}", seat.worker, seat.address));
+                (seat.socket, seat.owner) = (None, None);
+            }
+        }
+    }
+
     /// Takes over the services of this name whose supervisor was killed, with the workers
     /// that still serve them; none where there are none.
     pub(crate) fn take_over(&mut self) -> overspill::Result<Vec<Left>> {
@@ -321,6 +352,7 @@ impl Services {
             worker,
             address: member.address,
             member: Some((service, member.member)),
+            holder: socket.as_ref().map(|socket| (socket.pid(), socket.descriptor())),
             socket: socket.map(OwnedFd::from),
             owner: None,
         });
@@ -405,6 +437,20 @@ impl Services {
 
 pub(super) fn tell(error: Error) {
     log::line(format_args!("{}", Failure::from(error)));
+}
+
+/// Whether a process's descriptor is the socket with that inode number.
+fn holds((pid, descriptor): (u32, i32), inode: u64) -> bool {
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/{descriptor}"));
+    link.is_ok_and(|link| link.as_os_str() == format!("socket:[{inode}]").as_str())
+}
+
+/// A process's descriptor of the socket with that inode number.
+fn descriptor_of(pid: u32, inode: u64) -> Option<i32> {
+    let process = Process::new(pid.try_into().ok()?).ok()?;
+    let mut descriptors = process.fd().ok()?.flatten();
+    let found = descriptors.find(|it| matches!(it.target, FDTarget::Socket(own) if own == inode));
+    found.map(|found| found.fd)
 }
 
 fn no_descriptor(error: &std::io::Error) -> Error {
