@@ -348,12 +348,23 @@ static __always_inline __u32 called_at(struct request *r, __u32 index)
 
 /* --- scanning the members --------------------------------------------------- */
 
-#define OV_OUT (OV_DRAINING | OV_HUNG) /* no new requests while others take them */
+static __always_inline __u32 mark_tick(void)
+{
+	return bpf_ktime_get_ns() >> OV_MARK_TICK_SHIFT;
+}
+
+/* No new requests, while others take them. The clock is read where there is a mark. */
+static __always_inline bool is_out(struct ov_member *m)
+{
+	if (m->flags & OV_DRAINING)
+		return true;
+	return m->flags & OV_HUNG && mark_tick() - m->marked <= OV_MARK_TICKS;
+}
 
 /* Whether a hung member is to have a request, by which it can show that it is well. */
 static __always_inline bool is_tried(struct ov_member *m, __u32 used)
 {
-	return (m->flags & (OV_OUT | OV_TRIAL)) == (OV_HUNG | OV_TRIAL) && !used;
+	return !(m->flags & OV_DRAINING) && m->flags & OV_TRIAL && !used;
 }
 
 /* Room, and nobody on another CPU about to take the last of it. */
@@ -364,7 +375,7 @@ static __always_inline bool has_room(struct search *s, struct ov_member *m,
 	__u64 claim = m->claim;
 	bool claims;
 
-	if (used > f->backlog || (m->flags & OV_OUT && !is_tried(m, used)))
+	if (used > f->backlog || (is_out(m) && !is_tried(m, used)))
 		return false;
 	if (s->want == WANT_SHORTEST && s->found && used >= s->used)
 		return false;
@@ -389,7 +400,7 @@ static __always_inline bool wanted(struct search *s, struct ov_member *m,
 	case WANT_ACTIVE:
 		return !(m->flags & OV_DRAINING);
 	case WANT_OPEN:
-		return !(m->flags & OV_OUT) && f->queued <= f->backlog;
+		return !is_out(m) && f->queued <= f->backlog;
 	case WANT_HUNG:
 		return !(m->flags & OV_DRAINING) && f->queued <= f->backlog;
 	case WANT_FULL:
@@ -1023,6 +1034,7 @@ int mark(struct bpf_sk_lookup *ctx)
 	m = member_at(&r, position);
 	if (!m || m->cookie != cookie)
 		return SK_DROP;
+	m->marked = mark_tick();
 	m->flags = (m->flags & ~marks) | (ctx->local_port & marks);
 	return SK_PASS;
 }
@@ -1053,7 +1065,7 @@ static long consider_heir(__u32 i, struct heir *heir)
 	if (!m || !same_address(m->address, heir->address) ||
 	    !figures_at(m, m->sk, &f))
 		return 0;
-	score = (__u64)(m->flags & OV_OUT) << 32 | f.queued;
+	score = (__u64)is_out(m) << 32 | f.queued;
 	if (heir->found && score >= heir->score)
 		return 0;
 	heir->found = true;

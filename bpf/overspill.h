@@ -78,8 +78,15 @@ struct ov_member {
 	__be32 address[4]; /* IPv4 as ::ffff:a.b.c.d */
 	__u32 id; /* for user space, as is all that follows */
 	__u32 pid;
-	__u32 zero2[2];
+	__u32 marked; /* the mark tick of the last mark */
+	__u32 zero2;
 };
+
+/* A mark tick is 2^20 ns of the monotonic clock, about a millisecond. A member that was
+ * marked as hung counts as well again when nobody renews the mark for this long: whoever
+ * watches it has ended. */
+#define OV_MARK_TICK_SHIFT 20
+#define OV_MARK_TICKS 10000
 
 /* The mark of an endpoint row: no other row has it in this place. A number that was
  * found just before its row was given up is known by the mark's absence. */

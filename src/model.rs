@@ -42,7 +42,7 @@ pub struct Member {
     pub gone: bool,
     /// It gets no new requests.
     pub draining: bool,
-    /// Whether it has stopped accepting.
+    /// Whether it has stopped accepting, by a mark that has not run out.
     pub health: Health,
     /// Connections waiting to be accepted.
     pub queued: u32,

@@ -43,6 +43,8 @@ pub(crate) struct Member {
     pub(crate) weight: u16,
     pub(crate) draining: bool,
     pub(crate) health: Health,
+    /// When its health was marked last, in mark ticks.
+    pub(crate) marked: u32,
     pub(crate) address: Address,
 }
 
@@ -313,6 +315,20 @@ pub(crate) fn health_flags(health: Health) -> u8 {
     }
 }
 
+/// What a mark says; one that nobody has renewed says nothing.
+fn health_from(flags: u8, marked: u32) -> Health {
+    let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let now = (i128::from(clock.tv_sec) * 1_000_000_000 + i128::from(clock.tv_nsec))
+        >> layout::MARK_TICK_SHIFT;
+    let now = u32::try_from(now & i128::from(u32::MAX)).expect("masked");
+    match (flags & layout::HUNG != 0, flags & layout::TRIAL != 0) {
+        (true, _) if now.wrapping_sub(marked) > layout::MARK_TICKS => Health::Well,
+        (true, false) => Health::Hung,
+        (true, true) => Health::OnTrial,
+        (false, _) => Health::Well,
+    }
+}
+
 fn member_row(member: &Member) -> Row {
     let mut flags = 0;
     flags |= if member.address.families.ipv4 { layout::TAKES_IPV4 } else { 0 };
@@ -328,6 +344,7 @@ fn member_row(member: &Member) -> Row {
         address: layout::address_bytes(member.address.ip),
         id: member.id.0,
         pid: member.pid,
+        marked: member.marked,
         ..Default::default()
     })
 }
@@ -345,11 +362,8 @@ fn member_from(row: &Row, port: u16) -> Option<Member> {
         slot: row.slot,
         weight: row.weight,
         draining: row.flags & layout::DRAINING != 0,
-        health: match (row.flags & layout::HUNG != 0, row.flags & layout::TRIAL != 0) {
-            (false, _) => Health::Well,
-            (true, false) => Health::Hung,
-            (true, true) => Health::OnTrial,
-        },
+        health: health_from(row.flags, row.marked),
+        marked: row.marked,
         address: Address { ip: layout::address_from(row.address), port, families },
     })
 }
@@ -377,6 +391,7 @@ mod tests {
             weight: 1,
             draining: false,
             health: Health::Well,
+            marked: 0,
             address: address(text),
         }
     }

@@ -509,24 +509,15 @@ impl Service {
         Ok(Looker { service: self.clone(), datapath, id })
     }
 
-    /// Marks a member as hung, on trial or well. It takes effect at once, also for requests
-    /// that are under way; a change of the service's list keeps it.
+    /// Marks a member as hung, on trial or well. It takes effect at once, without a new list,
+    /// and a change of the list keeps it. A mark runs out when it is not renewed within 10 s,
+    /// so that a member is not left out when whoever watched it has ended.
     ///
     /// # Errors
     ///
     /// [`Error::NoSuchMember`].
     pub fn set_health(&self, member: MemberId, health: Health) -> Result<()> {
-        loop {
-            let datapath = self.datapath()?;
-            datapath.check_writable()?;
-            let (id, roster) = self.find(&datapath)?;
-            let position = self.position(&roster, member)?;
-            let marked = roster::Member { health, ..roster.members[position].clone() };
-            // Otherwise the list has changed since it was read.
-            if datapath.mark(id, position, &marked)? {
-                return Ok(());
-            }
-        }
+        self.looker()?.set_health(member, health)
     }
 
     /// Lets the kernel move what waits at this member's socket, or is half open there, to
@@ -687,6 +678,28 @@ impl Looker {
         let queues = self.datapath.queues(self.id, name)?;
         queues.ok_or_else(|| self.service.unknown(std::iter::empty()))
     }
+
+    /// As [`Service::set_health`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`], or [`Error::NoSuchService`].
+    pub fn set_health(&self, member: MemberId, health: Health) -> Result<()> {
+        self.datapath.check_writable()?;
+        loop {
+            let roster = self.datapath.roster(self.id)?;
+            let own = |roster: &Roster| roster.name == self.service.name.0;
+            let Some(roster) = roster.filter(own) else {
+                return Err(self.service.unknown(std::iter::empty()));
+            };
+            let position = self.service.position(&roster, member)?;
+            let marked = roster::Member { health, ..roster.members[position].clone() };
+            // Otherwise the list has changed since it was read.
+            if self.datapath.mark(self.id, position, &marked)? {
+                return Ok(());
+            }
+        }
+    }
 }
 
 /// A service that is being changed, and with it the right to.
@@ -783,6 +796,7 @@ fn seats<'a>(
         weight: 1,
         draining: false,
         health: Health::Well,
+        marked: 0,
         address: candidate.listener.address,
     });
     let members = members.collect();

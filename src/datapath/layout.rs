@@ -29,6 +29,10 @@ pub(crate) const DRAINING: u8 = 1 << 3;
 pub(crate) const HUNG: u8 = 1 << 4;
 pub(crate) const TRIAL: u8 = 1 << 5;
 
+/// `OV_MARK_TICK_SHIFT` and `OV_MARK_TICKS`
+pub(crate) const MARK_TICK_SHIFT: u32 = 20;
+pub(crate) const MARK_TICKS: u32 = 10_000;
+
 /// `ov_ports.kinds`
 pub(crate) const PORT_EXACT: u8 = 1 << 0;
 pub(crate) const PORT_WILDCARD: u8 = 1 << 1;
@@ -90,7 +94,8 @@ plain! {
         address: [u8; 16],
         id: u32,
         pid: u32,
-        zero2: [u32; 2],
+        marked: u32,
+        zero2: u32,
     }
 
     /// `struct ov_endpoint_row`

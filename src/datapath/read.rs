@@ -18,7 +18,7 @@ const READS: usize = 16;
 
 impl Datapath {
     /// The roster of service number `id`, or `None` where there is none.
-    pub(super) fn roster(&self, id: u32) -> Result<Option<Roster>> {
+    pub(crate) fn roster(&self, id: u32) -> Result<Option<Roster>> {
         let failed = |error| Error::bpf("read", "the map services", error);
         for _ in 0..READS {
             let inner =

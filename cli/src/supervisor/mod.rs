@@ -47,6 +47,8 @@ const ECHO: Duration = Duration::from_millis(100);
 /// A worker that listens nowhere for this long is told of.
 const SILENT: Duration = Duration::from_secs(10);
 
+/// How long what was killed may take to end.
+const ENDING: Duration = Duration::from_secs(5);
 /// How often to look for sockets that their workers have closed.
 const CLOSED: Duration = Duration::from_millis(500);
 
@@ -568,7 +570,14 @@ impl Supervisor {
     fn clean_up(&mut self) -> Outcome {
         let services = self.services.remove();
         self.hooks = None;
-        let cgroup = self.cgroup.as_ref().map_or(Ok(()), Cgroup::remove);
+        let cgroup = self.cgroup.as_ref().map_or(Ok(()), |cgroup| {
+            // What was killed may take a moment to end.
+            let until = Instant::now() + ENDING;
+            while !cgroup.is_empty()? && Instant::now() < until {
+                thread::sleep(Duration::from_millis(5));
+            }
+            cgroup.remove()
+        });
         Ok(services.and(cgroup)?)
     }
 

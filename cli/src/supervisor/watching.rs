@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use overspill::hang::{Sample, Watch};
-use overspill::{Health, Looker, MemberId, Queue, Service, empty_queue};
+use overspill::{Health, Looker, MemberId, Name, Queue, Service, empty_queue};
 
 use super::log;
 use super::services::{Seat, tell};
@@ -56,7 +56,8 @@ impl Watching {
                 .iter()
                 .filter_map(|seat| Some((seat.member.filter(|own| own.0 == number)?.1, seat)))
                 .collect();
-            Look { service, watch, queues, seats }.act(now);
+            let Some(looker) = looker else { continue };
+            Look { looker, name: service.name(), watch, queues, seats }.act(now);
         }
         self.forgotten.clear();
     }
@@ -74,7 +75,8 @@ fn queues(service: &Service, looker: &mut Option<Looker>) -> Option<Vec<Queue>> 
 
 /// A look at one service.
 struct Look<'a> {
-    service: &'a Service,
+    looker: &'a Looker,
+    name: &'a Name,
     watch: &'a mut Watch,
     queues: Vec<Queue>,
     seats: Vec<(MemberId, &'a Seat)>,
@@ -101,8 +103,9 @@ impl Look<'_> {
         // requests that were half open come into the queue of one that hangs.
         for queue in self.queues.clone().iter().filter(takes) {
             let health = self.watch.state(queue.member);
-            if queue.health != health {
-                self.service.set_health(queue.member, health).unwrap_or_else(tell);
+            // A mark runs out when it is not renewed.
+            if queue.health != health || health != Health::Well {
+                self.looker.set_health(queue.member, health).unwrap_or_else(tell);
             }
             if health == Health::Hung && queue.queued > 0 {
                 self.relieve(queue);
@@ -136,7 +139,7 @@ impl Look<'_> {
         let queue = self.queues.iter().find(|queue| queue.member == member);
         let (waiting, before) =
             queue.map_or((0, Health::Well), |queue| (queue.queued, queue.health));
-        let name = self.service.name();
+        let name = self.name;
         match health {
             // That a trial has failed is nothing new.
             Health::Hung if before != Health::Well => {}
