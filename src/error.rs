@@ -256,6 +256,9 @@ impl Error {
     /// What can be done about it, as a sentence without a full stop.
     #[must_use]
     pub fn remedy(&self) -> Option<&'static str> {
+        if self.lacks_descriptors() {
+            return Some("raise the limit of open files (ulimit -n, or LimitNOFILE= of a unit)");
+        }
         Some(match self {
             Self::BadName { .. } => {
                 "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
@@ -311,6 +314,12 @@ impl Error {
         })
     }
 
+    /// By its text: where libbpf was asked, the number is nowhere else.
+    fn lacks_descriptors(&self) -> bool {
+        let causes = self.with_causes();
+        [libc::EMFILE, libc::ENFILE].iter().any(|n| causes.contains(&format!("(os error {n})")))
+    }
+
     /// The error with its causes, on one line.
     #[must_use]
     pub fn with_causes(&self) -> String {
@@ -354,5 +363,16 @@ mod tests {
         let nested = Error::system("open", "it", io::Error::other(denied()));
         assert_eq!(nested.with_causes(), "cannot open it: Permission denied (os error 13)");
         assert_eq!(Error::NoBpffs.with_causes(), "no BPF file system is mounted");
+    }
+
+    #[test]
+    fn a_lack_of_descriptors_has_its_remedy_wherever_it_is_met() {
+        let full = || io::Error::from_raw_os_error(libc::EMFILE);
+        let system = Error::system("open", "it", full());
+        let source = Box::new(io::Error::other(full()));
+        let nested = Error::Bpf { operation: "open", object: "it".to_owned(), source };
+        for error in [system, nested] {
+            assert!(error.remedy().is_some_and(|it| it.contains("ulimit -n")), "{error:?}");
+        }
     }
 }
