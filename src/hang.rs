@@ -8,8 +8,8 @@
 //!
 //! # Words
 //!
-//! A member *accepts* when its head is gone from one sample to the next, or when its
-//! queue is empty although requests were put on it in between. The time for which one
+//! A member *accepts* when its head is gone from one sample to the next, or when it had
+//! none and more requests were put on it in between than its queue now holds. The time for which one
 //! connection was seen at the head is a *stint*; the longest one of the last 10 s to
 //! 20 s in which it had any is the member's *pace*.
 //!
@@ -96,8 +96,17 @@ pub struct Sample {
     /// nothing when the queue is empty.
     pub head: Option<u64>,
     /// The requests ever put on the member that are no longer half open. To be read
-    /// *before* the head: what is counted here and is not in the queue was accepted.
+    /// *before* the queue: what is counted here and is not in the queue was accepted.
     pub placed: u64,
+    /// The connections in the queue.
+    pub queued: u32,
+}
+
+impl Sample {
+    /// The requests that are neither half open nor in the queue.
+    fn taken(&self) -> u64 {
+        self.placed.saturating_sub(self.queued.into())
+    }
 }
 
 /// What is held of a member.
@@ -135,8 +144,8 @@ pub struct Watch {
 #[derive(Debug, Clone)]
 struct Member {
     head: Option<Head>,
-    /// The highest count of requests so far.
-    placed: u64,
+    /// The most requests that had left its queue so far.
+    taken: u64,
     /// What waited at it was moved since the last sample.
     moved: bool,
     /// When it accepted last, and the time before.
@@ -300,7 +309,7 @@ impl Member {
     fn new(sample: &Sample) -> Self {
         Self {
             head: None,
-            placed: sample.placed,
+            taken: sample.taken(),
             moved: false,
             accepted: [None; 2],
             pace: Pace::default(),
@@ -323,7 +332,7 @@ impl Member {
     /// Takes in a sample of its queue.
     fn see(&mut self, sample: &Sample, now: Duration, soon: Duration) {
         let gone = self.head.filter(|head| sample.head != Some(head.connection));
-        let unseen = sample.head.is_none() && sample.placed > self.placed;
+        let unseen = self.head.is_none() && sample.taken() > self.taken;
         if !self.moved && (gone.is_some() || unseen) {
             self.accept(gone.map_or(Duration::ZERO, Head::stint), now, soon);
         }
@@ -333,7 +342,7 @@ impl Member {
             since: stays.map_or(now, |head| head.since),
             until: now,
         });
-        self.placed = self.placed.max(sample.placed);
+        self.taken = self.taken.max(sample.taken());
         self.moved = false;
     }
 
@@ -431,7 +440,12 @@ mod tests {
 
         fn after(&mut self, millis: u64) -> Vec<Change> {
             self.now += ms(millis);
-            let sample = |(&member, &(head, placed))| Sample { member, head, placed };
+            let sample = |(&member, &(head, placed))| Sample {
+                member,
+                head,
+                placed,
+                queued: head.is_some().into(),
+            };
             self.watch.observe(self.now, &self.queues.iter().map(sample).collect::<Vec<_>>())
         }
 
@@ -815,6 +829,7 @@ mod tests {
                 member: id(i),
                 head: worker.queue.front().copied(),
                 placed: worker.placed,
+                queued: u32::try_from(worker.queue.len()).unwrap(),
             };
             let samples: Vec<_> = self.workers.iter().enumerate().map(sample).collect();
             let now = self.start + Duration::from_micros(500 * self.now);
