@@ -8,8 +8,8 @@
 //!
 //! # Words
 //!
-//! A member *accepts* when its head is gone from one sample to the next, or when its
-//! queue is empty although requests were put on it in between. The time for which one
+//! A member *accepts* when its head is gone from one sample to the next, or when it had
+//! none and more requests were put on it in between than its queue now holds. The time for which one
 //! connection was seen at the head is a *stint*; the longest one of the last 10 s to
 //! 20 s in which it had any is the member's *pace*.
 //!
@@ -101,10 +101,19 @@ pub struct Sample {
     /// nothing when the queue is empty.
     pub head: Option<u64>,
     /// The requests ever put on the member that are no longer half open. To be read
-    /// *before* the head: what is counted here and is not in the queue was accepted.
+    /// *before* the queue: what is counted here and is not in the queue was accepted.
     pub placed: u64,
+    /// The connections in the queue.
+    pub queued: u32,
     /// Whether anybody waits for connections at the socket.
     pub awaited: bool,
+}
+
+impl Sample {
+    /// The requests that are neither half open nor in the queue.
+    fn taken(&self) -> u64 {
+        self.placed.saturating_sub(self.queued.into())
+    }
 }
 
 /// A member whose health is another one now.
@@ -130,8 +139,8 @@ pub struct Watch {
 #[derive(Debug, Clone)]
 struct Member {
     head: Option<Head>,
-    /// The highest count of requests so far.
-    placed: u64,
+    /// The most requests that had left its queue so far.
+    taken: u64,
     /// What waited at it was moved since the last sample.
     moved: bool,
     /// Since when its queue was seen to be empty, and somebody waiting for connections.
@@ -300,7 +309,7 @@ impl Member {
     fn new(sample: &Sample) -> Self {
         Self {
             head: None,
-            placed: sample.placed,
+            taken: sample.taken(),
             moved: false,
             idle: None,
             accepted: [None; 2],
@@ -324,7 +333,7 @@ impl Member {
     /// Takes in a sample of its queue.
     fn see(&mut self, sample: &Sample, now: Duration, soon: Duration) {
         let gone = self.head.filter(|head| sample.head != Some(head.connection));
-        let unseen = sample.head.is_none() && sample.placed > self.placed;
+        let unseen = self.head.is_none() && sample.taken() > self.taken;
         if !self.moved && (gone.is_some() || unseen) {
             self.accept(gone.map_or(Duration::ZERO, Head::stint), now, soon);
         }
@@ -336,7 +345,7 @@ impl Member {
         });
         let idle = sample.head.is_none() && sample.awaited;
         self.idle = idle.then(|| self.idle.unwrap_or(now));
-        self.placed = self.placed.max(sample.placed);
+        self.taken = self.taken.max(sample.taken());
         self.moved = false;
     }
 
@@ -437,8 +446,13 @@ mod tests {
 
         fn after(&mut self, millis: u64) -> Vec<Change> {
             self.now += ms(millis);
-            let sample =
-                |(&member, &(head, placed))| Sample { member, head, placed, awaited: self.awaited };
+            let sample = |(&member, &(head, placed))| Sample {
+                member,
+                head,
+                placed,
+                queued: head.is_some().into(),
+                awaited: self.awaited,
+            };
             self.watch.observe(self.now, &self.queues.iter().map(sample).collect::<Vec<_>>())
         }
 
@@ -837,6 +851,7 @@ mod tests {
                 member: id(i),
                 head: worker.queue.front().copied(),
                 placed: worker.placed,
+                queued: u32::try_from(worker.queue.len()).unwrap(),
                 awaited: worker.busy <= self.now,
             };
             let samples: Vec<_> = self.workers.iter().enumerate().map(sample).collect();

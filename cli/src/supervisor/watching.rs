@@ -93,6 +93,7 @@ impl Look<'_> {
                 member: queue.member,
                 head: queue.head,
                 placed: queue.placed.saturating_sub(queue.half_open.into()),
+                queued: queue.queued,
                 awaited: queue.awaited,
             })
             .collect();
