@@ -233,7 +233,10 @@ impl Supervisor {
             })?;
             self.hooks = Some(hooks);
         }
-        self.take_over()?;
+        if self.take_over()? {
+            // Workers that had no predecessor are started like those that have ended.
+            return Ok(());
+        }
         if !self.plan.rules.redirect {
             self.tell_services();
         }
@@ -241,11 +244,11 @@ impl Supervisor {
     }
 
     /// Takes over the workers of a supervisor of this name that was killed: they are replaced
-    /// one after another.
-    fn take_over(&mut self) -> Outcome {
+    /// one after another. False where there are none.
+    fn take_over(&mut self) -> Result<bool, Failure> {
         let left = self.services.take_over()?;
         if left.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         log::line(format_args!(
             "taking over {} of a supervisor that was killed",
@@ -268,7 +271,7 @@ impl Supervisor {
             }
         }
         self.ask_restart(None);
-        Ok(())
+        Ok(true)
     }
 
     fn tell_services(&self) {

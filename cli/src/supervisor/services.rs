@@ -290,8 +290,18 @@ impl Services {
     }
 
     /// Takes over the services of this name whose supervisor was killed, with the workers
-    /// that still serve them; none where there are none.
+    /// that still serve them; none where there are none. Where that fails they are left
+    /// alone.
     pub(crate) fn take_over(&mut self) -> overspill::Result<Vec<Left>> {
+        let left = self.take_over_all();
+        if left.is_err() {
+            self.made.clear();
+            self.seats.clear();
+        }
+        left
+    }
+
+    fn take_over_all(&mut self) -> overspill::Result<Vec<Left>> {
         let mut left: Vec<Left> = Vec::new();
         for service in Service::all(&Namespace::current()?)? {
             let name = service.name().as_str();
