@@ -9,3 +9,4 @@ mod output;
 mod run;
 mod server;
 mod tool;
+mod unchanged;
