@@ -264,7 +264,8 @@ impl Error {
                 "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
             }
             Self::NameTaken { .. } => {
-                "choose another name, join that service (share --join), or remove it (overspill rm)"
+                "choose another name, join that service (share --join), or remove it (overspill \
+                 rm); if a killed supervisor has left it, end its processes first"
             }
             Self::NoSuchService { .. } => "overspill ls lists them; --netns looks elsewhere",
             Self::NoMembers { .. } => "remove the service with overspill rm",

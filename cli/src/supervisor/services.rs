@@ -492,13 +492,7 @@ fn remove_gone(name: &Name) -> overspill::Result<()> {
         Err(Error::NoSuchService { .. }) => return Ok(()),
         Err(error) => return Err(error),
     };
-    let mut members = old.status()?.members.into_iter();
-    if let Some(served) = members.find(|member| member.state != MemberState::Gone) {
-        log::line(format_args!(
-            "service {name} is still served, by process {} among others; if a supervisor that \
-             was killed has left it, end its processes first",
-            served.pid
-        ));
+    if old.status()?.members.iter().any(|member| member.state != MemberState::Gone) {
         return Ok(());
     }
     log::line(format_args!("service {name} exists, but all its members are gone; making it anew"));
