@@ -1088,12 +1088,15 @@ int migrate(struct sk_reuseport_md *md)
 	struct ov_endpoint *endpoint;
 	struct request r = {};
 	struct heir heir = { .r = &r };
+	struct bpf_sock *moving = md->migrating_sk;
 	struct bpf_sock *sk = md->sk;
 	__u32 service, word;
 
-	if (!md->migrating_sk)
+	if (!moving)
 		return SK_PASS; /* a request that our look-up has left to the kernel */
-	key.port = sk->src_port;
+	/* Not the listener's: it has none any more once it is closed, while requests that
+	 * were half open are moved even then. */
+	key.port = moving->src_port;
 	word = sk->src_ip6[3];
 	if (sk->family == AF_INET) {
 		word = sk->src_ip4;

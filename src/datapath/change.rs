@@ -8,7 +8,8 @@
 //! 3. the new roster replaces the old in `services`, in one step; the kernel returns
 //!    when no program reads the old one any more (`maybe_wait_bpf_programs`);
 //! 4. `endpoints` and `ports` are made to agree with the rosters (`index.rs`);
-//! 5. sockets of members that left are taken out of `sockets`.
+//! 5. the members' sockets are looked up once, since the program `migrate` cannot do so;
+//! 6. sockets of members that left are taken out of `sockets`.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -152,7 +153,7 @@ impl Datapath {
         Ok(after)
     }
 
-    /// Steps 2 to 4.
+    /// Steps 2 to 5.
     fn replace(
         &self,
         change: &Change<'_>,
@@ -167,7 +168,8 @@ impl Datapath {
             self.maps.endpoints.delete(key.as_bytes()).map_err(failed)?;
         }
         self.publish(change.id, rows)?;
-        self.reindex(after)
+        self.reindex(after)?;
+        self.refresh_figures(change.id)
     }
 
     /// Back to what was before a change that failed on its way.

@@ -128,8 +128,9 @@ impl Datapath {
         })
     }
 
-    /// Lets the kernel program fill the map `figures` for a service.
-    fn refresh_figures(&self, id: u32) -> Result<()> {
+    /// Lets the kernel program fill the map `figures` for a service, and look up the
+    /// sockets that it has not looked up yet.
+    pub(super) fn refresh_figures(&self, id: u32) -> Result<()> {
         let reader = self.program(pin::READER)?;
         sys::test_run(reader.as_fd(), &Arguments { service: id, ..Arguments::default() }.context())
             .map(drop)

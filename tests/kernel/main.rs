@@ -6,5 +6,6 @@ mod capacity;
 mod history;
 mod library;
 mod lookup;
+mod migrate;
 mod sharing;
 mod tools;
