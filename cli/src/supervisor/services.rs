@@ -155,8 +155,6 @@ impl Services {
         };
         if let Some((service, _)) = member {
             self.made[service].keep_requests(&socket).unwrap_or_else(tell);
-            // So that the kernel knows the new member when it moves what the old one has.
-            self.made[service].queues().map_or_else(tell, drop);
         }
         // Without a service the socket is the worker's own affair, as without overspill.
         let socket = member.is_some().then(|| socket.into());
