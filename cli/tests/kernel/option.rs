@@ -200,7 +200,7 @@ fn elsewhere_there_is_no_such_option() {
     );
     let output = Command::new("python3").args(["-c", &script]).output().unwrap();
     let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(told, "told: ENOPROTOOPT ENOPROTOOPT\n");
+    assert_eq!(told, "told: ENOPROTOOPT ENOTSUP\n");
 }
 
 #[test]
