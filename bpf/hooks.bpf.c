@@ -1,41 +1,60 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
  * The hooks on a control group: what lets servers that know nothing of overspill share
- * a port, and tells user space of each socket that begins to listen.
+ * a port, tells user space of each socket that begins to listen, and is the socket
+ * option for those that do know of it.
  *
- * They run in the system calls bind() and listen() of the group's processes, and
- * `listening` besides at a few moments of each of their connections.
+ * They run in the system calls bind(), listen(), setsockopt() and getsockopt() on sockets
+ * that the group's processes have made, and `listening` besides at a few moments of each
+ * of their connections.
  */
 #include "kernel.h"
+#include <asm-generic/errno.h>
+#include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
 #include "hooks.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-/* Never read: it brings the type into the object's BTF, where a test compares it with
- * that of user space. */
+/* Never read: they bring the types into the object's BTF, where a test compares them with
+ * those of user space. */
 const volatile struct ov_listening listening_type = {};
+const volatile struct ov_request request_type = {};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct ov_private_ports);
-} private_ports SEC(".maps");
+	__type(value, struct ov_ports);
+} ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
-} listenings SEC(".maps");
+	__uint(max_entries, 1024 * 1024);
+} events SEC(".maps");
 
-static __always_inline bool is_private(__u16 port)
+/* Both end with their socket. */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct ov_call);
+} calls SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct ov_place);
+} places SEC(".maps");
+
+static __always_inline __u8 kind_of(__u16 port)
 {
 	__u32 zero = 0;
-	struct ov_private_ports *ports =
-		bpf_map_lookup_elem(&private_ports, &zero);
+	struct ov_ports *all = bpf_map_lookup_elem(&ports, &zero);
 
-	return ports && ports->is[port];
+	return all ? all->is[port] : OV_SHARED;
 }
 
 /* Sets SO_REUSEPORT, so that the same bind() succeeds in every worker. Port 0 is left
@@ -46,7 +65,7 @@ static __always_inline int share_port(struct bpf_sock_addr *ctx)
 	int one = 1;
 
 	if (ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP && port &&
-	    !is_private(port))
+	    kind_of(port) == OV_SHARED)
 		bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEPORT, &one, sizeof(one));
 	return 1;
 }
@@ -70,11 +89,203 @@ int listening(struct bpf_sock_ops *ctx)
 {
 	struct ov_listening event = {};
 
-	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB || is_private(ctx->local_port))
+	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB || kind_of(ctx->local_port) == OV_PRIVATE)
 		return 1;
 	event.cookie = bpf_get_socket_cookie(ctx);
 	event.pid = bpf_get_current_pid_tgid() >> 32;
 	event.port = ctx->local_port;
-	bpf_ringbuf_output(&listenings, &event, sizeof(event), 0);
+	bpf_ringbuf_output(&events, &event, sizeof(event), 0);
+	return 1;
+}
+
+/* The socket option. The descriptors are looked up here, where they are the caller's own;
+ * what may sleep (bind(), a change of a service) is user space's, so a call is begun and
+ * asked for again, like connect() on a non-blocking socket. */
+
+static __always_inline struct socket *socket_of(struct file *file)
+{
+	struct socket *socket = BPF_CORE_READ(file, private_data);
+	__u16 mode = BPF_CORE_READ(file, f_inode, i_mode);
+
+	/* The second is not so for one opened with O_PATH. */
+	if ((mode & S_IFMT) != S_IFSOCK || !socket ||
+	    BPF_CORE_READ(socket, file) != file)
+		return NULL;
+	return socket;
+}
+
+/* What stands against a socket's membership on the port, as far as it is known here. */
+static __always_inline int fitness(struct sock *sk, __u16 port)
+{
+	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
+	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u16 bound = BPF_CORE_READ(sk, __sk_common.skc_num);
+
+	if ((family != AF_INET && family != AF_INET6) ||
+	    BPF_CORE_READ(sk, sk_type) != SOCK_STREAM ||
+	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+		return -EPROTONOSUPPORT;
+	if (state != TCP_CLOSE && state != TCP_LISTEN)
+		return -EISCONN;
+	return bound && bound != port ? -EINVAL : 0;
+}
+
+/* Looks up a descriptor of the caller. */
+static __always_inline int look_up(__u32 fd, __u16 port, __u64 *inode)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
+	struct file **slots = BPF_CORE_READ(table, fd);
+	struct file *file = NULL;
+	struct socket *socket;
+
+	if (fd >= BPF_CORE_READ(table, max_fds) ||
+	    bpf_probe_read_kernel(&file, sizeof(file), slots + fd) || !file)
+		return -EBADF;
+	socket = socket_of(file);
+	if (!socket)
+		return -ENOTSOCK;
+	*inode = BPF_CORE_READ(file, f_inode, i_ino);
+	return fitness(BPF_CORE_READ(socket, sk), port);
+}
+
+/* Reads what the caller asks for, and looks up all that it names. */
+static __always_inline int read_request(struct bpf_sockopt *ctx, struct ov_request *request)
+{
+	__u16 *head = ctx->optval;
+	__u16 count;
+
+	if ((void *)(head + 2) > ctx->optval_end)
+		return -EINVAL;
+	request->port = head[0];
+	count = head[1];
+	if (count > OV_SOCKETS)
+		return -E2BIG;
+	if (!count || !request->port || ctx->optlen != 4 + 4 * count)
+		return -EINVAL;
+	if (kind_of(request->port) == OV_PRIVATE)
+		return -EPERM;
+	request->count = count;
+	for (int i = 0; i < OV_SOCKETS; i++) {
+		__s32 *fd = (__s32 *)(head + 2) + i;
+		int error;
+
+		request->fds[i] = -1;
+		request->inodes[i] = 0;
+		if (i >= count)
+			continue;
+		if ((void *)(fd + 1) > ctx->optval_end)
+			return -EINVAL;
+		request->fds[i] = *fd;
+		error = look_up(*fd, request->port, &request->inodes[i]);
+		if (error)
+			return error;
+	}
+	return 0;
+}
+
+static __always_inline bool is_same(struct ov_call *call, struct ov_request *request)
+{
+	if (call->port != request->port || call->count != request->count)
+		return false;
+	for (int i = 0; i < OV_SOCKETS; i++)
+		if (call->inodes[i] != request->inodes[i])
+			return false;
+	return true;
+}
+
+static __always_inline __u64 inode_of(struct bpf_sock *of)
+{
+	struct sock *sk = NULL;
+
+	/* As a plain address: the verifier lets nobody look behind the other. */
+	bpf_probe_read_kernel(&sk, sizeof(sk), &of);
+	return BPF_CORE_READ(sk, sk_socket, file, f_inode, i_ino);
+}
+
+/* Begins a call, or tells what has become of it; `request` is filled in for user space
+ * only with -EINPROGRESS. */
+static __always_inline int advance(struct bpf_sockopt *ctx, struct ov_call *call,
+				   struct ov_request *request)
+{
+	int error = read_request(ctx, request);
+
+	if (error)
+		return error;
+	if (__sync_val_compare_and_swap(&call->progress, OV_FINISHED, OV_IDLE) ==
+	    OV_FINISHED) {
+		error = call->error;
+		/* That of another list is nobody's any more. */
+		if (is_same(call, request))
+			return -error;
+	}
+	if (__sync_val_compare_and_swap(&call->progress, OV_IDLE, OV_UNDER_WAY) != OV_IDLE)
+		return -EALREADY;
+	call->port = request->port;
+	call->count = request->count;
+	__builtin_memcpy(call->inodes, request->inodes, sizeof(call->inodes));
+	request->caller = inode_of(ctx->sk);
+	request->pid = bpf_get_current_pid_tgid() >> 32;
+	request->tid = bpf_get_current_pid_tgid();
+	request->zero = 0;
+	return -EINPROGRESS;
+}
+
+static __always_inline int call_option(struct bpf_sockopt *ctx)
+{
+	struct ov_request *request;
+	struct ov_call *call;
+	int result;
+
+	if (!ctx->sk)
+		return -ENOPROTOOPT;
+	call = bpf_sk_storage_get(&calls, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!call)
+		return -ENOMEM;
+	if (call->progress == OV_UNDER_WAY)
+		return -EALREADY;
+	request = bpf_ringbuf_reserve(&events, sizeof(*request), 0);
+	if (!request)
+		return -ENOBUFS;
+	result = advance(ctx, call, request);
+	if (result == -EINPROGRESS)
+		bpf_ringbuf_submit(request, 0);
+	else
+		bpf_ringbuf_discard(request, 0);
+	return result;
+}
+
+SEC("cgroup/setsockopt")
+int set_option(struct bpf_sockopt *ctx)
+{
+	/* -1: hooks of a group within this one have dealt with it. */
+	if (ctx->level != SOL_OVERSPILL || ctx->optlen == -1)
+		return 1;
+	bpf_set_retval(ctx->optname == SO_MASTERSLAVE ? call_option(ctx) : -ENOPROTOOPT);
+	ctx->optlen = -1;
+	return 1;
+}
+
+/* The kernel has been asked, and knows no such level. */
+SEC("cgroup/getsockopt")
+int get_option(struct bpf_sockopt *ctx)
+{
+	struct ov_place *answer = ctx->optval, *place;
+
+	if (ctx->level != SOL_OVERSPILL || ctx->optname != SO_MASTERSLAVE || !ctx->retval)
+		return 1;
+	place = ctx->sk ? bpf_sk_storage_get(&places, ctx->sk, NULL, 0) : NULL;
+	if (!place) {
+		bpf_set_retval(-ENOENT);
+		return 1;
+	}
+	if ((void *)(answer + 1) > ctx->optval_end) {
+		bpf_set_retval(-EINVAL);
+		return 1;
+	}
+	__builtin_memcpy(answer, place, sizeof(*answer));
+	ctx->optlen = sizeof(*answer);
+	barrier(); /* the two in one store are no access that the verifier knows */
+	ctx->retval = 0;
 	return 1;
 }

@@ -34,8 +34,11 @@ enum {
 	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
 	BPF_MAP_TYPE_ARRAY_OF_MAPS = 12,
 	BPF_MAP_TYPE_SOCKMAP = 15,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
+	BPF_F_NO_PREALLOC = 1 << 0,
 	BPF_F_INNER_MAP = 1 << 12,
+	BPF_SK_STORAGE_GET_F_CREATE = 1 << 0,
 	BPF_SK_LOOKUP_F_NO_REUSEPORT = 1 << 1,
 	BPF_SOCK_OPS_TCP_LISTEN_CB = 11,
 };
@@ -46,7 +49,8 @@ enum { AF_INET = 2, AF_INET6 = 10 };
 enum { SOCK_STREAM = 1 };
 enum { SOL_SOCKET = 1, SO_REUSEPORT = 15 }; /* of x86 and ARM */
 enum { IPPROTO_TCP = 6 };
-enum { TCP_LISTEN = 10 }; /* include/net/tcp_states.h */
+enum { S_IFMT = 0170000, S_IFSOCK = 0140000 };
+enum { TCP_CLOSE = 7, TCP_LISTEN = 10 }; /* include/net/tcp_states.h */
 
 /* Part of the user-space interface: its offsets never change, no CO-RE. */
 struct bpf_sk_lookup {
@@ -100,6 +104,16 @@ struct bpf_sock_ops {
 	__u32 local_port; /* host order */
 };
 
+struct bpf_sockopt {
+	struct bpf_sock *sk;
+	void *optval;
+	void *optval_end;
+	__s32 level;
+	__s32 optname;
+	__s32 optlen;
+	__s32 retval;
+};
+
 struct sk_reuseport_md {
 	void *data;
 	void *data_end;
@@ -125,6 +139,8 @@ typedef struct {
 } atomic64_t;
 
 struct sock_common {
+	__u16 skc_num; /* the local port, host order */
+	__u16 skc_family;
 	unsigned char skc_state;
 	atomic64_t skc_cookie;
 };
@@ -146,6 +162,37 @@ struct sock {
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
 	struct socket_wq *sk_wq;
+	struct socket *sk_socket;
+	__u16 sk_type;
+	__u16 sk_protocol;
+};
+
+struct inode {
+	__u16 i_mode;
+	unsigned long i_ino;
+};
+
+struct file {
+	struct inode *f_inode;
+	void *private_data;
+};
+
+struct socket {
+	struct file *file;
+	struct sock *sk;
+};
+
+struct fdtable {
+	unsigned int max_fds;
+	struct file **fd;
+};
+
+struct files_struct {
+	struct fdtable *fdt;
+};
+
+struct task_struct {
+	struct files_struct *files;
 };
 
 struct request_sock;

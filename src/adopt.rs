@@ -33,6 +33,43 @@ impl Adopted {
         self.descriptor
     }
 
+    /// Its `SO_COOKIE`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses to tell it.
+    pub fn cookie(&self) -> Result<u64> {
+        sockopt::socket_cookie(&self.socket).map_err(|error| {
+            let pid = self.pid.to_string();
+            Error::system("read the cookie of a socket of process", pid, error)
+        })
+    }
+
+    /// Whether it listens.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        sockopt::socket_acceptconn(&self.socket) == Ok(true)
+    }
+
+    /// Whether it is bound to a port.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        let local = socket2::SockRef::from(&self.socket).local_addr().ok();
+        local.and_then(|local| local.as_socket()).is_some_and(|local| local.port() != 0)
+    }
+
+    /// Binds it to a port if it is bound to none yet, with `SO_REUSEPORT`, so that others
+    /// can share the port: at its own address, if that has been given without a port
+    /// (`IP_BIND_ADDRESS_NO_PORT`), else at the wildcard of its family.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it: the address is in use, or the caller may not.
+    pub fn bind(&self, port: u16) -> Result<()> {
+        sys::bind_unbound(self.socket.as_fd(), port)
+            .map_err(|error| Error::system("bind a socket of process", self.pid.to_string(), error))
+    }
+
     /// Where it listens.
     ///
     /// # Errors
@@ -107,6 +144,44 @@ pub fn listener(pid: u32, cookie: u64) -> Result<Option<Adopted>> {
         }
     })?;
     Ok(found)
+}
+
+/// The sockets with these inode numbers behind these descriptors of a thread. One that is
+/// closed, or another socket by now, is [`io::ErrorKind::NotFound`].
+pub(crate) fn by_descriptor(pid: u32, tid: u32, wanted: &[(i32, u64)]) -> Result<Vec<Adopted>> {
+    let failed =
+        |error: io::Error| Error::system("take sockets of process", pid.to_string(), error);
+    let open = |id: u32, flags: PidfdFlags| {
+        let id = i32::try_from(id).ok().and_then(Pid::from_raw);
+        rustix::process::pidfd_open(id.ok_or(rustix::io::Errno::SRCH)?, flags)
+    };
+    // A thread may have descriptors of its own; before Linux 6.9 none such is reached.
+    let pidfd = open(tid, PidfdFlags::from_bits_retain(libc::O_EXCL as u32))
+        .or_else(|_| open(pid, PidfdFlags::empty()))
+        .map_err(|error| failed(error.into()))?;
+    let take = |&(number, inode): &(i32, u64)| {
+        let socket = rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty())?;
+        let found = rustix::fs::fstat(&socket)?.st_ino;
+        if found == inode {
+            Ok(Adopted { socket, pid, descriptor: number })
+        } else {
+            Err(rustix::io::Errno::BADF)
+        }
+    };
+    wanted.iter().map(|it| take(it).map_err(|error| failed(error.into()))).collect()
+}
+
+/// The socket with this inode number among the descriptors of a thread, if it has it.
+pub(crate) fn by_inode(pid: u32, tid: u32, inode: u64) -> Result<Option<Adopted>> {
+    let name = format!("socket:[{inode}]");
+    let Ok(listing) = fs::read_dir(format!("/proc/{pid}/task/{tid}/fd")) else { return Ok(None) };
+    let named = |entry: &fs::DirEntry| {
+        fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == name.as_str())
+    };
+    let found = listing.flatten().find(named);
+    let number = found.and_then(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let Some(number) = number else { return Ok(None) };
+    Ok(by_descriptor(pid, tid, &[(number, inode)])?.pop())
 }
 
 /// Hands out a duplicate of each socket of a process, in the order of its descriptors; one

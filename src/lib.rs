@@ -49,7 +49,7 @@ mod status;
 mod sys;
 
 pub use cgroup::Cgroup;
-pub use datapath::{Capacity, Hooks, Listening, Listenings};
+pub use datapath::{Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub use error::{Error, Result};
 pub use member::{Address, Families, Health, MemberId};
 pub use namespace::Namespace;

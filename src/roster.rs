@@ -91,6 +91,21 @@ impl Roster {
         *old = Member { id: old.id, weight: old.weight, draining: old.draining, ..new.clone() };
     }
 
+    /// Lets the members named stand in this order, in the places that they hold together.
+    pub(crate) fn arrange(&mut self, order: &[MemberId]) {
+        let mut places: Vec<usize> = order.iter().filter_map(|&id| self.position(id)).collect();
+        if places.is_sorted() {
+            return;
+        }
+        let arranged: Vec<Member> =
+            places.iter().map(|&place| self.members[place].clone()).collect();
+        places.sort_unstable();
+        for (place, member) in places.into_iter().zip(arranged) {
+            self.members[place] = member;
+        }
+        self.renew_endpoints();
+    }
+
     pub(crate) fn position(&self, id: MemberId) -> Option<usize> {
         self.members.iter().position(|member| member.id == id)
     }

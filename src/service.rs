@@ -436,6 +436,19 @@ impl Service {
         self.set_draining(member, false)
     }
 
+    /// Lets the members named stand in this order, in the places that they hold together;
+    /// the others stay where they are. Who is no member is left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`] when it was removed.
+    pub fn arrange(&self, order: &[MemberId]) -> Result<()> {
+        self.change(|roster| {
+            roster.arrange(order);
+            Ok(())
+        })
+    }
+
     /// Notes that another process serves the member's socket now. For people: nothing
     /// depends on it.
     ///

@@ -1,35 +1,54 @@
 //! The hooks on a control group.
 
 use std::cell::Cell;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Duration;
 
 use libbpf_rs::{
     Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, RingBufferBuilder,
 };
-use zerocopy::FromBytes;
+use rustix::io::Errno;
+use zerocopy::{FromBytes, IntoBytes as _};
 
 use super::layout;
+use crate::adopt::{self, Adopted};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
+use crate::service::Name;
+
+/// `OV_SOCKETS`, of `bpf/hooks.h`.
+const SOCKETS: usize = 64;
 
 const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hooks.bpf.o"));
 
 /// Hooks on a control group: every TCP socket that its processes bind gets `SO_REUSEPORT`,
-/// so that several of them can listen on one port, and each socket that begins to listen
-/// is told ([`Hooks::wait`]).
+/// so that several of them can listen on one port; each socket that begins to listen is told
+/// ([`Hooks::events`]), as is each call of the socket option `SO_MASTERSLAVE`
+/// (`include/overspill.h`), to be answered with [`Hooks::answer`].
 ///
 /// They end with this value, and leave nothing behind. They rest on `cgroup/bind4`,
-/// `cgroup/bind6` and `BPF_SOCK_OPS_TCP_LISTEN_CB` (`net/ipv4/af_inet.c`).
+/// `cgroup/bind6`, `BPF_SOCK_OPS_TCP_LISTEN_CB` (`net/ipv4/af_inet.c`), `cgroup/setsockopt`
+/// and `cgroup/getsockopt`.
 #[derive(Debug)]
 pub struct Hooks {
     _links: Vec<Link>,
-    listenings: MapHandle,
+    events: MapHandle,
+    calls: MapHandle,
+    places: MapHandle,
 }
 
-/// The sockets that begin to listen, as they do ([`Hooks::listenings`]).
+/// What the hooks tell, as it happens ([`Hooks::events`]).
 #[derive(Debug)]
-pub struct Listenings(MapHandle);
+pub struct HooksEvents(MapHandle);
+
+/// What the hooks tell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HooksEvent {
+    /// A socket has begun to listen.
+    Listening(Listening),
+    /// Sockets are to join the service of a port.
+    Request(Request),
+}
 
 /// A socket that has begun to listen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +61,37 @@ pub struct Listening {
     pub port: u16,
 }
 
+/// A call of the socket option: sockets that are to join, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// The process that called `setsockopt(2)`.
+    pub pid: u32,
+    /// The port.
+    pub port: u16,
+    tid: u32,
+    caller: u64,
+    /// Descriptors, and the inode numbers of the sockets behind them.
+    sockets: Vec<(i32, u64)>,
+}
+
+impl Request {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let request = layout::Request::read_from_bytes(bytes).ok()?;
+        let layout::Request { caller, pid, tid, port, count, inodes, fds, .. } = request;
+        let sockets = fds.into_iter().zip(inodes).take(count.into()).collect();
+        Some(Self { pid, port, tid, caller, sockets })
+    }
+
+    /// Duplicates of the sockets, in order.
+    ///
+    /// # Errors
+    ///
+    /// One is closed by now, or the caller may not take it ([`Error::System`]).
+    pub fn sockets(&self) -> Result<Vec<Adopted>> {
+        adopt::by_descriptor(self.pid, self.tid, &self.sockets)
+    }
+}
+
 impl Hooks {
     /// Attaches them. Sockets on `private` ports are left alone.
     ///
@@ -50,20 +100,35 @@ impl Hooks {
     /// The kernel refuses the programs, or to attach them: [`Error::Permission`],
     /// [`Error::Bpf`].
     pub fn attach(cgroup: &Cgroup, private: &[u16]) -> Result<Self> {
+        let mut ports = vec![layout::PORT_SHARED; 1 << 16];
+        private.iter().for_each(|&port| ports[usize::from(port)] = layout::PORT_PRIVATE);
+        Self::attach_with(cgroup, &ports)
+    }
+
+    /// Attaches them to a control group whose servers share only the ports given: on others
+    /// `bind(2)` goes on as without them, and sockets join by the option alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Hooks::attach`].
+    pub fn attach_sharing(cgroup: &Cgroup, shared: &[u16]) -> Result<Self> {
+        let mut ports = vec![layout::PORT_BY_OPTION; 1 << 16];
+        shared.iter().for_each(|&port| ports[usize::from(port)] = layout::PORT_SHARED);
+        Self::attach_with(cgroup, &ports)
+    }
+
+    fn attach_with(cgroup: &Cgroup, ports: &[u8]) -> Result<Self> {
         super::hush();
         let failed = |operation| move |error| Error::bpf(operation, "the hooks", error);
         let object = ObjectBuilder::default()
             .open_memory(OBJECT)
             .and_then(libbpf_rs::OpenObject::load)
             .map_err(failed("load"))?;
-        let mut ports = vec![0; 1 << 16];
-        for &port in private {
-            ports[usize::from(port)] = 1;
-        }
-        map(&object, "private_ports")?
-            .update(&0_u32.to_ne_bytes(), &ports, MapFlags::ANY)
+        map(&object, "ports")?
+            .update(&0_u32.to_ne_bytes(), ports, MapFlags::ANY)
             .map_err(failed("set up"))?;
-        let listenings = map(&object, "listenings")?;
+        let (events, calls, places) =
+            (map(&object, "events")?, map(&object, "calls")?, map(&object, "places")?);
         let directory = cgroup.open()?;
         let links = object.progs_mut().map(|program| {
             program.attach_cgroup(directory.as_raw_fd()).map_err(|error| {
@@ -71,35 +136,82 @@ impl Hooks {
             })
         });
         let links = links.collect::<Result<_>>()?;
-        Ok(Self { _links: links, listenings })
+        Ok(Self { _links: links, events, calls, places })
     }
 
-    /// What is told of sockets that begin to listen, for one reader.
+    /// What they tell, for one reader.
     ///
     /// # Errors
     ///
     /// The process has no descriptor left.
-    pub fn listenings(&self) -> Result<Listenings> {
-        MapHandle::try_from(&self.listenings)
-            .map(Listenings)
-            .map_err(|error| Error::bpf("duplicate", "the map listenings", error))
+    pub fn events(&self) -> Result<HooksEvents> {
+        MapHandle::try_from(&self.events)
+            .map(HooksEvents)
+            .map_err(|error| Error::bpf("duplicate", "the map events", error))
+    }
+
+    /// Says what has become of a request: the next call of the option on that socket returns
+    /// it, once. A caller that has closed the socket is told nothing.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn answer(&self, request: &Request, result: Result<(), Errno>) -> Result<()> {
+        let Ok(Some(socket)) = adopt::by_inode(request.pid, request.tid, request.caller) else {
+            return Ok(());
+        };
+        let mut inodes = [0; SOCKETS];
+        for (place, &(_, inode)) in inodes.iter_mut().zip(&request.sockets) {
+            *place = inode;
+        }
+        let call = layout::Call {
+            progress: layout::CALL_FINISHED,
+            error: result.err().map_or(0, Errno::raw_os_error),
+            port: request.port,
+            count: u16::try_from(request.sockets.len()).expect("it was counted in these"),
+            inodes,
+        };
+        let key = socket.as_fd().as_raw_fd().to_ne_bytes();
+        self.calls
+            .update(&key, call.as_bytes(), MapFlags::ANY)
+            .map_err(|error| Error::bpf("update", "the map calls", error))
+    }
+
+    /// Notes which service a socket is a member of, and at what position of its list, for
+    /// those that ask with `getsockopt(2)`; `None` is none.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn note(&self, socket: &impl AsFd, place: Option<(&Name, u32)>) -> Result<()> {
+        let key = socket.as_fd().as_raw_fd().to_ne_bytes();
+        let Some((name, position)) = place else {
+            // It may not have been noted at all.
+            let _ = self.places.delete(&key);
+            return Ok(());
+        };
+        let mut place = layout::Place { position, flags: 0, service: [0; 72] };
+        let name = name.as_str().as_bytes();
+        place.service[..name.len()].copy_from_slice(name);
+        self.places
+            .update(&key, place.as_bytes(), MapFlags::ANY)
+            .map_err(|error| Error::bpf("update", "the map places", error))
     }
 }
 
-impl Listenings {
-    /// Waits, and hands out each socket that begins to listen, until `told` is false.
+impl HooksEvents {
+    /// Waits, and hands out each event, until `told` is false.
     ///
     /// # Errors
     ///
     /// The kernel refuses to wait.
-    pub fn each(self, mut told: impl FnMut(Listening) -> bool) -> Result<()> {
-        let failed = |error| Error::bpf("read", "the map listenings", error);
+    pub fn each(self, mut told: impl FnMut(HooksEvent) -> bool) -> Result<()> {
+        let failed = |error| Error::bpf("read", "the map events", error);
         let go_on = Cell::new(true);
         let mut builder = RingBufferBuilder::new();
         let read = |bytes: &[u8]| {
-            if let Ok(event) = layout::Listening::read_from_bytes(bytes) {
-                let layout::Listening { cookie, pid, port, .. } = event;
-                go_on.set(go_on.get() && told(Listening { pid, cookie, port }));
+            if let Some(event) = HooksEvent::read(bytes) {
+                go_on.set(go_on.get() && told(event));
             }
             0
         };
@@ -110,11 +222,21 @@ impl Listenings {
                 code if code >= 0 || code == -libc::EINTR => {}
                 code => {
                     let error = std::io::Error::from_raw_os_error(-code);
-                    return Err(Error::system("wait for", "the map listenings", error));
+                    return Err(Error::system("wait for", "the map events", error));
                 }
             }
         }
         Ok(())
+    }
+}
+
+impl HooksEvent {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        if let Ok(event) = layout::Listening::read_from_bytes(bytes) {
+            let layout::Listening { cookie, pid, port, .. } = event;
+            return Some(Self::Listening(Listening { pid, cookie, port }));
+        }
+        Request::read(bytes).map(Self::Request)
     }
 }
 

@@ -183,6 +183,34 @@ plain! {
         zero: u16,
     }
 
+    /// `struct ov_request`, of `bpf/hooks.h`
+    struct Request {
+        caller: u64,
+        pid: u32,
+        tid: u32,
+        port: u16,
+        count: u16,
+        zero: u32,
+        inodes: [u64; 64],
+        fds: [i32; 64],
+    }
+
+    /// `struct ov_call`, of `bpf/hooks.h`
+    struct Call {
+        progress: u64,
+        error: i32,
+        port: u16,
+        count: u16,
+        inodes: [u64; 64],
+    }
+
+    /// `struct ov_place`, of `bpf/hooks.h`
+    struct Place {
+        position: u32,
+        flags: u32,
+        service: [u8; 72],
+    }
+
     /// `struct ov_state`
     struct State {
         layout: u32,
@@ -194,6 +222,13 @@ plain! {
         version: [u8; 32],
     }
 }
+
+/// `enum ov_port`, of `bpf/hooks.h`.
+pub(crate) const PORT_SHARED: u8 = 0;
+pub(crate) const PORT_PRIVATE: u8 = 1;
+pub(crate) const PORT_BY_OPTION: u8 = 2;
+/// `OV_FINISHED`, of `bpf/hooks.h`.
+pub(crate) const CALL_FINISHED: u64 = 2;
 
 const _: () = assert!(size_of::<Header>() == ROW_SIZE);
 const _: () = assert!(size_of::<Member>() == ROW_SIZE);
@@ -248,17 +283,15 @@ mod tests {
 
     #[test]
     fn the_structures_are_those_of_the_object() {
-        let btf = Btf::from_path(concat!(env!("OUT_DIR"), "/overspill.bpf.o")).unwrap();
-        let hooks = Btf::from_path(concat!(env!("OUT_DIR"), "/hooks.bpf.o")).unwrap();
         macro_rules! compare {
-            ($btf:ident: $($c:literal: $rust:ty),* $(,)?) => {$(
+            ($btf:expr; $($c:literal: $rust:ty),* $(,)?) => {$(
                 let fields = <$rust>::fields().into_iter().map(|(name, at)| (name.to_owned(), at));
                 assert_eq!((fields.collect(), size_of::<$rust>()), c_fields(&$btf, $c), "{}", $c);
             )*};
         }
-        compare! { hooks: "ov_listening": Listening }
-        compare! {
-            btf:
+        let object = concat!(env!("OUT_DIR"), "/overspill.bpf.o");
+        let btf = Btf::from_path(object).unwrap();
+        compare! { btf;
             "ov_header": Header,
             "ov_member": Member,
             "ov_endpoint_row": EndpointRow,
@@ -269,6 +302,14 @@ mod tests {
             "ov_exits": ExitCounters,
             "ov_figures": Figures,
             "ov_state": State,
+        }
+        let object = concat!(env!("OUT_DIR"), "/hooks.bpf.o");
+        let btf = Btf::from_path(object).unwrap();
+        compare! { btf;
+            "ov_listening": Listening,
+            "ov_request": Request,
+            "ov_call": Call,
+            "ov_place": Place,
         }
     }
 

@@ -21,7 +21,7 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, Pr
 use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
-pub use hooks::{Hooks, Listening, Listenings};
+pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub(crate) use lock::Lock;
 
 use crate::error::{Error, Result};

@@ -4,4 +4,4 @@ mod descriptor;
 mod socket;
 
 pub(crate) use descriptor::{attach_to_group, netns_of, test_run};
-pub(crate) use socket::{Listener, empty_queue, inspect, listen};
+pub(crate) use socket::{Listener, bind_unbound, empty_queue, inspect, listen};

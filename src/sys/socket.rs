@@ -117,3 +117,15 @@ pub(crate) fn empty_queue(socket: BorrowedFd<'_>, backlog: u32) -> io::Result<()
     let backlog = i32::try_from(backlog).unwrap_or(i32::MAX);
     Ok(rustix::net::listen(socket, backlog)?)
 }
+
+/// Binds a socket to a port, with `SO_REUSEPORT`, unless it is bound to one already: at the
+/// address that it has, which is the wildcard of its family if it was given none.
+pub(crate) fn bind_unbound(socket: BorrowedFd<'_>, port: u16) -> io::Result<()> {
+    let socket = SockRef::from(&socket);
+    let local = socket.local_addr()?.as_socket().ok_or(rustix::io::Errno::AFNOSUPPORT)?;
+    if local.port() != 0 {
+        return Ok(());
+    }
+    socket.set_reuse_port(true)?;
+    socket.bind(&SocketAddr::new(local.ip(), port).into())
+}

@@ -11,6 +11,7 @@ mod ignored;
 mod instance;
 mod leaving;
 mod log;
+mod option;
 pub(crate) mod relay;
 mod restart;
 mod services;
@@ -26,15 +27,17 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use overspill::adopt::Adopted;
-use overspill::{Capacity, Cgroup, Hooks, Listening, Name, Rules, adopt};
+use overspill::{Capacity, Cgroup, Hooks, HooksEvent, Listening, Name, Request, Rules, adopt};
+use rustix::io::Errno;
 
 use crate::failure::{Failure, Outcome};
-use control::{Control, Reply, Request};
+use control::{Control, Reply};
 use crew::Crew;
 use ignored::Ignored;
 use instance::{Instance, InstanceId};
 use leaving::Leaving;
 pub(crate) use leaving::stop_signal;
+use option::Given;
 use relay::{Output, Relay};
 use restart::Restart;
 use services::Services;
@@ -91,10 +94,10 @@ enum Event {
     Signal(Signal),
     /// The instance's process ended and is yet to be reaped.
     Ended(InstanceId),
-    /// A worker's process has begun to listen.
-    Listening(Listening),
+    /// A worker's process has begun to listen, or gives sockets that are to join.
+    Hooks(HooksEvent),
     /// Somebody asks for something.
-    Asked(Request, Reply),
+    Asked(control::Request, Reply),
 }
 
 /// How the name of the control group begins that a supervisor makes for its workers.
@@ -135,6 +138,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         relay,
         cgroup,
         hooks: None,
+        given: Given::default(),
         instances: Vec::new(),
         next_id: InstanceId::default(),
         leaving: Vec::new(),
@@ -163,6 +167,8 @@ struct Supervisor {
     /// Of all workers that make their sockets themselves, and the hooks on it.
     cgroup: Option<Cgroup>,
     hooks: Option<Hooks>,
+    /// What the workers name by the socket option.
+    given: Given,
     crew: Crew,
     /// All processes that run, those that are leaving too.
     instances: Vec<Instance>,
@@ -209,6 +215,9 @@ impl Supervisor {
             }
             self.services.watch();
             self.look_for_closed();
+            if let Some(hooks) = &self.hooks {
+                self.given.look(&self.services, hooks);
+            }
             self.tend_leaving();
             self.tend_restart();
         }
@@ -225,10 +234,10 @@ impl Supervisor {
         }
         if let Some(cgroup) = &self.cgroup {
             let hooks = Hooks::attach(cgroup, &self.plan.private)?;
-            let listenings = hooks.listenings()?;
+            let events = hooks.events()?;
             let sender = self.sender.clone();
             start_thread(move || {
-                let told = listenings.each(|it| sender.send(Event::Listening(it)).is_ok());
+                let told = events.each(|it| sender.send(Event::Hooks(it)).is_ok());
                 told.unwrap_or_else(services::tell);
             })?;
             self.hooks = Some(hooks);
@@ -385,8 +394,12 @@ impl Supervisor {
     fn handle(&mut self, event: Option<Event>) -> Outcome {
         match event {
             Some(Event::Ended(id)) => self.ended(id)?,
-            Some(Event::Listening(listening)) => self.listening(listening)?,
-            Some(Event::Asked(Request::Restart, reply)) => self.ask_restart(Some(reply)),
+            Some(Event::Hooks(HooksEvent::Listening(listening))) => {
+                self.listening(listening)?;
+                self.tend_given();
+            }
+            Some(Event::Hooks(HooksEvent::Request(request))) => self.requested(&request),
+            Some(Event::Asked(control::Request::Restart, reply)) => self.ask_restart(Some(reply)),
             Some(Event::Signal(_)) | None => {}
         }
         self.look_for_ended_strangers()?;
@@ -411,6 +424,7 @@ impl Supervisor {
         let told = instance.to_string();
         let ending = instance.end();
         self.services.vacate(id);
+        self.given.forget(id);
         if self.leaving.iter().any(|it| it.id == id) {
             self.leaving.retain(|it| it.id != id);
             log::line(format_args!("{told} {ending}"));
@@ -441,28 +455,69 @@ impl Supervisor {
     fn listening(&mut self, listening: Listening) -> Outcome {
         let Some((id, socket)) = self.find_listener(listening) else { return Ok(()) };
         let worker = self.instance(id).worker;
-        self.instance(id).listened = true;
         if !socket.shares_port() {
             // The kernel chose its port, for it alone.
+            self.instance(id).listened = true;
             return Ok(());
         }
-        if self.current[worker] != Some(id) {
-            // A successor: its sockets take over together, when all are there.
-            self.instance(id).pending.push(socket);
-            return Ok(());
-        }
-        if let Err(error) = self.services.seat(worker, id, None, socket) {
+        if let Err(error) = self.take_in(id, socket) {
             let failure = Failure::from(error);
             if !self.begun {
                 return Err(failure);
             }
             log::line(format_args!("worker {worker}: {failure}"));
         }
+        Ok(())
+    }
+
+    /// A socket of an instance listens.
+    fn take_in(&mut self, id: InstanceId, socket: Adopted) -> overspill::Result<()> {
+        let worker = self.instance(id).worker;
+        self.instance(id).listened = true;
+        if self.current[worker] != Some(id) {
+            // A successor: its sockets take over together, when all are there.
+            self.instance(id).pending.push(socket);
+            return Ok(());
+        }
+        self.services.seat(worker, id, None, socket)?;
         let all = |id: &Option<InstanceId>| {
             id.is_some_and(|id| self.instances.iter().any(|it| it.id == id && it.listened))
         };
         self.begun = self.begun || self.current.iter().all(all);
         Ok(())
+    }
+
+    /// Sockets are to join the service of a port, in the order given.
+    fn requested(&mut self, request: &Request) {
+        let result = self.fulfil(request);
+        self.tend_given();
+        if let Some(hooks) = &self.hooks {
+            option::answer(hooks, request, result);
+        }
+    }
+
+    fn fulfil(&mut self, request: &Request) -> Result<(), Errno> {
+        let asks = |it: &&Instance| it.processes().contains(&request.pid);
+        let id = self.instances.iter().find(asks).map(|it| it.id).ok_or(Errno::SRCH)?;
+        for socket in self.given.accept(id, request)? {
+            let cookie = socket.cookie().map_err(|error| option::errno(&error))?;
+            let instance = self.instance(id);
+            if !instance.cookies.contains(&cookie) {
+                instance.cookies.push(cookie);
+            } else if !instance.pending.is_empty() || !self.plan.rules.redirect {
+                continue;
+            }
+            if !self.services.has(cookie) {
+                self.take_in(id, socket).map_err(|error| option::errno(&error))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn tend_given(&mut self) {
+        if let Some(hooks) = &self.hooks {
+            self.given.tend(&self.services, hooks);
+        }
     }
 
     /// The instance that a socket belongs to, and a copy of it; nothing where it is known
@@ -544,7 +599,7 @@ impl Supervisor {
                     self.kill_all(&format!("{} s are over", self.plan.grace.as_secs()));
                     patience = None;
                 }
-                Some(Event::Listening(_)) | None => {}
+                Some(Event::Hooks(_)) | None => {}
             }
             let ended = self.instances.iter().filter(|it| it.has_left()).map(|it| it.id);
             ended.collect::<Vec<_>>().into_iter().for_each(|id| self.bury(id));

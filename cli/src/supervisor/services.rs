@@ -43,6 +43,13 @@ pub(crate) struct Seat {
     pub(super) owner: Option<InstanceId>,
 }
 
+impl Seat {
+    /// Of the socket, where a copy of it is held.
+    pub(super) fn cookie(&self) -> Option<u64> {
+        rustix::net::sockopt::socket_cookie(self.socket.as_ref()?).ok()
+    }
+}
+
 /// A worker of a supervisor that was killed.
 #[derive(Debug)]
 pub(crate) struct Left {
@@ -215,6 +222,15 @@ impl Services {
                         && (own.ipv4 && other.ipv4 || own.ipv6 && other.ipv6)
                 })
         })
+    }
+
+    pub(super) fn made(&self) -> &[Service] {
+        &self.made
+    }
+
+    /// Whether a socket has a seat.
+    pub(crate) fn has(&self, cookie: u64) -> bool {
+        self.seats.iter().any(|seat| seat.cookie() == Some(cookie))
     }
 
     pub(super) fn members_of(&self, service: usize) -> impl Iterator<Item = &Seat> {
