@@ -838,7 +838,9 @@ mod tests {
                 if change.health == Health::Hung {
                     self.watch.moved(change.member);
                     let queue = std::mem::take(&mut self.workers[change.member.0 as usize].queue);
-                    queue.into_iter().for_each(|connection| self.place(connection));
+                    for connection in queue {
+                        self.place(connection);
+                    }
                 }
             }
         }
@@ -881,7 +883,7 @@ mod tests {
 
     /// At this gap the workers are about as busy as they can be.
     fn gap(slowness: &[u64]) -> f64 {
-        let rate = |&millis: &u64| 1.0 / (0.75 * (millis.max(2) as f64));
+        let rate = |&millis: &u64| 1.0 / (0.75 * f64::from(u32::try_from(millis.max(2)).unwrap()));
         (1.1 / slowness.iter().map(rate).sum::<f64>()).max(1.0)
     }
 
