@@ -906,9 +906,7 @@ mod tests {
 
     /// At this gap the workers are about as busy as they can be.
     fn gap(slowness: &[u64]) -> f64 {
-        let rate = |&millis: &u64| {
-            1.0 / (0.75 * Duration::from_millis(millis.max(2)).as_secs_f64() * 1_000.0)
-        };
+        let rate = |&millis: &u64| 1.0 / (0.75 * f64::from(u32::try_from(millis.max(2)).unwrap()));
         (1.1 / slowness.iter().map(rate).sum::<f64>()).max(1.0)
     }
 
