@@ -113,7 +113,7 @@ fn services() -> Vec<String> {
 }
 
 #[test]
-fn python() {
+fn python_server() {
     world::enter();
     for address in [IPV4, IPV6] {
         is_served("", &python(&[address]), address, ask);
