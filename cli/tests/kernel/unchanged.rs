@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use overspill::{Cgroup, MemberState, Name, Namespace, Service};
@@ -14,7 +14,7 @@ use world::{DEADLINE, at, wait_until};
 
 use crate::run::{Run, assert_no_state, members, pids};
 use crate::server::{Server, get};
-use crate::tool::overspill;
+use crate::tool::{self, overspill};
 
 const IPV4: &str = "10.0.0.1:80";
 const IPV6: &str = "[fd00::1]:80";
@@ -64,7 +64,7 @@ fn kill(pid: u32) {
 }
 
 /// All workers of the server serve one address. When one is killed every request is
-/// answered, and in the end it serves again.
+/// answered, and in the end it serves again. When all are replaced every request is too.
 fn is_served(options: &str, command: &[&str], address: &str, ask: impl Fn(SocketAddr) -> usize) {
     let address = at(address);
     let run = start(options, command, 1);
@@ -76,7 +76,16 @@ fn is_served(options: &str, command: &[&str], address: &str, ask: impl Fn(Socket
     }
     run.line(" listens on ");
     all_answer(3, || ask(address));
-    assert!(!pids("web").contains(&killed));
+    let old = pids("web");
+    assert!(!old.contains(&killed));
+    let mut restart = tool::command("restart web").stdout(Stdio::null()).spawn().unwrap();
+    wait_until("the restart is done", || {
+        ask(address);
+        restart.try_wait().unwrap().is_some()
+    });
+    assert!(restart.wait().unwrap().success());
+    assert!(pids("web").iter().all(|pid| !old.contains(pid)));
+    all_answer(3, || ask(address));
     assert!(members("web").iter().all(|member| member.state == MemberState::Active));
     end(run);
 }
