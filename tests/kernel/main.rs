@@ -4,6 +4,7 @@ mod bad;
 mod beside;
 mod capacity;
 mod history;
+mod hooks;
 mod library;
 mod lookup;
 mod migrate;
