@@ -3,6 +3,7 @@
 mod bad;
 mod beside;
 mod capacity;
+mod changes;
 mod history;
 mod hooks;
 mod library;
