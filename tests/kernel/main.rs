@@ -3,7 +3,9 @@
 mod bad;
 mod beside;
 mod capacity;
+mod changes;
 mod history;
+mod hooks;
 mod library;
 mod lookup;
 mod migrate;
