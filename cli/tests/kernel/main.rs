@@ -8,4 +8,5 @@ mod demo;
 mod output;
 mod run;
 mod server;
+mod survive;
 mod tool;
