@@ -9,5 +9,6 @@ mod option;
 mod output;
 mod run;
 mod server;
+mod survive;
 mod tool;
 mod unchanged;
