@@ -523,7 +523,8 @@ impl Service {
     }
 
     /// Marks a member as hung, on trial or well. It takes effect at once, without a new list,
-    /// and a change of the list keeps it. A mark runs out when it is not renewed within 10 s,
+    /// and a change of the list keeps it, but for one that is being made at the same moment
+    /// by another writer: whoever marks looks again. A mark runs out when it is not renewed within 10 s,
     /// so that a member is not left out when whoever watched it has ended.
     ///
     /// # Errors

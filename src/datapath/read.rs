@@ -64,11 +64,14 @@ impl Datapath {
         Ok(None)
     }
 
-    /// Whether service number `id` still is that roster, turns aside.
+    /// Whether service number `id` still is that roster, turns and marks aside.
     fn publishes(&self, id: u32, roster: &Roster) -> Result<bool> {
+        let sockets = |roster: &Roster| -> Vec<_> {
+            roster.members.iter().map(|member| (member.id, member.cookie)).collect()
+        };
         let current = self.roster(id)?;
         Ok(current.is_some_and(|current| {
-            current.name == roster.name && current.members == roster.members
+            current.name == roster.name && sockets(&current) == sockets(roster)
         }))
     }
 
@@ -139,8 +142,18 @@ impl Datapath {
 
     /// The queues of service number `id`, or `None` where that has another name.
     pub(crate) fn queues(&self, id: u32, name: &str) -> Result<Option<Vec<Queue>>> {
-        let roster = self.roster(id)?.filter(|roster| roster.name == name);
-        let Some(roster) = roster else { return Ok(None) };
+        loop {
+            let roster = self.roster(id)?.filter(|roster| roster.name == name);
+            let Some(roster) = roster else { return Ok(None) };
+            let queues = self.queues_of(id, &roster)?;
+            // As in `status`: the figures of another list say nothing of this one's members.
+            if self.publishes(id, &roster)? {
+                return Ok(Some(queues));
+            }
+        }
+    }
+
+    fn queues_of(&self, id: u32, roster: &Roster) -> Result<Vec<Queue>> {
         // Before the queues: what is counted and not in its queue then was accepted.
         let counters = roster
             .members
@@ -149,10 +162,7 @@ impl Datapath {
         let counters = counters.collect::<Result<Vec<_>>>()?;
         self.refresh_figures(id)?;
         let queues = roster.members.iter().zip(&counters);
-        queues
-            .map(|(member, counters)| self.queue(member, counters))
-            .collect::<Result<_>>()
-            .map(Some)
+        queues.map(|(member, counters)| self.queue(member, counters)).collect()
     }
 
     fn queue(&self, member: &Member, counters: &MemberCounters) -> Result<Queue> {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
-use overspill::{Cgroup, Error, Hooks, Listening, adopt};
+use overspill::{Cgroup, Error, Hooks, HooksEvent, Listening, adopt};
 use world::{DEADLINE, wait_until};
 
 /// A control group of the test's own, gone with it.
@@ -93,10 +93,11 @@ impl Drop for Python {
 /// The next so many sockets that begin to listen.
 fn told(hooks: &Hooks, count: usize) -> Receiver<Listening> {
     let (sender, receiver) = mpsc::channel();
-    let listenings = hooks.listenings().unwrap();
+    let events = hooks.events().unwrap();
     let mut left = count;
     thread::spawn(move || {
-        listenings.each(|listening| {
+        events.each(|event| {
+            let HooksEvent::Listening(listening) = event else { return true };
             left -= 1;
             sender.send(listening).is_ok() && left > 0
         })
