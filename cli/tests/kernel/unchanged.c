@@ -12,6 +12,8 @@ int main(void)
 	struct sockaddr_in address = { .sin_family = AF_INET, .sin_port = htons(80) };
 	int listener = socket(AF_INET, SOCK_STREAM, 0);
 	char request[4096], answer[64];
+	size_t held;
+	ssize_t got;
 
 	snprintf(answer, sizeof(answer), "HTTP/1.0 200 OK\r\n\r\n%s",
 		 getenv("OVERSPILL_WORKER"));
@@ -21,7 +23,14 @@ int main(void)
 	for (;;) {
 		int client = accept(listener, NULL, NULL);
 
-		if (read(client, request, sizeof(request)) > 0)
+		/* To the end of the request: what is unread at close() resets the client. */
+		held = 0;
+		do {
+			got = read(client, request + held, sizeof(request) - 1 - held);
+			held += got > 0 ? got : 0;
+			request[held] = 0;
+		} while (got > 0 && !strstr(request, "\r\n\r\n"));
+		if (got > 0)
 			write(client, answer, strlen(answer));
 		close(client);
 	}

@@ -131,9 +131,10 @@ fn python_server() {
 
 #[test]
 fn python_module() {
-    let script = "mkdir FOLDER/$OVERSPILL_WORKER && cd FOLDER/$OVERSPILL_WORKER; \
-                  echo $OVERSPILL_WORKER > index.html; \
-                  exec python3 -m http.server --bind HOST PORT";
+    // A worker's successor leaves the page alone: its predecessor still reads it.
+    let script = "cd FOLDER; mkdir $OVERSPILL_WORKER && \
+                  echo $OVERSPILL_WORKER > $OVERSPILL_WORKER/index.html; \
+                  cd $OVERSPILL_WORKER; exec python3 -m http.server --bind HOST PORT";
     both_families_are_served("", &[], script);
 }
 
