@@ -194,10 +194,10 @@ fn what_cannot_be_told_does_no_harm() {
     let hooks = Hooks::attach(&cgroup.0, &[]).unwrap();
     let mut server = Python::within(&cgroup.0);
     let many = "[(s := socket.socket(), s.bind(('127.0.0.1', 8080)), s.listen(), s.close()) \
-                for _ in range(12000)]";
+                for _ in range(44000)]";
     assert_eq!(server.run(many), Ok(()));
-    // 24 bytes each in 256 KiB.
-    let kept = 256 * 1024 / 24;
+    // 24 bytes each in 1 MiB.
+    let kept = 1024 * 1024 / 24;
     let listenings = told(&hooks, kept + 1);
     for _ in 0..kept {
         assert_eq!(listenings.recv_timeout(DEADLINE).unwrap().port, 8080);
