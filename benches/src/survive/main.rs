@@ -30,6 +30,9 @@ struct Args {
     /// Only see that all runs: three seconds for each case
     #[arg(long)]
     quick: bool,
+    /// Show what the supervisors said where clients were lost
+    #[arg(long)]
+    logs: bool,
     /// Where the figures go (default: a folder of the date in benches/runs; of a quick run
     /// target/bench)
     #[arg(long, value_name = "FOLDER")]
@@ -61,12 +64,12 @@ fn main() -> Result<()> {
                 redirect,
                 trouble,
                 workers: 4,
-                work: Duration::from_millis(8),
-                interval: Duration::from_millis(4),
+                work: Duration::from_millis(4),
+                interval: Duration::from_millis(5),
                 time: Duration::from_secs(seconds),
             };
             let outcome = run_apart(&trial).with_context(|| format!("{trouble:?}, {redirect}"))?;
-            if redirect && outcome.lost() > 0 {
+            if redirect && outcome.lost() > 0 && args.logs {
                 eprintln!("{}", outcome.log);
             }
             let row = Row::new(trouble, redirect, outcome);
