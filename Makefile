@@ -40,7 +40,9 @@ lint: ## Format and clippy
 
 bench: root ## Measure overspill beside what else there is (needs root)
 	@tools/setup build test
-	$(CARGO) run --release --package overspill-benches $(RUNNER) -- $(ARGS)
+	$(CARGO) build --release --package overspill-cli
+	$(CARGO) run --release --package overspill-benches --bin bench $(RUNNER) -- $(ARGS)
+	$(CARGO) run --release --package overspill-benches --bin survive $(RUNNER) -- $(filter --quick,$(ARGS))
 
 root:
 	@test "$$(id -u)" = 0 || command -v sudo >/dev/null || { \

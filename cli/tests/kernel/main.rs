@@ -5,6 +5,7 @@ mod bad_input;
 mod commands;
 mod control;
 mod demo;
+mod hang;
 mod option;
 mod output;
 mod run;

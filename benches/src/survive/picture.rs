@@ -1,0 +1,78 @@
+//! The clients lost in each case, as bars.
+
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use plotters::prelude::{
+    ChartBuilder, IntoDrawingArea as _, RGBColor, Rectangle, SVGBackend, Text, WHITE,
+};
+use plotters::style::{Color as _, IntoFont as _};
+use trial::Trouble;
+
+use crate::report::Row;
+
+const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
+// Told apart by people who do not see all colours (Okabe and Ito).
+const RED: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
+const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
+
+/// Draws them.
+pub(crate) fn draw(rows: &[Row], path: &Path) -> Result<()> {
+    // The errors of plotters name its backend's lifetime and so can't be returned.
+    draw_bars(rows, path).map_err(|error| anyhow!("draw the picture: {error}"))
+}
+
+fn draw_bars(rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let root = SVGBackend::new(path, (900, 420)).into_drawing_area();
+    root.fill(&WHITE)?;
+    let share = |row: &Row| 100.0 * row.outcome.lost() as f64 / row.outcome.fates.len() as f64;
+    let top = 1.25 * rows.iter().map(share).fold(1.0, f64::max);
+    let groups = Trouble::ALL.map(Trouble::name);
+    let mut chart = ChartBuilder::on(&root)
+        .caption(
+            "Clients lost before a worker had accepted them",
+            ("sans-serif", 19).into_font().color(&INK),
+        )
+        .margin(14)
+        .x_label_area_size(40)
+        .y_label_area_size(60)
+        .build_cartesian_2d(0.0..groups.len() as f64, 0.0..top)?;
+    let label = |x: &f64| {
+        // The middle of a group.
+        let group = (x - 0.5).round();
+        let middle = (x - 0.5 - group).abs() < 1e-6 && group >= 0.0;
+        let name = middle.then(|| groups.get(group as usize)).flatten();
+        name.map_or_else(String::new, |name| (*name).to_owned())
+    };
+    chart
+        .configure_mesh()
+        .disable_x_mesh()
+        .x_labels(2 * groups.len() + 1)
+        .x_label_formatter(&label)
+        .y_desc("% of all clients")
+        .light_line_style(WHITE)
+        .label_style(("sans-serif", 14).into_font().color(&INK))
+        .draw()?;
+    for (redirect, name, colour) in [(false, "SO_REUSEPORT", RED), (true, "overspill", BLUE)] {
+        let own = rows.iter().filter(|row| row.redirect == redirect);
+        let left = |row: &Row| {
+            let group = Trouble::ALL.iter().position(|&it| it == row.trouble).unwrap_or_default();
+            group as f64 + if redirect { 0.52 } else { 0.08 }
+        };
+        let bars = own.clone().map(|row| {
+            Rectangle::new([(left(row), 0.0), (left(row) + 0.4, share(row))], colour.filled())
+        });
+        chart
+            .draw_series(bars)?
+            .label(name)
+            .legend(move |(x, y)| Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.filled()));
+        let values = own.map(|row| {
+            let at = (left(row) + 0.05, share(row) + 0.045 * top);
+            Text::new(row.outcome.lost().to_string(), at, ("sans-serif", 13).into_font())
+        });
+        chart.draw_series(values)?;
+    }
+    chart.configure_series_labels().background_style(WHITE).border_style(INK).draw()?;
+    root.present()?;
+    Ok(())
+}
