@@ -5,6 +5,7 @@
 //! and send what they see as [`Event`]s; all that is decided and done is done by one thread,
 //! in [`Supervisor`].
 
+pub(crate) mod allow;
 pub(crate) mod control;
 mod crew;
 mod ignored;
@@ -205,7 +206,7 @@ impl Supervisor {
             }
             self.services.watch();
             if let Some(hooks) = &self.hooks {
-                self.given.look(&self.services, hooks);
+                self.given.look(&self.services, &[hooks]);
             }
             self.tend_leaving();
             self.tend_restart();
@@ -495,7 +496,7 @@ impl Supervisor {
 
     fn tend_given(&mut self) {
         if let Some(hooks) = &self.hooks {
-            self.given.tend(&self.services, hooks);
+            self.given.tend(&self.services, &[hooks]);
         }
     }
 
