@@ -379,13 +379,33 @@ impl Services {
     /// Lets go of sockets that nobody serves where others at the same address can take what
     /// they hold: with the last copy the kernel moves it. Without one it waits.
     fn sweep(&mut self) {
-        let served: Vec<Address> =
-            self.seats.iter().filter(|it| it.owner.is_some()).map(|it| it.address).collect();
+        let own = self.seats.iter().filter(|it| it.owner.is_some()).map(|it| it.address);
+        let served: Vec<Address> = own.chain(self.served_by_peers()).collect();
         for seat in &mut self.seats {
             if seat.owner.is_none() && served.contains(&seat.address) {
                 seat.socket = None;
             }
         }
+    }
+
+    /// Where processes that other keepers look after serve.
+    fn served_by_peers(&self) -> Vec<Address> {
+        let vacant = |service, member| {
+            self.seats.iter().any(|it| it.owner.is_none() && it.member == Some((service, member)))
+        };
+        // Only for a seat that is vacant it matters.
+        if self.peers.is_none() || self.seats.iter().all(|seat| seat.owner.is_some()) {
+            return Vec::new();
+        }
+        let statuses =
+            self.made.iter().enumerate().filter_map(|it| Some((it.0, it.1.status().ok()?)));
+        let members = statuses.flat_map(|(at, it)| it.members.into_iter().map(move |it| (at, it)));
+        members
+            .filter(|(service, it)| !vacant(*service, it.member) && it.state == MemberState::Active)
+            // Another keeper's may be vacant as well.
+            .filter(|(_, it)| std::path::Path::new(&format!("/proc/{}", it.pid)).exists())
+            .map(|(_, it)| it.address)
+            .collect()
     }
 
     /// Takes over the services of this name whose supervisor was killed, with the workers

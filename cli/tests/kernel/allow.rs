@@ -9,22 +9,21 @@ use nix::sys::signal::Signal;
 use overspill::{Cgroup, MemberState, Service};
 use world::{DEADLINE, at, wait_until};
 
-use crate::run::{members, pids, send};
+use crate::run::{freeze, members, pids, send};
 use crate::tool::overspill;
 
 const OPTION: &str = include_str!("option.py");
 
 /// Answers with its process id.
 const SERVE: &str = "
-import os, sys
+import os, select
 made = [listening((address, 80)) for address in sys.argv[1:]]
 print('ready', flush=True)
-def answer(listener):
-    while True:
+while True:
+    for listener in select.select(made, [], [])[0]:
         connection, _ = listener.accept()
         connection.sendall(b'%d' % os.getpid())
         connection.close()
-for each in made: threading.Thread(target=answer, args=(each,)).start()
 ";
 
 /// A control group of the test's own.
@@ -153,7 +152,7 @@ fn peers_of_two_groups_join_one_service_at_different_times() {
     assert_eq!(pids("web"), [blue.pid(), green.pid()]);
 
     // Those that wait at one that dies are answered by the other.
-    send(blue.pid(), Signal::SIGSTOP);
+    freeze(blue.pid());
     let clients: Vec<TcpStream> = (0..20).map(|_| connect("10.0.0.1:80")).collect();
     blue.kill();
     for client in clients {
@@ -183,7 +182,7 @@ fn what_waits_at_another_address_waits_for_the_successor() {
     let mut blue = group.server(&["10.0.0.1"]);
     let _green = group.server(&["10.0.0.2"]);
     wait_members(2);
-    send(blue.pid(), Signal::SIGSTOP);
+    freeze(blue.pid());
     let clients: Vec<TcpStream> = (0..5).map(|_| connect("10.0.0.1:80")).collect();
     blue.kill();
     let red = group.server(&["10.0.0.1"]);

@@ -163,7 +163,7 @@ pub(crate) fn pids(service: &str) -> Vec<u32> {
 }
 
 /// Stops a process, and waits until it has stopped.
-fn freeze(pid: u32) {
+pub(crate) fn freeze(pid: u32) {
     send(pid, Signal::SIGSTOP);
     let state = || std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     wait_until("it has stopped", || state().contains(") T "));
