@@ -3,8 +3,9 @@
  * The socket option by which a server says which of its sockets share their queues.
  *
  * It is there for sockets made by the processes of a control group that overspill looks
- * after: those started by `overspill run` without --listen. Elsewhere setsockopt() fails
- * with ENOPROTOOPT, and getsockopt() with that or, for IPv4, with EOPNOTSUPP.
+ * after: those started by `overspill run` without --listen, and those that `overspill allow`
+ * names. Elsewhere setsockopt() fails with ENOPROTOOPT, and getsockopt() with that or, for
+ * IPv4, with EOPNOTSUPP.
  *
  *     setsockopt(fd, SOL_OVERSPILL, SO_MASTERSLAVE, list, length)
  *

@@ -41,6 +41,39 @@ impl Cgroup {
         folders.next().map(Self::at).ok_or(Error::NoCgroup2)
     }
 
+    /// The one with this folder, or with this path below a cgroup2 mount, if it is there.
+    ///
+    /// # Errors
+    ///
+    /// The mounts cannot be read.
+    pub fn find(path: &Path) -> Result<Option<Self>> {
+        let below = path.strip_prefix("/").unwrap_or(path);
+        let mut folders = vec![path.to_owned()];
+        folders.extend(mounts::points("cgroup2")?.into_iter().map(|point| point.join(below)));
+        let found = folders.into_iter().find(|folder| folder.join("cgroup.procs").exists());
+        Ok(found.map(Self::at))
+    }
+
+    /// That of a systemd service in `system.slice`, if it is there: if the unit runs.
+    ///
+    /// # Errors
+    ///
+    /// The mounts cannot be read.
+    pub fn of_unit(unit: &str) -> Result<Option<Self>> {
+        let full = if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") };
+        let slice = Path::new("/system.slice");
+        // Those of a template have a slice of their own.
+        let template = full.split_once('@').map(|(name, _)| {
+            slice.join(format!("system-{}.slice", name.replace('-', "\\x2d"))).join(&full)
+        });
+        for path in std::iter::once(slice.join(&full)).chain(template) {
+            if let Some(found) = Self::find(&path)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
     /// The one with this folder.
     #[must_use]
     pub fn at(path: PathBuf) -> Self {

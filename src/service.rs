@@ -400,6 +400,17 @@ impl Service {
         self.add(&Candidate::adopted(sockets)?)
     }
 
+    /// Which member a socket is, if it is one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`] when it was removed; the socket does not listen.
+    pub fn member(&self, socket: &impl AsFd) -> Result<Option<MemberId>> {
+        let cookie = sys::inspect(socket.as_fd())?.cookie;
+        let (_, roster) = self.find(&self.datapath()?)?;
+        Ok(roster.members.iter().find(|it| it.cookie == cookie).map(|it| it.id))
+    }
+
     /// Takes a member out of the list. Its socket is untouched: what it holds stays
     /// there, and requests to its address are the kernel's own affair again.
     ///

@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{check, demo, drain, ls, restart, resume, rm, run, set, share, show};
+use commands::{allow, check, demo, drain, ls, restart, resume, rm, run, set, share, show};
 use supervisor::{relay, worker};
 
 /// Let the sockets of one service share their queues inside the kernel
@@ -33,6 +33,7 @@ struct Cli {
 enum Command {
     Run(run::Args),
     Restart(restart::Args),
+    Allow(allow::Args),
     Share(share::Args),
     Ls(ls::Args),
     Show(show::Args),
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Restart(args) => restart::run(&args),
+        Command::Allow(args) => allow::run(args),
         Command::Share(args) => share::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),

@@ -101,7 +101,9 @@ impl Hooks {
     /// [`Error::Bpf`].
     pub fn attach(cgroup: &Cgroup, private: &[u16]) -> Result<Self> {
         let mut ports = vec![layout::PORT_SHARED; 1 << 16];
-        private.iter().for_each(|&port| ports[usize::from(port)] = layout::PORT_PRIVATE);
+        for &port in private {
+            ports[usize::from(port)] = layout::PORT_PRIVATE;
+        }
         Self::attach_with(cgroup, &ports)
     }
 
@@ -113,7 +115,9 @@ impl Hooks {
     /// As [`Hooks::attach`].
     pub fn attach_sharing(cgroup: &Cgroup, shared: &[u16]) -> Result<Self> {
         let mut ports = vec![layout::PORT_BY_OPTION; 1 << 16];
-        shared.iter().for_each(|&port| ports[usize::from(port)] = layout::PORT_SHARED);
+        for &port in shared {
+            ports[usize::from(port)] = layout::PORT_SHARED;
+        }
         Self::attach_with(cgroup, &ports)
     }
 

@@ -5,6 +5,7 @@
 //! and send what they see as [`Event`]s; all that is decided and done is done by one thread,
 //! in [`Supervisor`].
 
+pub(crate) mod allow;
 pub(crate) mod control;
 mod crew;
 mod ignored;
@@ -216,7 +217,7 @@ impl Supervisor {
             self.services.watch();
             self.look_for_closed();
             if let Some(hooks) = &self.hooks {
-                self.given.look(&self.services, hooks);
+                self.given.look(&self.services, &[hooks]);
             }
             self.tend_leaving();
             self.tend_restart();
@@ -516,7 +517,7 @@ impl Supervisor {
 
     fn tend_given(&mut self) {
         if let Some(hooks) = &self.hooks {
-            self.given.tend(&self.services, hooks);
+            self.given.tend(&self.services, &[hooks]);
         }
     }
 

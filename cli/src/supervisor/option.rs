@@ -66,20 +66,30 @@ impl Given {
         Ok(sockets.into_iter().filter(Adopted::listens).collect())
     }
 
+    /// Whether a socket was given.
+    pub(crate) fn has(&self, cookie: u64) -> bool {
+        self.sockets.iter().any(|socket| socket.cookie == cookie)
+    }
+
+    /// Other hooks have come: what was noted is to be noted again.
+    pub(crate) fn renew(&mut self) {
+        self.told.clear();
+    }
+
     /// What an instance gave goes with it.
     pub(crate) fn forget(&mut self, owner: InstanceId) {
         self.sockets.retain(|socket| socket.owner != owner);
     }
 
     /// Looks now and then for what others have changed.
-    pub(crate) fn look(&mut self, services: &Services, hooks: &Hooks) {
+    pub(crate) fn look(&mut self, services: &Services, hooks: &[&Hooks]) {
         if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
             self.tend(services, hooks);
         }
     }
 
     /// Puts the members into the order given, and notes where each is.
-    pub(crate) fn tend(&mut self, services: &Services, hooks: &Hooks) {
+    pub(crate) fn tend(&mut self, services: &Services, hooks: &[&Hooks]) {
         self.looked = Some(Instant::now());
         let told = std::mem::take(&mut self.told);
         for (number, service) in services.made().iter().enumerate() {
@@ -99,7 +109,9 @@ impl Given {
                 let new = Told { cookie, place };
                 if !told.contains(&new) {
                     let place = new.place.as_ref().map(|(name, position)| (name, *position));
-                    hooks.note(socket, place).unwrap_or_else(tell);
+                    for hooks in hooks {
+                        hooks.note(socket, place).unwrap_or_else(tell);
+                    }
                 }
                 self.told.push(new);
             }

@@ -9,6 +9,7 @@ use overspill::adopt::Adopted;
 use overspill::{Address, Cgroup, Error, MemberId, MemberState, Name, Namespace, Rules, Service};
 use procfs::process::{FDTarget, Process};
 
+use super::allow::Peers;
 use super::sockets::Sockets;
 use super::watching::Watching;
 use super::{InstanceId, Plan, log};
@@ -25,6 +26,9 @@ pub(crate) struct Services {
     /// The workers whose members drain because they wait.
     draining: Vec<bool>,
     watching: Watching,
+    /// The services are shared with peers, which are processes that nobody here has started;
+    /// and whether there are several ports.
+    peers: Option<bool>,
 }
 
 /// The place of one of a worker's sockets.
@@ -68,8 +72,109 @@ impl Services {
             made: Vec::new(),
             seats: Vec::new(),
             draining: vec![false; plan.workers],
-            watching: Watching::new(plan.patience),
+            watching: Watching::new(plan.patience, "worker"),
+            peers: None,
         }
+    }
+
+    /// Those that peers join. A seat's worker is the process.
+    pub(crate) fn of_peers(peers: &Peers) -> Self {
+        Self {
+            name: peers.name.clone(),
+            rules: peers.rules,
+            capacity: peers.capacity,
+            made: Vec::new(),
+            seats: Vec::new(),
+            draining: Vec::new(),
+            watching: Watching::new(peers.patience, "process"),
+            peers: Some(peers.ports.len() > 1),
+        }
+    }
+
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The sockets of an owner.
+    pub(crate) fn cookies(&self, owner: InstanceId) -> Vec<u64> {
+        self.seats.iter().filter(|it| it.owner == Some(owner)).filter_map(Seat::cookie).collect()
+    }
+
+    /// Another process serves a socket now.
+    pub(crate) fn inherit(&mut self, cookie: u64, (pid, owner): (u32, InstanceId)) {
+        let Some(seat) = self.seats.iter_mut().find(|it| it.cookie() == Some(cookie)) else {
+            return;
+        };
+        seat.owner = Some(owner);
+        seat.worker = pid as usize;
+        if let Some((service, member)) = seat.member {
+            self.made[service].set_pid(member, pid).unwrap_or_else(tell);
+        }
+    }
+
+    /// Lets a socket join the service of the name, on its port, or makes it.
+    fn place_peer(
+        &mut self,
+        several: bool,
+        address: Address,
+        socket: &Adopted,
+    ) -> overspill::Result<(usize, MemberId)> {
+        let family: Name =
+            format!("{}{}", self.name, if address.families.ipv4 { "-ipv4" } else { "-ipv6" })
+                .parse()?;
+        let with_port = |name: &Name| name.with_port(address.port);
+        // With several ports, that of a peer which has only this one.
+        let names = [
+            (self.name.clone(), !several),
+            (with_port(&self.name), true),
+            (with_port(&family), true),
+        ];
+        for (name, makes) in names {
+            let service = match Service::open(name.as_str()) {
+                Err(Error::NoSuchService { .. }) if !makes => continue,
+                Err(Error::NoSuchService { .. }) => {
+                    match self.builder(&name).share_adopted(std::slice::from_ref(socket)) {
+                        Ok(service) => {
+                            let Rules { policy, on_full, .. } = self.rules;
+                            let port = address.port;
+                            log::line(format_args!(
+                                "service {name}: port {port}, policy {policy}, on full {on_full}"
+                            ));
+                            service
+                        }
+                        // A peer has been faster.
+                        Err(Error::NameTaken { .. }) => Service::open(name.as_str())?,
+                        Err(error) => return Err(error),
+                    }
+                }
+                opened => opened?,
+            };
+            let status = service.status()?;
+            if status.port != address.port {
+                continue;
+            }
+            let member = match service.member(socket)? {
+                Some(member) => member,
+                None => match service.join_adopted(std::slice::from_ref(socket)) {
+                    Ok(joined) => joined[0],
+                    Err(Error::MixedFamilies { .. }) => continue,
+                    Err(error) => return Err(error),
+                },
+            };
+            // Their place is filled.
+            for gone in status.members.iter().filter(|it| it.state == MemberState::Gone) {
+                if gone.address == address {
+                    let _ = service.leave(gone.member);
+                }
+            }
+            let known = self.made.iter().position(|made| *made == service);
+            let number = known.unwrap_or_else(|| {
+                self.made.push(service);
+                self.made.len() - 1
+            });
+            return Ok((number, member));
+        }
+        Err(Error::NameTaken { name: self.name.to_string() })
     }
 
     /// Makes those of the sockets that are handed to the workers, all or none.
@@ -150,7 +255,7 @@ impl Services {
     ) -> overspill::Result<()> {
         let address = socket.address()?;
         let vacant = self.seats.iter().position(|seat| {
-            seat.worker == worker
+            (seat.worker == worker || self.peers.is_some())
                 && seat.address == address
                 && (seat.owner.is_none() || seat.owner == succeeds)
         });
@@ -160,7 +265,9 @@ impl Services {
         } else {
             None
         };
-        if let Some((service, _)) = member {
+        if let Some((service, _)) = member
+            && rustix::net::sockopt::socket_reuseport(&socket) == Ok(true)
+        {
             self.made[service].keep_requests(&socket).unwrap_or_else(tell);
         }
         // Without a service the socket is the worker's own affair, as without overspill.
@@ -174,7 +281,12 @@ impl Services {
         let place = member.map_or_else(String::new, |(service, member)| {
             format!(": member {member} of {}", self.made[service].name())
         });
-        log::line(format_args!("worker {worker} (pid {pid}) listens on {address}{place}"));
+        match self.peers {
+            Some(_) => log::line(format_args!("process {pid} listens on {address}{place}")),
+            None => {
+                log::line(format_args!("worker {worker} (pid {pid}) listens on {address}{place}"))
+            }
+        }
         Ok(())
     }
 
@@ -195,6 +307,9 @@ impl Services {
                 Err(Error::NoSuchMember { .. }) => {}
                 Err(error) => return Err(error),
             }
+        }
+        if let Some(several) = self.peers {
+            return self.place_peer(several, address, socket);
         }
         if let Some(service) = self.service_for(address) {
             let joined = self.made[service].join_adopted(std::slice::from_ref(socket))?;
@@ -269,8 +384,8 @@ impl Services {
     /// Lets go of sockets that nobody serves where others at the same address can take what
     /// they hold: with the last copy the kernel moves it. Without one it waits.
     fn sweep(&mut self) {
-        let served: Vec<Address> =
-            self.seats.iter().filter(|it| it.owner.is_some()).map(|it| it.address).collect();
+        let own = self.seats.iter().filter(|it| it.owner.is_some()).map(|it| it.address);
+        let served: Vec<Address> = own.chain(self.served_by_peers()).collect();
         for seat in &mut self.seats {
             if seat.owner.is_none() && served.contains(&seat.address) {
                 seat.socket = None;
@@ -301,6 +416,26 @@ impl Services {
                 (seat.socket, seat.owner) = (None, None);
             }
         }
+    }
+
+    /// Where processes that other keepers look after serve.
+    fn served_by_peers(&self) -> Vec<Address> {
+        let vacant = |service, member| {
+            self.seats.iter().any(|it| it.owner.is_none() && it.member == Some((service, member)))
+        };
+        // Only for a seat that is vacant it matters.
+        if self.peers.is_none() || self.seats.iter().all(|seat| seat.owner.is_some()) {
+            return Vec::new();
+        }
+        let statuses =
+            self.made.iter().enumerate().filter_map(|it| Some((it.0, it.1.status().ok()?)));
+        let members = statuses.flat_map(|(at, it)| it.members.into_iter().map(move |it| (at, it)));
+        members
+            .filter(|(service, it)| !vacant(*service, it.member) && it.state == MemberState::Active)
+            // Another keeper's may be vacant as well.
+            .filter(|(_, it)| std::path::Path::new(&format!("/proc/{}", it.pid)).exists())
+            .map(|(_, it)| it.address)
+            .collect()
     }
 
     /// Takes over the services of this name whose supervisor was killed, with the workers

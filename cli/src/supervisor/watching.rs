@@ -12,6 +12,8 @@ use super::services::{Seat, tell};
 #[derive(Debug)]
 pub(crate) struct Watching {
     patience: Duration,
+    /// What messages call who has a seat.
+    noun: &'static str,
     watches: Vec<(Watch, Option<Looker>)>,
     /// The time of the last look.
     looked: Option<Instant>,
@@ -21,8 +23,8 @@ pub(crate) struct Watching {
 
 impl Watching {
     /// Bears with a worker for that long; zero watches nothing.
-    pub(crate) fn new(patience: Duration) -> Self {
-        Self { patience, watches: Vec::new(), looked: None, forgotten: Vec::new() }
+    pub(crate) fn new(patience: Duration, noun: &'static str) -> Self {
+        Self { patience, noun, watches: Vec::new(), looked: None, forgotten: Vec::new() }
     }
 
     /// Another socket has taken a member's place.
@@ -57,7 +59,8 @@ impl Watching {
                 .filter_map(|seat| Some((seat.member.filter(|own| own.0 == number)?.1, seat)))
                 .collect();
             let Some(looker) = looker else { continue };
-            Look { looker, name: service.name(), watch, queues, seats }.act(now);
+            let (name, noun) = (service.name(), self.noun);
+            Look { looker, name, watch, queues, seats, noun }.act(now);
         }
         self.forgotten.clear();
     }
@@ -80,6 +83,7 @@ struct Look<'a> {
     watch: &'a mut Watch,
     queues: Vec<Queue>,
     seats: Vec<(MemberId, &'a Seat)>,
+    noun: &'static str,
 }
 
 impl Look<'_> {
@@ -136,7 +140,7 @@ impl Look<'_> {
 
     fn tell(&self, member: MemberId, health: Health) {
         let Some((_, seat)) = self.seats.iter().find(|(own, _)| *own == member) else { return };
-        let worker = seat.worker;
+        let worker = format!("{} {}", self.noun, seat.worker);
         let queue = self.queues.iter().find(|queue| queue.member == member);
         let (waiting, before) =
             queue.map_or((0, Health::Well), |queue| (queue.queued, queue.health));
@@ -145,10 +149,10 @@ impl Look<'_> {
             // That a trial has failed is nothing new.
             Health::Hung if before != Health::Well => {}
             Health::Hung => log::line(format_args!(
-                "worker {worker} hangs (service {name}, {waiting} waiting): others take its requests"
+                "{worker} hangs (service {name}, {waiting} waiting): others take its requests"
             )),
             Health::Well => {
-                log::line(format_args!("worker {worker} accepts again (service {name})"));
+                log::line(format_args!("{worker} accepts again (service {name})"));
             }
             Health::OnTrial => {}
         }

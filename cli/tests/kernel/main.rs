@@ -1,6 +1,7 @@
 //! The binary against the kernel. These tests need root; each runs in namespaces of its
 //! own.
 
+mod allow;
 mod bad_input;
 mod commands;
 mod control;

@@ -1,0 +1,93 @@
+//! `overspill allow`
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use overspill::{Capacity, Cgroup, Name};
+
+use crate::args::{self, RuleArgs};
+use crate::failure::{Failure, Outcome};
+use crate::supervisor::allow::{self, Peers};
+
+/// Let the servers of control groups or systemd units join a service
+///
+/// Their processes join by listening on one of the ports, unchanged, or by the socket option
+/// (include/overspill.h). Those that listen already when it starts are taken too. Runs until
+/// a signal ends it; the service and its members stay, and serve on. What waits at a process
+/// that dies meanwhile is kept for others. overspill rm removes the service.
+///
+/// Several may run for one NAME, for other groups or at other times: all are peers. The rules
+/// are those of the first.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  Two units share port 80:
+    overspill allow web --unit blue --unit green --port 80
+
+  Later a third one joins them:
+    overspill allow web --unit red --port 80
+
+  Only what programs ask for by the socket option:
+    overspill allow web --cgroup /sys/fs/cgroup/web")]
+pub(crate) struct Args {
+    /// The service's name; with several ports it is followed by :PORT
+    #[arg(value_parser = args::name)]
+    name: Name,
+
+    /// A control group, by its folder; may be given several times
+    #[arg(long, value_name = "PATH", required_unless_present = "unit")]
+    cgroup: Vec<PathBuf>,
+
+    /// A systemd unit; may be given several times
+    #[arg(long, value_name = "UNIT")]
+    unit: Vec<String>,
+
+    /// Who listens on this port joins; may be given several times
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    port: Vec<u16>,
+
+    #[command(flatten)]
+    rules: RuleArgs,
+
+    /// Let every member take requests to every address, not only when one is full
+    #[arg(long)]
+    spread: bool,
+
+    /// How long, in ms, a request may wait at the head of a process's queue, while others
+    /// accept, until the process is taken to hang; 0 for ever
+    #[arg(long, value_name = "MS", default_value_t = 100)]
+    hang: u32,
+
+    /// How much the network namespace is set up for, if this is its first service
+    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = args::capacity)]
+    capacity: Option<Capacity>,
+}
+
+pub(crate) fn run(args: Args) -> Outcome {
+    let cgroups = args.cgroup.iter().map(|path| cgroup(path));
+    let units = args.unit.iter().map(|unit| of_unit(unit));
+    allow::run(Peers {
+        cgroups: cgroups.chain(units).collect::<Result<_, _>>()?,
+        name: args.name,
+        ports: args.port,
+        rules: args.rules.of_new(args.spread),
+        capacity: args.capacity,
+        patience: Duration::from_millis(args.hang.into()),
+    })
+}
+
+fn cgroup(path: &Path) -> Result<Cgroup, Failure> {
+    Cgroup::find(path)?.ok_or_else(|| {
+        let path = path.display();
+        Failure::new(format!("there is no cgroup {path}; give its folder below a cgroup2 mount"))
+    })
+}
+
+fn of_unit(unit: &str) -> Result<Cgroup, Failure> {
+    Cgroup::of_unit(unit)?.ok_or_else(|| {
+        Failure::new(format!(
+            "unit {unit} has no cgroup in system.slice; start it first, or give its cgroup with \
+             --cgroup (systemctl show -p ControlGroup {unit})"
+        ))
+    })
+}

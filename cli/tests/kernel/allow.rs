@@ -1,0 +1,246 @@
+//! `overspill allow`: peers join a service, with no supervisor that has started them.
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::sys::signal::Signal;
+use overspill::{Cgroup, MemberState, Service};
+use world::{DEADLINE, at, wait_until};
+
+use crate::run::{freeze, members, pids, send};
+use crate::tool::overspill;
+
+const OPTION: &str = include_str!("option.py");
+
+/// Answers with its process id.
+const SERVE: &str = "
+import os, select
+made = [listening((address, 80)) for address in sys.argv[1:]]
+print('ready', flush=True)
+while True:
+    for listener in select.select(made, [], [])[0]:
+        connection, _ = listener.accept()
+        connection.sendall(b'%d' % os.getpid())
+        connection.close()
+";
+
+/// A control group of the test's own.
+struct Group(Cgroup);
+
+impl Group {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("overspill-test-{}-{number}", std::process::id());
+        Self(Cgroup::own().unwrap().make(&name).unwrap())
+    }
+
+    fn path(&self) -> String {
+        self.0.path().display().to_string()
+    }
+
+    /// A process in it that runs a script, when it is ready.
+    fn start(&self, script: &str, arguments: &[&str]) -> Process {
+        let script = format!("{OPTION}\n{script}");
+        let enter = "echo $$ > \"$0/cgroup.procs\"; exec \"$@\"";
+        let mut child = Command::new("sh")
+            .args(["-c", enter, &self.path(), "python3", "-c", &script])
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        Process(child)
+    }
+
+    fn server(&self, addresses: &[&str]) -> Process {
+        self.start(SERVE, addresses)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        wait_until("the cgroup is empty", || self.0.is_empty().unwrap());
+        let _ = self.0.remove();
+    }
+}
+
+/// A process; dropping it ends it.
+struct Process(Child);
+
+impl Process {
+    fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A running `overspill allow`.
+struct Allow(Process);
+
+impl Allow {
+    fn start(arguments: &str) -> Self {
+        let mut child = Command::new("env")
+            .args(["--default-signal", env!("CARGO_BIN_EXE_overspill"), "allow", "web"])
+            .args(arguments.split(' '))
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("peers may join") {
+            line.clear();
+            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "it has ended");
+            eprint!("{line}");
+        }
+        std::thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).for_each(|it| eprintln!("{it}"))
+        });
+        Self(Process(child))
+    }
+
+    fn end(mut self) {
+        send(self.0.pid(), Signal::SIGTERM);
+        assert!(self.0.0.wait().unwrap().success());
+    }
+}
+
+fn wait_members(count: usize) {
+    wait_until("they are members", || {
+        Service::open("web").is_ok_and(|it| it.status().unwrap().members.len() == count)
+    });
+}
+
+fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect_timeout(&at(address), DEADLINE).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream
+}
+
+/// Who has answered.
+fn answer(mut stream: TcpStream) -> u32 {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer.parse().unwrap()
+}
+
+#[test]
+fn peers_of_two_groups_join_one_service_at_different_times() {
+    world::enter();
+    let (one, two) = (Group::new(), Group::new());
+    let first = Allow::start(&format!("--cgroup {} --port 80", one.path()));
+    let mut blue = one.server(&["10.0.0.1"]);
+    wait_members(1);
+    let second = Allow::start(&format!("--cgroup {} --port 80", two.path()));
+    let green = two.server(&["10.0.0.1"]);
+    wait_members(2);
+    assert_eq!(pids("web"), [blue.pid(), green.pid()]);
+
+    // Those that wait at one that dies are answered by the other.
+    freeze(blue.pid());
+    let clients: Vec<TcpStream> = (0..20).map(|_| connect("10.0.0.1:80")).collect();
+    blue.kill();
+    for client in clients {
+        assert_eq!(answer(client), green.pid());
+    }
+    for _ in 0..20 {
+        assert_eq!(answer(connect("10.0.0.1:80")), green.pid());
+    }
+
+    // A successor takes its place.
+    let red = one.server(&["10.0.0.1"]);
+    wait_until("it is a member", || pids("web").contains(&red.pid()));
+    assert_eq!(members("web").len(), 2);
+    first.end();
+    second.end();
+    assert_eq!(members("web").len(), 2);
+    assert!([red.pid(), green.pid()].contains(&answer(connect("10.0.0.1:80"))));
+    overspill("rm web").done();
+    crate::run::assert_no_state();
+}
+
+#[test]
+fn what_waits_at_another_address_waits_for_the_successor() {
+    world::enter();
+    let group = Group::new();
+    let keeper = Allow::start(&format!("--cgroup {} --port 80 --hang 0", group.path()));
+    let mut blue = group.server(&["10.0.0.1"]);
+    let _green = group.server(&["10.0.0.2"]);
+    wait_members(2);
+    freeze(blue.pid());
+    let clients: Vec<TcpStream> = (0..5).map(|_| connect("10.0.0.1:80")).collect();
+    blue.kill();
+    let red = group.server(&["10.0.0.1"]);
+    for client in clients {
+        assert_eq!(answer(client), red.pid());
+    }
+    keeper.end();
+    overspill("rm web").done();
+}
+
+#[test]
+fn it_is_ended_and_started_again() {
+    world::enter();
+    let group = Group::new();
+    let server = group.server(&["10.0.0.1", "10.0.0.2"]);
+    let arguments = format!("--cgroup {} --port 80 --policy shortest-queue", group.path());
+    // What listens already is taken.
+    let keeper = Allow::start(&arguments);
+    wait_members(2);
+    keeper.end();
+    assert_eq!(answer(connect("10.0.0.1:80")), server.pid());
+    let late = group.server(&["10.0.0.3"]);
+    assert_eq!(members("web").len(), 2, "nobody looks");
+    let keeper = Allow::start(&arguments);
+    wait_members(3);
+    assert_eq!(pids("web"), [server.pid(), server.pid(), late.pid()]);
+    assert!(members("web").iter().all(|member| member.state == MemberState::Active));
+    keeper.end();
+    overspill("rm web").done();
+}
+
+#[test]
+fn the_option_needs_no_port() {
+    world::enter();
+    let group = Group::new();
+    let keeper = Allow::start(&format!("--cgroup {}", group.path()));
+    let script = "
+other = listening(('10.0.0.1', 81))
+made = [bound((f'10.0.0.{n}', 80)) for n in (1, 2)]
+assert join(80, made) == 'ok'
+made[1].listen()
+made[0].listen()
+waits_for('1 of web', lambda: place(made[1]))
+print('ready' if place(made[0]) == '0 of web' else place(made[0]), flush=True)
+time.sleep(60)
+";
+    let _server = group.start(script, &[]);
+    assert_eq!(members("web").len(), 2);
+    assert_eq!(Service::all(&overspill::Namespace::current().unwrap()).unwrap().len(), 1);
+    keeper.end();
+    overspill("rm web").done();
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    world::enter();
+    let line = overspill("allow web --unit no-such-unit --port 80").failed();
+    assert!(line.contains("unit no-such-unit has no cgroup in system.slice; start it"), "{line}");
+    let line = overspill("allow web --cgroup /no/such --port 80").failed();
+    assert!(line.contains("there is no cgroup /no/such"), "{line}");
+}
