@@ -60,7 +60,7 @@ impl Staff {
         let staff = Self { program, redirect, work, record, log, supervisor, cgroups };
         staff.wait_until("all workers take requests", |staff| {
             Ok(staff.workers()?.len() == work.workers
-                && (!redirect || staff.members().is_ok_and(|all| all == work.workers)))
+                && (!redirect || Self::members().is_ok_and(|all| all == work.workers)))
         })?;
         Ok(staff)
     }
@@ -69,7 +69,7 @@ impl Staff {
         Arc::clone(&self.record)
     }
 
-    fn members(&self) -> Result<usize> {
+    fn members() -> Result<usize> {
         Ok(Service::open(NAME)?.status()?.members.len())
     }
 
