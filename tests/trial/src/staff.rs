@@ -92,6 +92,12 @@ impl Staff {
         let _ = kill(Pid::from_raw(pid.try_into().expect("ids are positive")), signal);
     }
 
+    pub(crate) fn signal_all(pids: &[u32], signal: Signal) {
+        for &pid in pids {
+            Self::signal(pid, signal);
+        }
+    }
+
     pub(crate) fn order(&self, pid: u32, order: Order) -> Result<()> {
         Ok(self.record.order(pid, order)?)
     }
@@ -135,7 +141,7 @@ impl Staff {
             Ok(staff.workers()?.len() == old.len() + staff.work.workers)
         })?;
         // Nobody else ends them.
-        old.iter().for_each(|&pid| Self::signal(pid, Signal::SIGTERM));
+        Self::signal_all(&old, Signal::SIGTERM);
         self.wait_until("the old workers have ended", |staff| {
             Ok(staff.workers()?.iter().all(|pid| !old.contains(pid)))
         })
