@@ -65,7 +65,7 @@ fn main() -> Result<()> {
                 trouble,
                 workers: 4,
                 work: Duration::from_millis(4),
-                interval: Duration::from_millis(5),
+                interval: Duration::from_millis(10),
                 time: Duration::from_secs(seconds),
             };
             let outcome = run_apart(&trial).with_context(|| format!("{trouble:?}, {redirect}"))?;

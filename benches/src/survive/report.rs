@@ -67,7 +67,7 @@ pub(crate) fn page(machine: &Machine, seconds: u64, rows: &[Row]) -> String {
     let mut page = format!(
         "# Who is lost, measured on {date}\n\n\
          Linux {kernel}, {processors} × {processor}; load before: {load}; commit {commit}; \
-         {seconds} s of clients in each case. Four workers, 4 ms a request, 200 new clients a \
+         {seconds} s of clients in each case. Four workers, 4 ms a request, 100 new clients a \
          second. *Lost* is who was refused, reset, or not accepted within 5 s. *Cut off* is who \
          had been accepted by a worker that then ended; *undecided* who was reset by a worker \
          that was killed within accept(). Waits are those until acceptance, in ms. Every client \

@@ -58,6 +58,15 @@ fn shown() -> Vec<String> {
     members.iter().map(|member| member["state"].as_str().unwrap().to_owned()).collect()
 }
 
+/// Ends the traffic, after a failure as well.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Does something while clients come one after another, each waiting for its answer, in two
 /// rows.
 fn with_traffic<T>(act: impl FnOnce() -> T) -> T {
@@ -69,13 +78,6 @@ fn with_traffic<T>(act: impl FnOnce() -> T) -> T {
                     hear(connect());
                 }
             });
-        }
-        /// So that a failure ends the traffic as well.
-        struct End<'a>(&'a AtomicBool);
-        impl Drop for End<'_> {
-            fn drop(&mut self) {
-                self.0.store(true, Ordering::Relaxed);
-            }
         }
         let _end = End(&over);
         act()

@@ -11,8 +11,8 @@ fn survives(trouble: Trouble) {
         redirect: true,
         trouble,
         workers: 4,
-        work: Duration::from_millis(8),
-        interval: Duration::from_millis(5),
+        work: Duration::from_millis(4),
+        interval: Duration::from_millis(10),
         time: Duration::from_secs(5),
     };
     let outcome = trial.run().unwrap();

@@ -33,7 +33,7 @@ pub enum End {
     Served,
     /// It was accepted, and its worker ended, or did not answer in 10 s.
     CutOff,
-    /// It was reset, perhaps by the end of a worker between accept() and the note of it.
+    /// It was reset, perhaps by the end of a worker between `accept()` and the note of it.
     Undecided,
     /// Not accepted: its connection was refused.
     Refused,
@@ -241,7 +241,7 @@ impl<'a> Crowd<'a> {
         self.fates.push(Fate { came, accepted: client.accepted, end });
     }
 
-    /// Each worker that was killed within accept() can have reset one client that it had just
+    /// Each worker that was killed within `accept()` can have reset one client that it had just
     /// accepted; any more were not accepted.
     fn leave_open(&mut self) -> Result<()> {
         let open = self.record.ended_in_accept()?;

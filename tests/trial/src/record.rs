@@ -1,6 +1,6 @@
 //! What the workers note in a file that outlives them.
 //!
-//! One byte for each process (whether it listens, whether it is in accept()), one for each
+//! One byte for each process (whether it listens, whether it is in `accept()`), one for each
 //! process (what it is to do with its next request), and one for each client (whether it was
 //! accepted). The workers have it mapped into their memory: a note is one store.
 
@@ -56,7 +56,7 @@ impl Record {
         Ok(self.byte(2 * PIDS + u64::from(client))? != 0)
     }
 
-    /// How many workers ended between accept() and their note of it, or within accept().
+    /// How many workers ended between `accept()` and their note of it, or within `accept()`.
     pub(crate) fn ended_in_accept(&self) -> io::Result<usize> {
         let mut states = vec![0; usize::try_from(PIDS).expect("it is small")];
         self.0.as_file().read_exact_at(&mut states, 0)?;

@@ -60,7 +60,7 @@ impl Staff {
         let staff = Self { program, redirect, work, record, log, supervisor, cgroups };
         staff.wait_until("all workers take requests", |staff| {
             Ok(staff.workers()?.len() == work.workers
-                && (!redirect || staff.members().is_ok_and(|all| all == work.workers)))
+                && (!redirect || Self::members().is_ok_and(|all| all == work.workers)))
         })?;
         Ok(staff)
     }
@@ -69,7 +69,7 @@ impl Staff {
         Arc::clone(&self.record)
     }
 
-    fn members(&self) -> Result<usize> {
+    fn members() -> Result<usize> {
         Ok(Service::open(NAME)?.status()?.members.len())
     }
 
@@ -90,6 +90,12 @@ impl Staff {
     /// Sends a signal to a worker, which may have ended.
     pub(crate) fn signal(pid: u32, signal: Signal) {
         let _ = kill(Pid::from_raw(pid.try_into().expect("ids are positive")), signal);
+    }
+
+    pub(crate) fn signal_all(pids: &[u32], signal: Signal) {
+        for &pid in pids {
+            Self::signal(pid, signal);
+        }
     }
 
     pub(crate) fn order(&self, pid: u32, order: Order) -> Result<()> {
@@ -135,7 +141,7 @@ impl Staff {
             Ok(staff.workers()?.len() == old.len() + staff.work.workers)
         })?;
         // Nobody else ends them.
-        old.iter().for_each(|&pid| Self::signal(pid, Signal::SIGTERM));
+        Self::signal_all(&old, Signal::SIGTERM);
         self.wait_until("the old workers have ended", |staff| {
             Ok(staff.workers()?.iter().all(|pid| !old.contains(pid)))
         })

@@ -81,9 +81,9 @@ fn stop(staff: &Staff, random: &mut fastrand::Rng) -> Result<()> {
     let mut workers = staff.workers()?;
     random.shuffle(&mut workers);
     workers.truncate(random.usize(1..workers.len()));
-    workers.iter().for_each(|&pid| Staff::signal(pid, Signal::SIGSTOP));
+    Staff::signal_all(&workers, Signal::SIGSTOP);
     pause(random, 50..1000);
-    workers.iter().for_each(|&pid| Staff::signal(pid, Signal::SIGCONT));
+    Staff::signal_all(&workers, Signal::SIGCONT);
     pause(random, 0..300);
     Ok(())
 }
