@@ -138,6 +138,19 @@ impl Cgroup {
         Ok(pids)
     }
 
+    /// Those right below it.
+    ///
+    /// # Errors
+    ///
+    /// It does not exist.
+    pub fn children(&self) -> Result<Vec<Self>> {
+        let failed =
+            |error| Error::system("read the cgroup", self.path.display().to_string(), error);
+        let entries = fs::read_dir(&self.path).map_err(failed)?;
+        let folders = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+        Ok(folders.map(Self::at).collect())
+    }
+
     /// Whether no process is in it or below it.
     ///
     /// # Errors

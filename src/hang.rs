@@ -9,9 +9,9 @@
 //! # Words
 //!
 //! A member *accepts* when its head is gone from one sample to the next, or when it had
-//! none and more requests were put on it in between than its queue now holds. The time for which one
-//! connection was seen at the head is a *stint*; the longest one of the last 10 s to
-//! 20 s in which it had any is the member's *pace*.
+//! none and more requests were put on it in between than its queue now holds. The time
+//! for which one connection was seen at the head is a *stint*; what nine in ten of a
+//! member's last 50 stints do not exceed is its *pace* (of its first ten the longest).
 //!
 //! # A member hangs
 //!
@@ -74,7 +74,7 @@
 //!   times are measured so, in a machine that stalls all the time the paces grow as the
 //!   stints do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use crate::member::{Health, MemberId};
@@ -89,8 +89,8 @@ const SLOW: u32 = 8;
 /// After this many thresholds a single acceptance of a sibling is enough, or an idle one.
 const LONG: u32 = 4;
 
-/// How long a pace stays in one of its two buckets.
-const RECENT: Duration = Duration::from_secs(10);
+/// How many stints make a pace.
+const STINTS: usize = 50;
 
 /// A member's queue at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,13 +161,10 @@ struct Head {
     until: Duration,
 }
 
-/// A member's longest recent stint.
+/// A member's recent stints. One that is much longer than the others is no pace: who works
+/// fast and stops now and then is to be found each time.
 #[derive(Debug, Clone, Default)]
-struct Pace {
-    began: Duration,
-    current: Option<Duration>,
-    previous: Option<Duration>,
-}
+struct Pace(VecDeque<Duration>);
 
 /// The time in which a member is not well.
 #[derive(Debug, Clone, Copy)]
@@ -279,8 +276,8 @@ impl Watch {
 
     /// For how long a member's head may stand.
     fn threshold(&self, id: MemberId) -> Duration {
-        let own = self.members.get(&id).and_then(|member| member.pace.longest());
-        let mut paces: Vec<_> = self.siblings(id).filter_map(|s| s.pace.longest()).collect();
+        let own = self.members.get(&id).and_then(|member| member.pace.usual());
+        let mut paces: Vec<_> = self.siblings(id).filter_map(|s| s.pace.usual()).collect();
         paces.sort_unstable();
         // Of two in the middle the slower one.
         let median = paces.get(paces.len() / 2).copied();
@@ -353,8 +350,8 @@ impl Member {
     fn accept(&mut self, stint: Duration, now: Duration, soon: Duration) {
         self.accepted = [Some(now), self.accepted[0]];
         match self.absence.take().map(|absence| now.saturating_sub(absence.since)) {
-            None => self.pace.add(stint, now),
-            Some(away) if away <= soon => self.pace.add(away, now),
+            None => self.pace.add(stint),
+            Some(away) if away <= soon => self.pace.add(away),
             Some(_) => {}
         }
     }
@@ -396,17 +393,19 @@ impl Absence {
 }
 
 impl Pace {
-    /// Forgets only when there is something newer: an idle time teaches nothing.
-    fn add(&mut self, stint: Duration, now: Duration) {
-        if self.current.is_none() || now.saturating_sub(self.began) >= RECENT {
-            self.previous = self.current.take();
-            self.began = now;
+    /// The oldest is forgotten for the newest: an idle time teaches nothing.
+    fn add(&mut self, stint: Duration) {
+        if self.0.len() == STINTS {
+            self.0.pop_front();
         }
-        self.current = self.current.max(Some(stint));
+        self.0.push_back(stint);
     }
 
-    fn longest(&self) -> Option<Duration> {
-        self.current.max(self.previous)
+    /// The stint that one in ten is longer than, the longest of a few.
+    fn usual(&self) -> Option<Duration> {
+        let mut stints: Vec<_> = self.0.iter().copied().collect();
+        stints.sort_unstable();
+        stints.get(stints.len() * 9 / 10).copied()
     }
 }
 
@@ -416,7 +415,6 @@ mod tests {
     use proptest::prelude::*;
     use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
-    use std::collections::VecDeque;
 
     const A: MemberId = MemberId(0);
     const B: MemberId = MemberId(1);
@@ -598,13 +596,13 @@ mod tests {
     #[test]
     fn a_pace_is_forgotten_when_newer_ones_have_come() {
         let mut pace = Pace::default();
-        pace.add(ms(160), ms(0));
-        pace.add(ms(1), ms(9_999));
-        assert_eq!(pace.longest(), Some(ms(160)));
-        pace.add(ms(2), ms(60_000));
-        assert_eq!(pace.longest(), Some(ms(160)), "an idle time teaches nothing");
-        pace.add(ms(1), ms(70_000));
-        assert_eq!(pace.longest(), Some(ms(2)));
+        pace.add(ms(160));
+        (0..9).for_each(|_| pace.add(ms(1)));
+        assert_eq!(pace.usual(), Some(ms(160)), "of a few the longest");
+        pace.add(ms(2));
+        assert_eq!(pace.usual(), Some(ms(2)), "one in ten does not count");
+        (0..STINTS).for_each(|_| pace.add(ms(3)));
+        assert_eq!(pace.usual(), Some(ms(3)));
     }
 
     #[test]
@@ -694,6 +692,22 @@ mod tests {
             hand.head(A, Some(7));
             assert_eq!(hand.pass_with(B, first), []);
             assert_eq!(hand.pass_with(B, then), [change(A, Health::Hung)]);
+        }
+    }
+
+    #[test]
+    fn who_is_fast_and_hangs_now_and_then_is_declared_each_time() {
+        let mut hand = Hand::new(&[A, B]);
+        for _ in 0..5 {
+            for _ in 0..20 {
+                hand.accept_unseen(A);
+                assert_eq!(hand.pass_with(B, 20), []);
+            }
+            hand.head(A, Some(1));
+            assert_eq!(hand.pass_with(B, 120), [change(A, Health::Hung)]);
+            hand.pass_with(B, 500);
+            hand.head(A, None);
+            assert_eq!(hand.after(20), [change(A, Health::Well)]);
         }
     }
 

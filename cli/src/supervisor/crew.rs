@@ -8,7 +8,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 const LONGEST: Duration = Duration::from_secs(10);
 /// The longest pause of a worker that has listened: clients wait for it, and it came as far
 /// as that.
-const LONGEST_OF_SERVERS: Duration = Duration::from_millis(400);
+const LONGEST_OF_SERVERS: Duration = Duration::from_millis(200);
 /// A worker that has run this long has run well: its next start is a first one.
 const WELL: Duration = Duration::from_secs(10);
 
@@ -149,8 +149,8 @@ mod tests {
             pauses.push(crew.server_ended(0, now).as_millis());
             crew.started(0, now);
         }
-        assert_eq!(pauses, [0, 100, 200, 400, 400, 400]);
-        assert_eq!(crew.ended(0, now).as_millis(), 800, "if it does not come as far any more");
+        assert_eq!(pauses, [0, 100, 200, 200, 200, 200]);
+        assert_eq!(crew.ended(0, now).as_millis(), 400, "if it does not come as far any more");
     }
 
     #[test]

@@ -267,15 +267,17 @@ impl Supervisor {
         self.begun = true;
         for (worker, services::Left { cgroup, seats }) in left.into_iter().enumerate() {
             let id = self.new_id();
+            let serves = !seats.is_empty();
             for seat in seats {
                 self.services.seats[seat].owner = Some(id);
             }
             self.instances.push(Instance::left(id, worker, cgroup));
-            if let Some(current) = self.current.get_mut(worker) {
+            let current = self.current.get_mut(worker).filter(|_| serves);
+            if let Some(current) = current {
                 *current = Some(id);
                 self.crew.started(worker, Instant::now());
             } else {
-                // There are to be fewer workers than there were.
+                // There are to be fewer workers than there were, or it was leaving.
                 self.services.dismiss(id);
                 self.take_leave(id);
             }

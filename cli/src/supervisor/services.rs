@@ -480,7 +480,21 @@ impl Services {
             };
             self.made[self.made.len() - 1].set(change)?;
         }
+        Self::take_over_seatless(&mut left);
         Ok(left)
+    }
+
+    /// Adds those that had no seat any more, or none yet, when their supervisor was killed:
+    /// they were leaving, or were to succeed others.
+    fn take_over_seatless(left: &mut Vec<Left>) {
+        let mut known: Vec<Cgroup> = left.iter().map(|it| it.cgroup.clone()).collect();
+        let runs: Vec<Cgroup> = known.iter().filter_map(Cgroup::parent).collect();
+        for cgroup in runs.iter().flat_map(|run| run.children().unwrap_or_default()) {
+            if !known.contains(&cgroup) {
+                known.push(cgroup.clone());
+                left.push(Left { cgroup, seats: Vec::new() });
+            }
+        }
     }
 
     fn take_over_member(
