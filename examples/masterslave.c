@@ -6,6 +6,10 @@
  *     sudo overspill run --name web -n 1 -- /tmp/masterslave 8080
  *     overspill show web
  *
+ * Started by something else, it joins while this runs:
+ *
+ *     sudo overspill allow web --cgroup PATH
+ *
  * Each connection is answered with the number of the socket that has accepted it.
  */
 #include <arpa/inet.h>

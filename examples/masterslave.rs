@@ -6,6 +6,10 @@
 //! overspill show web
 //! ```
 //!
+//! Started by something else, it joins while this runs:
+//!
+//!     sudo overspill allow web --cgroup PATH
+//!
 //! Each connection is answered with the number of the socket that has accepted it.
 
 // The option is not one that a crate knows.

@@ -284,7 +284,7 @@ impl Services {
         match self.peers {
             Some(_) => log::line(format_args!("process {pid} listens on {address}{place}")),
             None => {
-                log::line(format_args!("worker {worker} (pid {pid}) listens on {address}{place}"))
+                log::line(format_args!("worker {worker} (pid {pid}) listens on {address}{place}"));
             }
         }
         Ok(())

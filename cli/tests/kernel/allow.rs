@@ -109,7 +109,7 @@ impl Allow {
             eprint!("{line}");
         }
         std::thread::spawn(move || {
-            stderr.lines().map_while(Result::ok).for_each(|it| eprintln!("{it}"))
+            stderr.lines().map_while(Result::ok).for_each(|it| eprintln!("{it}"));
         });
         Self(Process(child))
     }
