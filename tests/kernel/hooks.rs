@@ -215,8 +215,11 @@ fn a_control_group_from_its_making_to_its_end() {
     assert_eq!((inner.name(), inner.parent().as_ref()), ("inner", Some(&outer.0)));
     assert!(outer.0.is_empty().unwrap());
     let (upper, lower) = (Python::within(&outer.0), Python::within(&inner));
-    assert_eq!(outer.0.processes().unwrap(), [upper.id(), lower.id()]);
-    assert_eq!(inner.processes().unwrap(), [lower.id()]);
+    // There may be more: `python3` may be a script that finds the real one.
+    let all = outer.0.processes().unwrap();
+    assert!(all.contains(&upper.id()) && all.contains(&lower.id()), "{all:?}");
+    let within = inner.processes().unwrap();
+    assert!(within.contains(&lower.id()) && !within.contains(&upper.id()), "{within:?}");
     assert_eq!(Cgroup::of_process(lower.id()).unwrap(), inner);
     assert!(!outer.0.is_empty().unwrap());
     outer.0.remove().unwrap_err();
