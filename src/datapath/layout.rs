@@ -305,8 +305,9 @@ mod tests {
         }
         let object = concat!(env!("OUT_DIR"), "/hooks.bpf.o");
         let btf = Btf::from_path(object).unwrap();
-        // Events are of no map: the object says nothing of them.
         compare! { btf;
+            "ov_listening": Listening,
+            "ov_request": Request,
             "ov_call": Call,
             "ov_place": Place,
         }

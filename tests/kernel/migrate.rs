@@ -167,6 +167,11 @@ impl Withheld {
 
     fn release(self) {
         drop(self);
+    }
+}
+
+impl Drop for Withheld {
+    fn drop(&mut self) {
         tc(&["qdisc", "del", "dev", "lo", "clsact"]);
     }
 }
