@@ -480,19 +480,35 @@ impl Services {
             };
             self.made[self.made.len() - 1].set(change)?;
         }
-        Self::take_over_seatless(&mut left);
+        self.take_over_seatless(&mut left);
         Ok(left)
     }
 
-    /// Adds those that had no seat any more, or none yet, when their supervisor was killed:
-    /// they were leaving, or were to succeed others.
-    fn take_over_seatless(left: &mut Vec<Left>) {
-        let mut known: Vec<Cgroup> = left.iter().map(|it| it.cgroup.clone()).collect();
-        let runs: Vec<Cgroup> = known.iter().filter_map(Cgroup::parent).collect();
-        for cgroup in runs.iter().flat_map(|run| run.children().unwrap_or_default()) {
-            if !known.contains(&cgroup) {
-                known.push(cgroup.clone());
-                left.push(Left { cgroup, seats: Vec::new() });
+    /// Adds those that had no seat any more, or none yet, when their supervisor, or one
+    /// before it, was killed: they were leaving, or were to succeed others.
+    fn take_over_seatless(&self, left: &mut Vec<Left>) {
+        let run = left.first().and_then(|it| it.cgroup.parent());
+        let Some(beside) = run.and_then(|run| run.parent()) else { return };
+        let killed = |run: &Cgroup| {
+            let pid = run.name().strip_prefix(&super::cgroup_prefix(&self.name));
+            pid.and_then(|pid| pid.parse().ok()).is_some_and(|pid| Process::new(pid).is_err())
+        };
+        for run in beside.children().unwrap_or_default().iter().filter(|run| killed(run)) {
+            let processes = run.processes().unwrap_or_default();
+            if processes.is_empty() {
+                let _ = run.remove();
+            }
+            // One of that name in another network namespace is another one.
+            if !processes
+                .iter()
+                .all(|&pid| Namespace::of_process(pid).ok() == Namespace::current().ok())
+            {
+                continue;
+            }
+            for cgroup in run.children().unwrap_or_default() {
+                if left.iter().all(|known| known.cgroup != cgroup) {
+                    left.push(Left { cgroup, seats: Vec::new() });
+                }
             }
         }
     }
