@@ -72,7 +72,12 @@ fn draw_bars(rows: &[Row], path: &Path) -> Result<(), Box<dyn std::error::Error>
         });
         chart.draw_series(values)?;
     }
-    chart.configure_series_labels().background_style(WHITE).border_style(INK).draw()?;
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperMiddle)
+        .background_style(WHITE)
+        .border_style(INK)
+        .draw()?;
     root.present()?;
     Ok(())
 }
