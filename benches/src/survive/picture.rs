@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::{
-    ChartBuilder, IntoDrawingArea as _, RGBColor, Rectangle, SVGBackend, Text, WHITE,
+    ChartBuilder, IntoDrawingArea as _, RGBColor, Rectangle, SVGBackend, SeriesLabelPosition, Text,
+    WHITE,
 };
 use plotters::style::{Color as _, IntoFont as _};
 use trial::Trouble;
