@@ -53,6 +53,8 @@ const SILENT: Duration = Duration::from_secs(10);
 
 /// How long what was killed may take to end.
 const ENDING: Duration = Duration::from_secs(5);
+/// How often to look for a socket that has begun to listen.
+const LOOKS: usize = 4;
 /// How often to look for sockets that their workers have closed.
 const CLOSED: Duration = Duration::from_millis(500);
 
@@ -532,6 +534,12 @@ impl Supervisor {
             // It was shut down, by us or by its owner, and listens again.
             return None;
         }
+        // Who has it may hand it to a child and close it while they are looked through; the
+        // child is there at the next look.
+        (0..LOOKS).find_map(|_| self.look_for_listener(pid, cookie))
+    }
+
+    fn look_for_listener(&mut self, pid: u32, cookie: u64) -> Option<(InstanceId, Adopted)> {
         let mut all: Vec<(InstanceId, u32)> = Vec::new();
         for instance in &self.instances {
             all.extend(instance.processes().into_iter().map(|pid| (instance.id, pid)));
