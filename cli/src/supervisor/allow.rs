@@ -186,8 +186,7 @@ impl Keeper {
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let pidfd = number.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let pidfd = pidfd.ok_or(Error::NoSuchProcess { pid })?;
-        let id = self.next_id;
-        self.next_id = id.next();
+        let id = self.next_id.take();
         self.owners.push(Owner { id, pid, pidfd });
         Ok(id)
     }

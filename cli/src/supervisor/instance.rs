@@ -20,8 +20,11 @@ use crate::failure::Outcome;
 pub(crate) struct InstanceId(u64);
 
 impl InstanceId {
-    pub(crate) fn next(self) -> Self {
-        Self(self.0 + 1)
+    /// Gives this number away, and becomes the next one.
+    pub(crate) fn take(&mut self) -> Self {
+        let own = *self;
+        self.0 += 1;
+        own
     }
 }
 

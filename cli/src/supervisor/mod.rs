@@ -258,7 +258,8 @@ impl Supervisor {
     /// Takes over the workers of a supervisor of this name that was killed: they are replaced
     /// one after another. False where there are none.
     fn take_over(&mut self) -> Result<bool, Failure> {
-        let left = self.services.take_over()?;
+        let next_id = &mut self.next_id;
+        let left = self.services.take_over(|| next_id.take())?;
         if left.is_empty() {
             return Ok(false);
         }
@@ -267,12 +268,7 @@ impl Supervisor {
             log::workers(left.len())
         ));
         self.begun = true;
-        for (worker, services::Left { cgroup, seats }) in left.into_iter().enumerate() {
-            let id = self.new_id();
-            let serves = !seats.is_empty();
-            for seat in seats {
-                self.services.seats[seat].owner = Some(id);
-            }
+        for (worker, services::Left { id, cgroup, serves }) in left.into_iter().enumerate() {
             self.instances.push(Instance::left(id, worker, cgroup));
             let current = self.current.get_mut(worker).filter(|_| serves);
             if let Some(current) = current {
@@ -354,7 +350,7 @@ impl Supervisor {
 
     /// Starts a process of a worker.
     fn spawn(&mut self, worker: usize) -> Result<InstanceId, NotStarted> {
-        let id = self.new_id();
+        let id = self.next_id.take();
         let cgroup = self.cgroup.as_ref().map(|all| all.make(&format!("{worker}.{id}")));
         let cgroup = cgroup.transpose().map_err(|error| NotStarted::new(error.into()))?;
         let outputs = self.relay.outputs(worker);
@@ -378,12 +374,6 @@ impl Supervisor {
         }
         self.instances.push(instance);
         Ok(id)
-    }
-
-    fn new_id(&mut self) -> InstanceId {
-        let id = self.next_id;
-        self.next_id = id.next();
-        id
     }
 
     fn instance(&mut self, id: InstanceId) -> &mut Instance {

@@ -22,7 +22,7 @@ pub(crate) struct Services {
     rules: Rules,
     capacity: Option<overspill::Capacity>,
     made: Vec<Service>,
-    pub(super) seats: Vec<Seat>,
+    seats: Vec<Seat>,
     /// The workers whose members drain because they wait.
     draining: Vec<bool>,
     watching: Watching,
@@ -57,9 +57,10 @@ impl Seat {
 /// A worker of a supervisor that was killed.
 #[derive(Debug)]
 pub(crate) struct Left {
+    pub(crate) id: InstanceId,
     pub(crate) cgroup: Cgroup,
-    /// The seats that are its.
-    pub(crate) seats: Vec<usize>,
+    /// Whether a seat is its.
+    pub(crate) serves: bool,
 }
 
 impl Services {
@@ -441,8 +442,11 @@ impl Services {
     /// Takes over the services of this name whose supervisor was killed, with the workers
     /// that still serve them; none where there are none. Where that fails they are left
     /// alone.
-    pub(crate) fn take_over(&mut self) -> overspill::Result<Vec<Left>> {
-        let left = self.take_over_all();
+    pub(crate) fn take_over(
+        &mut self,
+        mut new_id: impl FnMut() -> InstanceId,
+    ) -> overspill::Result<Vec<Left>> {
+        let left = self.take_over_all(&mut new_id);
         if left.is_err() {
             self.made.clear();
             self.seats.clear();
@@ -450,7 +454,10 @@ impl Services {
         left
     }
 
-    fn take_over_all(&mut self) -> overspill::Result<Vec<Left>> {
+    fn take_over_all(
+        &mut self,
+        new_id: &mut impl FnMut() -> InstanceId,
+    ) -> overspill::Result<Vec<Left>> {
         let mut left: Vec<Left> = Vec::new();
         for service in Service::all(&Namespace::current()?)? {
             let name = service.name().as_str();
@@ -470,7 +477,7 @@ impl Services {
             }
             self.made.push(service);
             for member in &status.members {
-                self.take_over_member(member, &mut left)?;
+                self.take_over_member(member, &mut left, new_id)?;
             }
             let change = overspill::Change {
                 policy: Some(self.rules.policy),
@@ -480,34 +487,33 @@ impl Services {
             };
             self.made[self.made.len() - 1].set(change)?;
         }
-        self.take_over_seatless(&mut left);
+        self.take_over_seatless(&mut left, new_id);
         Ok(left)
     }
 
     /// Adds those that had no seat any more, or none yet, when their supervisor, or one
     /// before it, was killed: they were leaving, or were to succeed others.
-    fn take_over_seatless(&self, left: &mut Vec<Left>) {
+    fn take_over_seatless(&self, left: &mut Vec<Left>, new_id: &mut impl FnMut() -> InstanceId) {
         let run = left.first().and_then(|it| it.cgroup.parent());
         let Some(beside) = run.and_then(|run| run.parent()) else { return };
         let killed = |run: &Cgroup| {
             let pid = run.name().strip_prefix(&super::cgroup_prefix(&self.name));
             pid.and_then(|pid| pid.parse().ok()).is_some_and(|pid| Process::new(pid).is_err())
         };
+        // One of that name in another network namespace is another one.
+        let own = Namespace::current().ok();
+        let is_here = |pid: &u32| Namespace::of_process(*pid).ok() == own;
         for run in beside.children().unwrap_or_default().iter().filter(|run| killed(run)) {
             let processes = run.processes().unwrap_or_default();
             if processes.is_empty() {
                 let _ = run.remove();
             }
-            // One of that name in another network namespace is another one.
-            if !processes
-                .iter()
-                .all(|&pid| Namespace::of_process(pid).ok() == Namespace::current().ok())
-            {
+            if !processes.iter().all(is_here) {
                 continue;
             }
             for cgroup in run.children().unwrap_or_default() {
                 if left.iter().all(|known| known.cgroup != cgroup) {
-                    left.push(Left { cgroup, seats: Vec::new() });
+                    left.push(Left { id: new_id(), cgroup, serves: false });
                 }
             }
         }
@@ -517,6 +523,7 @@ impl Services {
         &mut self,
         member: &overspill::MemberStatus,
         left: &mut Vec<Left>,
+        new_id: &mut impl FnMut() -> InstanceId,
     ) -> overspill::Result<()> {
         let service = self.made.len() - 1;
         let gone = member.state == MemberState::Gone;
@@ -529,10 +536,9 @@ impl Services {
             return Err(Error::NameTaken { name: self.made[service].name().to_string() });
         };
         let worker = left.iter().position(|it| it.cgroup == cgroup).unwrap_or_else(|| {
-            left.push(Left { cgroup, seats: Vec::new() });
+            left.push(Left { id: new_id(), cgroup, serves: true });
             left.len() - 1
         });
-        left[worker].seats.push(self.seats.len());
         let sockets = overspill::adopt::listeners(&[member.pid], member.address.port)?;
         let socket = sockets
             .into_iter()
@@ -543,7 +549,7 @@ impl Services {
             member: Some((service, member.member)),
             holder: socket.as_ref().map(|socket| (socket.pid(), socket.descriptor())),
             socket: socket.map(OwnedFd::from),
-            owner: None,
+            owner: Some(left[worker].id),
         });
         Ok(())
     }

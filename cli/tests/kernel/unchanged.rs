@@ -412,3 +412,23 @@ fn a_new_supervisor_takes_over_from_a_killed_one() {
     wait_until("the old ones have ended", || !Cgroup::own().unwrap().path().join(&left).exists());
     end(run);
 }
+
+#[test]
+fn a_new_supervisor_with_fewer_workers_takes_over_from_a_killed_one() {
+    world::enter();
+    let command = python(&[IPV4]);
+    let mut killed = start("", &command, 1);
+    let old = pids("web");
+    killed.supervisor.kill().unwrap();
+    killed.supervisor.wait().unwrap();
+    let run = Run::start("--name web -n 1", &command);
+    run.line("taking over 3 workers");
+    wait_until("one is left, and it is a new one", || {
+        ask(at(IPV4));
+        let now = pids("web");
+        now.len() == 1 && !old.contains(&now[0])
+    });
+    run.line("done, 1 worker replaced");
+    all_answer(1, || ask(at(IPV4)));
+    end(run);
+}
