@@ -1,5 +1,6 @@
 //! `overspill run` with real workers.
 
+use std::collections::HashSet;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
@@ -128,7 +129,7 @@ pub(crate) fn send(pid: u32, signal: Signal) {
     kill(Pid::from_raw(pid.try_into().unwrap()), signal).unwrap();
 }
 
-fn connect(address: &str) -> TcpStream {
+pub(crate) fn connect(address: &str) -> TcpStream {
     let stream = TcpStream::connect_timeout(&at(address), DEADLINE).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
     stream
@@ -230,6 +231,12 @@ fn sigint_ends_it_as_well() {
     world::enter();
     let run = Run::serving("-n 2 --listen 10.0.0.1:80");
     let served = pids("python3");
+    // While it starts, Python may pass over a SIGINT.
+    let mut up = HashSet::new();
+    wait_until("both workers serve", || {
+        up.insert(worker(&ask("10.0.0.1:80")));
+        up.len() == 2
+    });
     let lines = run.ends_at(Signal::SIGINT);
     assert_eq!(lines[0], "overspill: SIGINT: ending 2 workers");
     assert_eq!(lines.len(), 3, "and a line for each worker: {lines:#?}");
