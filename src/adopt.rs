@@ -119,9 +119,7 @@ pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
             return Err(found.error(pid, port));
         }
         for socket in found.listening {
-            let cookie = sockopt::socket_cookie(&socket).map_err(|error| {
-                Error::system("read the cookie of a socket of process", pid.to_string(), error)
-            })?;
+            let cookie = socket.cookie()?;
             if seen.insert(cookie) {
                 adopted.push(socket);
             }

@@ -15,7 +15,7 @@ use super::ignored::Ignored;
 use super::instance::InstanceId;
 use super::option::{self, Given};
 use super::services::{Services, tell};
-use super::{Event, log, start_thread, watch_signals};
+use super::{Event, hand_on, log, sockets, watch_signals};
 use crate::failure::Outcome;
 
 /// How often it is looked at who has ended.
@@ -119,10 +119,7 @@ impl Keeper {
             ground.hooked = None;
             let Some(inode) = inode else { continue };
             let hooks = Hooks::attach_sharing(&ground.cgroup, &self.ports)?;
-            let (events, sender) = (hooks.events()?, self.sender.clone());
-            start_thread(move || {
-                events.each(|it| sender.send(Event::Hooks(it)).is_ok()).unwrap_or_else(tell);
-            })?;
+            hand_on(&hooks, self.sender.clone())?;
             ground.hooked = Some((inode, hooks));
             self.given.renew();
             new.push(ground.cgroup.clone());
@@ -157,16 +154,9 @@ impl Keeper {
         if pid == std::process::id() || !wanted || self.services.has(cookie) {
             return;
         }
-        if let Some(socket) = self.find(cookie, Some(pid)) {
+        if let Some(socket) = sockets::find(cookie, Some(pid), || self.processes()) {
             self.take_in(socket).unwrap_or_else(tell);
         }
-    }
-
-    /// A socket, from that process or another one that has it.
-    fn find(&self, cookie: u64, first: Option<u32>) -> Option<Adopted> {
-        let mut pids = self.processes();
-        pids.sort_by_key(|&pid| Some(pid) != first);
-        pids.into_iter().find_map(|pid| adopt::listener(pid, cookie).ok().flatten())
     }
 
     /// A socket listens: it becomes a member.
@@ -220,7 +210,8 @@ impl Keeper {
         for Owner { id, pid, .. } in ended {
             log::line(format_args!("process {pid} has ended"));
             for cookie in self.services.cookies(id) {
-                let heir = self.find(cookie, None).map(|socket| socket.pid());
+                let heir = sockets::find(cookie, None, || self.processes());
+                let heir = heir.map(|socket| socket.pid());
                 if let Some(heir) = heir.and_then(|pid| Some((pid, self.owner(pid).ok()?))) {
                     self.services.inherit(cookie, heir);
                 }

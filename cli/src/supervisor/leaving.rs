@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
-use procfs::process::{FDTarget, Process};
 
+use super::sockets::sockets_of;
 use super::{InstanceId, Supervisor, log};
 
 /// How often to look whether they have ended, or have nothing left to do.
@@ -65,7 +65,9 @@ impl Supervisor {
 
     /// Whether an instance has neither connections nor any that wait to be accepted.
     fn is_idle(&mut self, id: InstanceId) -> bool {
-        let sockets = sockets_of(&self.instance(id).processes());
+        let pids = self.instance(id).processes();
+        let sockets: HashSet<u64> =
+            pids.into_iter().flat_map(sockets_of).map(|(_, inode)| inode).collect();
         let busy = |entry: &TcpNetEntry| match entry.state {
             TcpState::Established | TcpState::CloseWait => sockets.contains(&entry.inode),
             // What waits in its queue belongs to no descriptor yet.
@@ -78,20 +80,6 @@ impl Supervisor {
             _ => false,
         }
     }
-}
-
-/// The inode numbers of the sockets that processes hold.
-fn sockets_of(pids: &[u32]) -> HashSet<u64> {
-    let mut sockets = HashSet::new();
-    for pid in pids.iter().filter_map(|&pid| i32::try_from(pid).ok()) {
-        // One that has ended meanwhile holds none.
-        let Ok(descriptors) = Process::new(pid).and_then(|process| process.fd()) else { continue };
-        sockets.extend(descriptors.flatten().filter_map(|descriptor| match descriptor.target {
-            FDTarget::Socket(inode) => Some(inode),
-            _ => None,
-        }));
-    }
-    sockets
 }
 
 /// What tells a worker that is replaced to end: `TERM`, `SIGQUIT`, ...

@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use overspill::adopt::Adopted;
-use overspill::{Capacity, Cgroup, Hooks, HooksEvent, Listening, Name, Request, Rules, adopt};
+use overspill::{Capacity, Cgroup, Hooks, HooksEvent, Listening, Name, Request, Rules};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, Outcome};
@@ -53,8 +53,6 @@ const SILENT: Duration = Duration::from_secs(10);
 
 /// How long what was killed may take to end.
 const ENDING: Duration = Duration::from_secs(5);
-/// How often to look for a socket that has begun to listen.
-const LOOKS: usize = 4;
 /// How often to look for sockets that their workers have closed.
 const CLOSED: Duration = Duration::from_millis(500);
 
@@ -237,12 +235,7 @@ impl Supervisor {
         }
         if let Some(cgroup) = &self.cgroup {
             let hooks = Hooks::attach(cgroup, &self.plan.private)?;
-            let events = hooks.events()?;
-            let sender = self.sender.clone();
-            start_thread(move || {
-                let told = events.each(|it| sender.send(Event::Hooks(it)).is_ok());
-                told.unwrap_or_else(services::tell);
-            })?;
+            hand_on(&hooks, self.sender.clone())?;
             self.hooks = Some(hooks);
         }
         if self.take_over()? {
@@ -300,9 +293,6 @@ impl Supervisor {
     /// The first start of all workers, which must succeed.
     fn start_all(&mut self) -> Outcome {
         (0..self.plan.workers)
-            .filter(|&worker| self.current[worker].is_none())
-            .collect::<Vec<_>>()
-            .into_iter()
             .try_for_each(|worker| self.start(worker).map_err(|not_started| not_started.failure))
     }
 
@@ -524,29 +514,12 @@ impl Supervisor {
             // It was shut down, by us or by its owner, and listens again.
             return None;
         }
-        // Who has it may hand it to a child and close it while they are looked through; the
-        // child is there at the next look.
-        (0..LOOKS).find_map(|_| self.look_for_listener(pid, cookie))
-    }
-
-    fn look_for_listener(&mut self, pid: u32, cookie: u64) -> Option<(InstanceId, Adopted)> {
-        let mut all: Vec<(InstanceId, u32)> = Vec::new();
-        for instance in &self.instances {
-            all.extend(instance.processes().into_iter().map(|pid| (instance.id, pid)));
-        }
-        // Who has called listen() has it, but may have ended and left it to a child.
-        all.sort_by_key(|&(_, other)| other != pid);
-        for (id, pid) in all {
-            match adopt::listener(pid, cookie) {
-                Ok(Some(socket)) => {
-                    self.instance(id).cookies.push(cookie);
-                    return Some((id, socket));
-                }
-                Ok(None) | Err(overspill::Error::NoSuchProcess { .. }) => {}
-                Err(error) => services::tell(error),
-            }
-        }
-        None
+        let processes = || self.instances.iter().flat_map(Instance::processes).collect();
+        let socket = sockets::find(cookie, Some(pid), processes)?;
+        let holds = |it: &&mut Instance| it.processes().contains(&socket.pid());
+        let instance = self.instances.iter_mut().find(holds)?;
+        instance.cookies.push(cookie);
+        Some((instance.id, socket))
     }
 
     /// Looks for sockets that their workers have closed.
@@ -689,6 +662,14 @@ fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Outcome {
         }
     };
     start_thread(watch)
+}
+
+/// Sends what the hooks tell of.
+fn hand_on(hooks: &Hooks, sender: Sender<Event>) -> Outcome {
+    let events = hooks.events()?;
+    start_thread(move || {
+        events.each(|it| sender.send(Event::Hooks(it)).is_ok()).unwrap_or_else(services::tell);
+    })
 }
 
 fn start_thread(body: impl FnOnce() + Send + 'static) -> Outcome {

@@ -7,10 +7,10 @@ use std::time::Instant;
 use nix::sys::stat::fstat;
 use overspill::adopt::Adopted;
 use overspill::{Address, Cgroup, Error, MemberId, MemberState, Name, Namespace, Rules, Service};
-use procfs::process::{FDTarget, Process};
+use procfs::process::Process;
 
 use super::allow::Peers;
-use super::sockets::Sockets;
+use super::sockets::{Sockets, sockets_of};
 use super::watching::Watching;
 use super::{InstanceId, Plan, log};
 use crate::failure::Failure;
@@ -131,25 +131,7 @@ impl Services {
             (with_port(&family), true),
         ];
         for (name, makes) in names {
-            let service = match Service::open(name.as_str()) {
-                Err(Error::NoSuchService { .. }) if !makes => continue,
-                Err(Error::NoSuchService { .. }) => {
-                    match self.builder(&name).share_adopted(std::slice::from_ref(socket)) {
-                        Ok(service) => {
-                            let Rules { policy, on_full, .. } = self.rules;
-                            let port = address.port;
-                            log::line(format_args!(
-                                "service {name}: port {port}, policy {policy}, on full {on_full}"
-                            ));
-                            service
-                        }
-                        // A peer has been faster.
-                        Err(Error::NameTaken { .. }) => Service::open(name.as_str())?,
-                        Err(error) => return Err(error),
-                    }
-                }
-                opened => opened?,
-            };
+            let Some(service) = self.open_or_found(&name, makes, socket)? else { continue };
             let status = service.status()?;
             if status.port != address.port {
                 continue;
@@ -176,6 +158,34 @@ impl Services {
             return Ok((number, member));
         }
         Err(Error::NameTaken { name: self.name.to_string() })
+    }
+
+    /// The service of that name; where there is none, one that begins with this socket, or
+    /// none still.
+    fn open_or_found(
+        &self,
+        name: &Name,
+        makes: bool,
+        socket: &Adopted,
+    ) -> overspill::Result<Option<Service>> {
+        match Service::open(name.as_str()) {
+            Err(Error::NoSuchService { .. }) if !makes => Ok(None),
+            Err(Error::NoSuchService { .. }) => match self.found(name, socket) {
+                // A peer has been faster.
+                Err(Error::NameTaken { .. }) => Service::open(name.as_str()).map(Some),
+                founded => founded.map(Some),
+            },
+            opened => opened.map(Some),
+        }
+    }
+
+    /// A new service, of this socket.
+    fn found(&self, name: &Name, socket: &Adopted) -> overspill::Result<Service> {
+        let service = self.builder(name).share_adopted(std::slice::from_ref(socket))?;
+        let Rules { policy, on_full, .. } = self.rules;
+        let port = socket.address()?.port;
+        log::line(format_args!("service {name}: port {port}, policy {policy}, on full {on_full}"));
+        Ok(service)
     }
 
     /// Makes those of the sockets that are handed to the workers, all or none.
@@ -267,7 +277,7 @@ impl Services {
             None
         };
         if let Some((service, _)) = member
-            && rustix::net::sockopt::socket_reuseport(&socket) == Ok(true)
+            && socket.shares_port()
         {
             self.made[service].keep_requests(&socket).unwrap_or_else(tell);
         }
@@ -318,11 +328,8 @@ impl Services {
         }
         let name = self.name_for(address)?;
         remove_gone(&name)?;
-        let service = self.builder(&name).share_adopted(std::slice::from_ref(socket))?;
+        let service = self.found(&name, socket)?;
         let member = service.status()?.members[0].member;
-        let Rules { policy, on_full, .. } = self.rules;
-        let port = address.port;
-        log::line(format_args!("service {name}: port {port}, policy {policy}, on full {on_full}"));
         self.made.push(service);
         Ok((self.made.len() - 1, member))
     }
@@ -642,10 +649,8 @@ fn holds((pid, descriptor): (u32, i32), inode: u64) -> bool {
 
 /// A process's descriptor of the socket with that inode number.
 fn descriptor_of(pid: u32, inode: u64) -> Option<i32> {
-    let process = Process::new(pid.try_into().ok()?).ok()?;
-    let mut descriptors = process.fd().ok()?.flatten();
-    let found = descriptors.find(|it| matches!(it.target, FDTarget::Socket(own) if own == inode));
-    found.map(|found| found.fd)
+    let found = sockets_of(pid).into_iter().find(|&(_, own)| own == inode);
+    found.map(|(descriptor, _)| descriptor)
 }
 
 fn no_descriptor(error: &std::io::Error) -> Error {

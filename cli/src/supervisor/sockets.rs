@@ -4,6 +4,11 @@ use std::net::{SocketAddr, TcpListener};
 
 use nix::sys::socket::sockopt::AcceptConn;
 use nix::sys::socket::{Backlog, getsockopt, listen};
+use overspill::Error;
+use overspill::adopt::{self, Adopted};
+use procfs::process::{FDInfo, FDTarget, Process};
+
+use super::services::tell;
 
 /// Every worker's listening sockets, kept open here as well, so that a socket and what
 /// waits in its queue outlive the worker.
@@ -76,6 +81,43 @@ impl Sockets {
     pub(crate) fn close(&mut self) {
         self.listeners.clear();
     }
+}
+
+/// The descriptors of a process that are sockets, each with its inode number; none of one
+/// that has ended.
+pub(crate) fn sockets_of(pid: u32) -> Vec<(i32, u64)> {
+    let process = pid.try_into().ok().and_then(|pid| Process::new(pid).ok());
+    let descriptors = process.and_then(|process| process.fd().ok());
+    let socket = |it: FDInfo| match it.target {
+        FDTarget::Socket(inode) => Some((it.fd, inode)),
+        _ => None,
+    };
+    descriptors.into_iter().flatten().flatten().filter_map(socket).collect()
+}
+
+/// How often to look for a socket: who has it may hand it to a child and close it while
+/// processes are looked through; the child is there at the next look.
+const LOOKS: usize = 4;
+
+/// A listening socket of these processes. Who has called `listen(2)` has it, but may have
+/// ended and left it to another.
+pub(crate) fn find(
+    cookie: u64,
+    first: Option<u32>,
+    processes: impl Fn() -> Vec<u32>,
+) -> Option<Adopted> {
+    let look = |_| {
+        let mut pids = processes();
+        pids.sort_by_key(|&pid| Some(pid) != first);
+        pids.into_iter().find_map(|pid| match adopt::listener(pid, cookie) {
+            Err(Error::NoSuchProcess { .. }) => None,
+            found => found.unwrap_or_else(|error| {
+                tell(error);
+                None
+            }),
+        })
+    };
+    (0..LOOKS).find_map(look)
 }
 
 /// A socket's name in `LISTEN_FDNAMES`, where `:` separates the names.

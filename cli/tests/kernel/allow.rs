@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::Signal;
 use overspill::{Cgroup, MemberState, Service};
-use world::{DEADLINE, at, wait_until};
+use world::wait_until;
 
-use crate::run::{freeze, members, pids, send};
+use crate::run::{connect, freeze, members, pids, send};
 use crate::tool::overspill;
 
 const OPTION: &str = include_str!("option.py");
@@ -124,12 +124,6 @@ fn wait_members(count: usize) {
     wait_until("they are members", || {
         Service::open("web").is_ok_and(|it| it.status().unwrap().members.len() == count)
     });
-}
-
-fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&at(address), DEADLINE).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    stream
 }
 
 /// Who has answered.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use overspill::MemberState;
 use serde_json::Value;
-use world::{DEADLINE, at, wait_until};
+use world::wait_until;
 
 use crate::run::{Run, freeze, members, send};
 use crate::tool::overspill;
@@ -35,9 +35,7 @@ fn serve(options: &str, workers: usize, seconds: &str) -> Run {
 }
 
 fn connect() -> TcpStream {
-    let client = TcpStream::connect_timeout(&at("10.0.0.1:80"), DEADLINE).unwrap();
-    client.set_read_timeout(Some(DEADLINE)).unwrap();
-    client
+    crate::run::connect("10.0.0.1:80")
 }
 
 /// Who answers.
