@@ -19,6 +19,7 @@ use crate::supervisor::allow::{self, Peers};
 /// Several may run for one NAME, for other groups or at other times: all are peers. The rules
 /// are those of the first.
 #[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("peers").required(true).multiple(true).args(["cgroup", "unit"])))]
 #[command(after_help = "\
 EXAMPLES
   Two units share port 80:
@@ -35,7 +36,7 @@ pub(crate) struct Args {
     name: Name,
 
     /// A control group, by its folder; may be given several times
-    #[arg(long, value_name = "PATH", required_unless_present = "unit")]
+    #[arg(long, value_name = "PATH")]
     cgroup: Vec<PathBuf>,
 
     /// A systemd unit; may be given several times
