@@ -37,10 +37,15 @@ enum {
 	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 	BPF_F_NO_PREALLOC = 1 << 0,
+	BPF_F_CLONE = 1 << 9,
+	BPF_F_MMAPABLE = 1 << 10,
 	BPF_F_INNER_MAP = 1 << 12,
 	BPF_SK_STORAGE_GET_F_CREATE = 1 << 0,
 	BPF_SK_LOOKUP_F_NO_REUSEPORT = 1 << 1,
+	BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB = 5,
+	BPF_SOCK_OPS_STATE_CB = 10,
 	BPF_SOCK_OPS_TCP_LISTEN_CB = 11,
+	BPF_SOCK_OPS_STATE_CB_FLAG = 1 << 2,
 };
 
 enum { SK_DROP = 0, SK_PASS = 1 };
@@ -50,7 +55,8 @@ enum { SOCK_STREAM = 1 };
 enum { SOL_SOCKET = 1, SO_REUSEPORT = 15 }; /* of x86 and ARM */
 enum { IPPROTO_TCP = 6 };
 enum { S_IFMT = 0170000, S_IFSOCK = 0140000 };
-enum { TCP_CLOSE = 7, TCP_LISTEN = 10 }; /* include/net/tcp_states.h */
+/* include/net/tcp_states.h */
+enum { TCP_ESTABLISHED = 1, TCP_CLOSE = 7, TCP_CLOSE_WAIT = 8, TCP_LISTEN = 10 };
 
 /* Part of the user-space interface: its offsets never change, no CO-RE. */
 struct bpf_sk_lookup {
@@ -80,6 +86,11 @@ struct bpf_sock {
 	__u32 src_ip4;
 	__u32 src_ip6[4];
 	__u32 src_port; /* host order */
+	__be16 dst_port;
+	__u16 : 16;
+	__u32 dst_ip4;
+	__u32 dst_ip6[4];
+	__u32 state;
 };
 
 struct bpf_sock_addr {
@@ -102,6 +113,14 @@ struct bpf_sock_ops {
 	__u32 local_ip6[4];
 	__u32 remote_port;
 	__u32 local_port; /* host order */
+	__u32 is_fullsock;
+	__u32 snd_cwnd;
+	__u32 srtt_us;
+	__u32 bpf_sock_ops_cb_flags;
+	__u32 others[20]; /* state .. sk_txhash */
+	__u64 bytes_received;
+	__u64 bytes_acked;
+	struct bpf_sock *sk;
 };
 
 struct bpf_sockopt {
@@ -157,6 +176,18 @@ struct socket_wq {
 	struct wait_queue_head wait;
 };
 
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	__u32 sk_ack_backlog;
@@ -165,6 +196,7 @@ struct sock {
 	struct socket *sk_socket;
 	__u16 sk_type;
 	__u16 sk_protocol;
+	struct sock_cgroup_data sk_cgrp_data;
 };
 
 struct inode {
@@ -209,6 +241,10 @@ struct request_sock_queue {
 
 struct inet_connection_sock {
 	struct request_sock_queue icsk_accept_queue;
+};
+
+struct tcp_sock {
+	__u8 bpf_sock_ops_cb_flags;
 };
 
 #pragma clang attribute pop

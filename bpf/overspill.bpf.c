@@ -120,6 +120,14 @@ struct {
 	__type(value, struct ov_figures);
 } figures SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_word);
+} words SEC(".maps");
+
 /* Every counter is one of this CPU, and softirqs do not nest on a CPU: a plain
  * addition is exact for packets. (Look-ups from process context, as of sock_diag
  * for one socket, may be interrupted and lose a count.) */
@@ -171,6 +179,8 @@ static __always_inline __u64 resolve(struct ov_member *m)
 			bpf_core_read(&into, sizeof(p_->field), &p_->field);   \
 		}                                                              \
 	} while (0)
+
+#include "connections.h"
 
 /* False when the socket is gone: closed, shut down, or its memory reused. */
 static __always_inline bool figures_at(struct ov_member *m, __u64 at,
@@ -961,6 +971,45 @@ static __always_inline bool is_awaited(__u64 at)
 	return next && (__u64)next != (__u64)wq + list;
 }
 
+/* The id of the control group that a socket belongs to, and its connections with it. */
+static __always_inline __u64 cgroup_of(__u64 at)
+{
+	struct kernfs_node *node = NULL;
+	struct cgroup *cgroup = NULL;
+	__u64 id = 0;
+
+	LOAD(cgroup, sock, at, sk_cgrp_data.cgroup);
+	if (!cgroup)
+		return 0;
+	LOAD(node, cgroup, cgroup, kn);
+	if (!node)
+		return 0;
+	LOAD(id, kernfs_node, node, id);
+	return id;
+}
+
+/*
+ * Tells the control group of the socket in the slot that stands in local_ip6[0], in that
+ * slot's `figures`. Never attached: user space runs it before the socket is a member, since
+ * its connections are counted through that group.
+ */
+SEC("sk_lookup")
+int find_cgroup(struct bpf_sk_lookup *ctx)
+{
+	__u32 slot = ctx->local_ip6[0];
+	struct ov_figures *out = bpf_map_lookup_elem(&figures, &slot);
+	void *sk = bpf_map_lookup_elem(&sockets, &slot);
+	void *tcp;
+
+	if (sk) {
+		tcp = bpf_skc_to_tcp_sock(sk);
+		if (out)
+			out->cgroup = tcp ? cgroup_of((__u64)tcp) : 0;
+		bpf_sk_release(sk);
+	}
+	return SK_PASS;
+}
+
 static long read_member(__u32 i, struct request *r)
 {
 	struct ov_member *m = member_at(r, i);
@@ -1044,8 +1093,10 @@ int mark(struct bpf_sk_lookup *ctx)
 struct heir {
 	struct request *r;
 	__be32 address[4];
+	__u64 leaving; /* the cookie of the socket that ends */
+	struct ov_origin from; /* its origin, if it is a member */
+	struct ov_origin to;
 	bool found;
-	__u32 slot;
 	__u64 score;
 };
 
@@ -1059,6 +1110,11 @@ static long consider_heir(__u32 i, struct heir *heir)
 	__u64 score;
 
 	m = member_at(r, endpoint->direct ? at : called_at(r, at));
+	if (m && m->cookie == heir->leaving) {
+		heir->from.cookie = m->cookie;
+		heir->from.slot = m->slot;
+		return 0;
+	}
 	/* A group has one address. What is not known to listen is left out: the socket
 	 * that ends does not any more, and one whose address is not cached can't be looked
 	 * up here, for lack of bpf_skc_to_tcp_sock. */
@@ -1070,7 +1126,9 @@ static long consider_heir(__u32 i, struct heir *heir)
 		return 0;
 	heir->found = true;
 	heir->score = score;
-	heir->slot = m->slot;
+	heir->to.cookie = m->cookie;
+	heir->to.slot = m->slot;
+	heir->to.counted = true;
 	return 0;
 }
 
@@ -1116,8 +1174,9 @@ int migrate(struct sk_reuseport_md *md)
 	if (!r.roster || !find_row(&r, endpoint->row))
 		return SK_PASS;
 	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
+	heir.leaving = bpf_get_socket_cookie(sk);
 	bpf_loop(r.endpoint->count, consider_heir, &heir, 0);
-	if (heir.found)
-		bpf_sk_select_reuseport(md, &sockets, &heir.slot, 0);
+	if (heir.found && !bpf_sk_select_reuseport(md, &sockets, &heir.to.slot, 0))
+		count_moved(moving, &heir.from, &heir.to);
 	return SK_PASS;
 }

@@ -21,7 +21,7 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 2
+#define OVERSPILL_LAYOUT 3
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
@@ -34,6 +34,9 @@ enum ov_policy {
 	OV_NEXT_AVAILABLE = 0,
 	OV_SHORTEST_QUEUE = 1,
 	OV_ROUND_ROBIN = 2,
+	OV_LEAST_LOADED = 3,
+	OV_TWO_CHOICES = 4,
+	OV_DISPATCHER = 5,
 };
 
 /* ov_header.flags */
@@ -71,15 +74,15 @@ struct ov_member {
 	__u64 sk; /* the kernel's address of the socket; 0: not looked up yet */
 	__u64 cookie; /* SO_COOKIE: tells whether memory at sk is still that socket */
 	__u64 claim; /* the last request put on one of its last places */
-	__u32 slot; /* index in `sockets`, `figures` and `member_counters` */
-	__u16 weight;
+	__u32 slot; /* index in all that is kept by slot: `sockets`, `loads`, ... */
+	__u16 weight; /* 1 and more */
 	__u8 flags;
 	__u8 zero;
 	__be32 address[4]; /* IPv4 as ::ffff:a.b.c.d */
 	__u32 id; /* for user space, as is all that follows */
 	__u32 pid;
 	__u32 marked; /* the mark tick of the last mark */
-	__u32 zero2;
+	__u32 cgroup; /* id of the one whose connections are counted; 0: it has more bits */
 };
 
 /* A mark tick is 2^20 ns of the monotonic clock, about a millisecond. A member that was
@@ -181,6 +184,28 @@ struct ov_figures {
 	__u32 half_open; /* icsk_accept_queue.qlen */
 	__u32 backlog; /* sk_max_ack_backlog */
 	__u32 awaited; /* somebody waits for connections on it: accept, poll, epoll */
+	__u64 cgroup; /* id of the socket's control group */
+};
+
+/* `loads`, by slot: what a member holds besides its queue. */
+struct ov_load {
+	__u64 cookie; /* of the socket whose connections these are; 0: not counted */
+	__u64 established; /* connections in ESTABLISHED or CLOSE_WAIT, accepted or not */
+};
+
+/* `words`, by slot: a number of the user's own for each member, for dispatchers. User
+ * space maps it into its memory and writes it without a system call. */
+struct ov_word {
+	__u64 cookie; /* of the member's socket: who looks for its place finds it by this */
+	__u64 word;
+};
+
+/* `origins`, in the storage of a member's socket, and by it of every connection that it
+ * accepts; `moved`, by a connection's cookie: where it was moved to from its origin. */
+struct ov_origin {
+	__u64 cookie; /* of the member's socket */
+	__u32 slot;
+	__u32 counted; /* in the established ones of that slot */
 };
 
 /* `state`: written once, when the maps are made. */

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised whenever a field changes its meaning or its place.
-pub(crate) const LAYOUT: u32 = 2;
+pub(crate) const LAYOUT: u32 = 3;
 
 pub(crate) const ROW_SIZE: usize = 64;
 /// Rows 1 and 2.
@@ -95,7 +95,7 @@ plain! {
         id: u32,
         pid: u32,
         marked: u32,
-        zero2: u32,
+        cgroup: u32,
     }
 
     /// `struct ov_endpoint_row`
@@ -173,6 +173,29 @@ plain! {
         half_open: u32,
         backlog: u32,
         awaited: u32,
+        cgroup: u64,
+    }
+
+    /// `struct ov_load`
+    #[derive(Default)]
+    struct Load {
+        cookie: u64,
+        established: u64,
+    }
+
+    /// `struct ov_word`
+    #[derive(Default)]
+    struct Word {
+        cookie: u64,
+        word: u64,
+    }
+
+    /// `struct ov_origin`
+    #[derive(Default)]
+    struct Origin {
+        cookie: u64,
+        slot: u32,
+        counted: u32,
     }
 
     /// `struct ov_listening`, of `bpf/hooks.h`

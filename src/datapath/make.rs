@@ -164,6 +164,8 @@ fn load(
     size(&mut maps.sockets, capacity.members)?;
     size(&mut maps.member_counters, capacity.members)?;
     size(&mut maps.figures, capacity.members)?;
+    size(&mut maps.loads, capacity.members)?;
+    size(&mut maps.words, capacity.members)?;
     // A socket bound to [::] may be called at two wildcard addresses.
     size(&mut maps.endpoints, 2 * capacity.members)?;
     open.load().map_err(|error| Error::bpf("load", "the program into the kernel", error))
@@ -187,7 +189,7 @@ fn pin_all(mut skeleton: OverspillSkel<'_>, namespace: &Namespace, folder: &Path
             object.maps_mut().find(|map| map.name() == name).expect("a map of the object");
         map.pin(&path).map_err(|error| failed(&path, error))?;
     }
-    for name in [pin::PROGRAM, pin::READER, pin::MARKER, pin::MOVER] {
+    for name in [pin::PROGRAM, pin::READER, pin::MARKER, pin::MOVER, pin::COUNTER, pin::FINDER] {
         let path = folder.join(name);
         let mut program = object
             .progs_mut()

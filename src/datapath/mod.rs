@@ -61,6 +61,10 @@ mod pin {
     pub(super) const READER: &str = "read_queues";
     pub(super) const MARKER: &str = "mark";
     pub(super) const MOVER: &str = "migrate";
+    pub(super) const COUNTER: &str = "connections";
+    pub(super) const FINDER: &str = "find_cgroup";
+    /// Followed by the id of the control group that it is attached to.
+    pub(super) const COUNTED: &str = "connections-";
     pub(super) const STATE: &str = "state";
 }
 
@@ -80,7 +84,10 @@ macro_rules! maps {
     };
 }
 
-maps!(ports, endpoints, services, sockets, service_counters, member_counters, exits, figures);
+maps!(
+    ports, endpoints, services, sockets, service_counters, member_counters, exits, figures, loads,
+    words, origins
+);
 
 /// The state of one network namespace.
 #[derive(Debug)]
