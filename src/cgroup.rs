@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -72,6 +73,30 @@ impl Cgroup {
             }
         }
         Ok(None)
+    }
+
+    /// The one with this number, which is its folder's inode number
+    /// (fs/kernfs/inode.c); looked for first where the process `pid` is. `None` where it
+    /// was removed, or lies outside of what is mounted here.
+    pub(crate) fn by_id(id: u64, pid: u32) -> Option<Self> {
+        let is = |path: &Path| fs::metadata(path).is_ok_and(|folder| folder.ino() == id);
+        if let Ok(likely) = Self::of_process(pid)
+            && is(&likely.path)
+        {
+            return Some(likely);
+        }
+        let mut found = None;
+        for point in mounts::points("cgroup2").ok()? {
+            // An error ends the walk: the one that was looked for has been found.
+            let _ = visit_folder(&point, &mut |folder| {
+                if is(folder) {
+                    found = Some(Self::at(folder.to_owned()));
+                    return Err(io::ErrorKind::Other.into());
+                }
+                Ok(())
+            });
+        }
+        found
     }
 
     /// The one with this folder.

@@ -45,6 +45,9 @@ pub(crate) struct Member {
     pub(crate) health: Health,
     /// When its health was marked last, in mark ticks.
     pub(crate) marked: u32,
+    /// The id of the socket's control group, through which its connections are counted; 0
+    /// if it does not fit.
+    pub(crate) cgroup: u32,
     pub(crate) address: Address,
 }
 
@@ -360,6 +363,7 @@ fn member_row(member: &Member) -> Row {
         id: member.id.0,
         pid: member.pid,
         marked: member.marked,
+        cgroup: member.cgroup,
         ..Default::default()
     })
 }
@@ -379,6 +383,7 @@ fn member_from(row: &Row, port: u16) -> Option<Member> {
         draining: row.flags & layout::DRAINING != 0,
         health: health_from(row.flags, row.marked),
         marked: row.marked,
+        cgroup: row.cgroup,
         address: Address { ip: layout::address_from(row.address), port, families },
     })
 }
@@ -407,6 +412,7 @@ mod tests {
             draining: false,
             health: Health::Well,
             marked: 0,
+            cgroup: 1,
             address: address(text),
         }
     }

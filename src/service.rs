@@ -822,12 +822,15 @@ fn seats<'a>(
         draining: false,
         health: Health::Well,
         marked: 0,
+        cgroup: 0,
         address: candidate.listener.address,
     });
     let members = members.collect();
     let joining = candidates.iter().zip(slots).map(|(candidate, slot)| Joining {
         socket: candidate.socket,
         slot,
+        cookie: candidate.listener.cookie,
+        pid: candidate.pid,
         name: candidate.listener.name.clone(),
     });
     Ok((members, joining.collect()))

@@ -2,14 +2,17 @@
 //!
 //! The order makes each step safe for the requests that arrive meanwhile:
 //!
-//! 1. new members' sockets enter `sockets`, in slots that no roster uses;
+//! 1. new members' sockets enter `sockets`, in slots that no roster uses, and their
+//!    connections are counted from then on;
 //! 2. endpoints that the new roster does not have leave `endpoints` (their requests
-//!    go to the kernel's own look-up, as to any address that is not served);
+//!    go to the kernel's own look-up, as to any address that is not served), and the
+//!    connections of members that leave are not counted any more;
 //! 3. the new roster replaces the old in `services`, in one step; the kernel returns
 //!    when no program reads the old one any more (`maybe_wait_bpf_programs`);
 //! 4. `endpoints` and `ports` are made to agree with the rosters (`index.rs`);
 //! 5. the members' sockets are looked up once, since the program `migrate` cannot do so;
-//! 6. sockets of members that left are taken out of `sockets`.
+//! 6. sockets of members that left are taken out of `sockets`, and control groups in which
+//!    there are none any more are let go of.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -32,6 +35,8 @@ pub(crate) struct Snapshot {
 pub(crate) struct Joining<'a> {
     pub(crate) socket: BorrowedFd<'a>,
     pub(crate) slot: u32,
+    pub(crate) cookie: u64,
+    pub(crate) pid: u32,
     pub(crate) name: String,
 }
 
@@ -80,11 +85,11 @@ impl Snapshot {
     }
 
     /// What it will be after a change.
-    fn after(&self, change: &Change<'_>) -> Self {
+    fn after(&self, id: u32, new: Option<Roster>) -> Self {
         let mut rosters = self.rosters.clone();
-        match change.new {
-            Some(new) => rosters.insert(change.id, new.clone()),
-            None => rosters.remove(&change.id),
+        match new {
+            Some(new) => rosters.insert(id, new),
+            None => rosters.remove(&id),
         };
         Self { rosters }
     }
@@ -131,26 +136,43 @@ impl Datapath {
 
     /// Carries out a change, whole or not at all; gives the services after it.
     pub(crate) fn apply(&self, before: &Snapshot, change: &Change<'_>) -> Result<Snapshot> {
+        let mut new = change.new.cloned();
         // First what takes memory, and so may fail: nothing has changed then.
-        let rows = change.new.map(|new| new_rows(&new.encode())).transpose()?;
-        if change.old.is_none() {
-            self.reset_counters(change.id)?;
-        }
-        for (done, joining) in change.joining.iter().enumerate() {
-            if let Err(error) = self.insert(joining) {
-                self.free(change.joining[..done].iter().map(|joined| joined.slot));
-                return Err(error);
-            }
-        }
-        let after = before.after(change);
+        let rows =
+            self.prepare(change, new.as_mut()).inspect_err(|_| self.forget(change, before))?;
+        let after = before.after(change.id, new);
         if let Err(error) = self.replace(change, rows.as_ref(), &after) {
             // The cause is reported, not the trouble on the way back.
             let _ = self.restore(change, before);
-            self.free(change.joining.iter().map(|joining| joining.slot));
+            self.forget(change, before);
             return Err(error);
         }
         self.free(leaving(change.old, change.new));
+        self.detach_from_others(&after)?;
         Ok(after)
+    }
+
+    /// Step 1, and the rows to be published.
+    fn prepare(&self, change: &Change<'_>, new: Option<&mut Roster>) -> Result<Option<MapHandle>> {
+        if change.old.is_none() {
+            self.reset_counters(change.id)?;
+        }
+        let Some(new) = new else { return Ok(None) };
+        for joining in &change.joining {
+            self.insert(joining)?;
+            let cgroup = self.begin_to_count(joining)?;
+            let members = new.members.iter_mut().filter(|member| member.slot == joining.slot);
+            members.for_each(|member| member.cgroup = u32::try_from(cgroup).unwrap_or(0));
+        }
+        new_rows(&new.encode()).map(Some)
+    }
+
+    /// Undoes step 1.
+    fn forget(&self, change: &Change<'_>, before: &Snapshot) {
+        let slots = || change.joining.iter().map(|joining| joining.slot);
+        let _ = self.end_to_count(slots());
+        self.free(slots());
+        let _ = self.detach_from_others(before);
     }
 
     /// Steps 2 to 5.
@@ -167,6 +189,7 @@ impl Datapath {
         for (key, _) in old.filter(|(key, _)| !kept.contains(key)) {
             self.maps.endpoints.delete(key.as_bytes()).map_err(failed)?;
         }
+        self.end_to_count(leaving(change.old, change.new))?;
         self.publish(change.id, rows)?;
         self.reindex(after)?;
         self.refresh_figures(change.id)

@@ -4,6 +4,7 @@
 //! crate names libbpf. Reading needs no lock; every change holds [`Lock`].
 
 mod change;
+mod connections;
 mod hooks;
 mod index;
 pub(crate) mod layout;
@@ -85,8 +86,17 @@ macro_rules! maps {
 }
 
 maps!(
-    ports, endpoints, services, sockets, service_counters, member_counters, exits, figures, loads,
-    words, origins
+    ports,
+    endpoints,
+    services,
+    sockets,
+    service_counters,
+    member_counters,
+    exits,
+    figures,
+    loads,
+    words,
+    origins
 );
 
 /// The state of one network namespace.

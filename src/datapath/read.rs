@@ -123,7 +123,7 @@ impl Datapath {
             queued: figures.queued,
             half_open: figures.half_open,
             capacity: if gone { 0 } else { figures.backlog.saturating_add(1) },
-            established: None,
+            established: self.established(member)?,
             placed: counters.placed,
             redirected_in: counters.redirected_in,
             redirected_out: counters.redirected_out,
@@ -228,16 +228,16 @@ const SK_PASS: u32 = 1;
 
 /// What the programs that user space runs are told.
 #[derive(Default)]
-struct Arguments {
-    service: u32,
-    position: u32,
-    cookie: u64,
-    marks: u8,
+pub(super) struct Arguments {
+    pub(super) service: u32,
+    pub(super) position: u32,
+    pub(super) cookie: u64,
+    pub(super) marks: u8,
 }
 
 impl Arguments {
     /// They stand in the `struct bpf_sk_lookup` of a TCP request over IPv6.
-    fn context(&self) -> Vec<u8> {
+    pub(super) fn context(&self) -> Vec<u8> {
         let mut words = [0_u32; 18];
         words[2] = 10; // family: AF_INET6
         words[3] = 6; // protocol: IPPROTO_TCP

@@ -2,9 +2,12 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
 
 /// `SIOCGSKNS` (`include/uapi/linux/sockios.h`): a descriptor of a socket's namespace.
 const SIOCGSKNS: libc::c_ulong = 0x894c;
@@ -75,6 +78,73 @@ pub(crate) fn attach_to_group(socket: BorrowedFd<'_>, program: BorrowedFd<'_>) -
             (&raw const program).cast(),
             libc::socklen_t::try_from(size_of_val(&program)).expect("small"),
         )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// `BPF_LINK_CREATE` and `BPF_OBJ_PIN` (`enum bpf_cmd`).
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_OBJ_PIN: libc::c_long = 6;
+/// `BPF_CGROUP_SOCK_OPS` (`enum bpf_attach_type`).
+const BPF_CGROUP_SOCK_OPS: u32 = 3;
+
+/// The part of `union bpf_attr` that belongs to `BPF_LINK_CREATE`.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Lets the kernel call `program` for the TCP sockets of a control group, beside what
+/// others have attached, for as long as the link is open or pinned.
+pub(crate) fn attach_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let number = |fd: BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).expect("an open descriptor");
+    let attributes = LinkCreate {
+        prog_fd: number(program),
+        target_fd: number(cgroup),
+        attach_type: BPF_CGROUP_SOCK_OPS,
+        flags: 0,
+    };
+    // SAFETY: `attributes` is as long as the size given and lives through the call.
+    let fd = unsafe {
+        let size = size_of::<LinkCreate>();
+        libc::syscall(libc::SYS_bpf, BPF_LINK_CREATE, &raw const attributes, size)
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).expect("a descriptor");
+    // SAFETY: the kernel has just made this descriptor, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The part of `union bpf_attr` that belongs to `BPF_OBJ_PIN`.
+#[repr(C)]
+struct ObjPin {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
+}
+
+/// Keeps a link alive under a name in a BPF file system. libbpf-rs does this only for what
+/// it has made itself.
+pub(crate) fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = ObjPin {
+        pathname: path.as_ptr() as u64,
+        bpf_fd: u32::try_from(object.as_raw_fd()).expect("an open descriptor"),
+        file_flags: 0,
+    };
+    // SAFETY: `attributes` is as long as the size given; it and the string that `pathname`
+    // points to, which ends with a zero, live through the call.
+    let result = unsafe {
+        let size = size_of::<ObjPin>();
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_PIN, &raw const attributes, size)
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

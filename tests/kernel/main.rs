@@ -4,6 +4,7 @@ mod bad;
 mod beside;
 mod capacity;
 mod changes;
+mod connections;
 mod history;
 mod hooks;
 mod library;
