@@ -54,6 +54,13 @@ static __always_inline struct ov_load *load_of(struct ov_origin *origin)
 	return load && load->cookie == origin->cookie ? load : NULL;
 }
 
+static __always_inline __u64 established(__u32 slot)
+{
+	struct ov_load *load = bpf_map_lookup_elem(&loads, &slot);
+
+	return load ? load->established : 0;
+}
+
 static __always_inline void count_begun(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;

@@ -250,7 +250,10 @@ static __always_inline bool being_taken(__u64 claim, __u32 used)
 
 enum want {
 	WANT_ROOM, /* the first with room */
-	WANT_SHORTEST, /* the one with room that holds the fewest */
+	WANT_SHORTEST, /* the one with room whose queue holds the fewest */
+	WANT_LIGHTEST, /* the one with room that holds the fewest of all, over its weight */
+	WANT_ONE, /* the first with room, to be compared with ... */
+	WANT_OTHER, /* ... another: the next with room, if it is lighter */
 	WANT_ACTIVE, /* the first that is neither draining nor gone */
 	WANT_OPEN, /* the first whose accept queue is not full */
 	WANT_HUNG, /* the same, be it hung */
@@ -292,11 +295,14 @@ struct search {
 
 	/* what it found */
 	bool found;
+	bool compared; /* with another */
 	bool claims; /* one of the last places */
 	bool full;
 	__u32 position;
 	__u32 index;
 	__u32 used;
+	__u32 weight;
+	__u64 load; /* what it holds, by the measure of the policy */
 	__u64 claim;
 };
 
@@ -377,36 +383,60 @@ static __always_inline bool is_tried(struct ov_member *m, __u32 used)
 	return !(m->flags & OV_DRAINING) && m->flags & OV_TRIAL && !used;
 }
 
-/* Room, and nobody on another CPU about to take the last of it. */
+static __always_inline bool compares(struct search *s)
+{
+	return s->want == WANT_SHORTEST || s->want == WANT_LIGHTEST ||
+	       s->want == WANT_OTHER;
+}
+
+/* Room, and nobody on another CPU about to take the last of it; where members are
+ * compared, also less than the one found before. */
 static __always_inline bool has_room(struct search *s, struct ov_member *m,
-				     struct ov_figures *f)
+				     struct ov_figures *f, __u32 position)
 {
 	__u32 used = f->queued + f->half_open;
-	__u64 claim = m->claim;
-	bool claims;
+	__u64 load = used, claim = m->claim;
+	__u32 weight = 1;
+	bool claims, lighter = true;
 
 	if (used > f->backlog || (is_out(m) && !is_tried(m, used)))
 		return false;
-	if (s->want == WANT_SHORTEST && s->found && used >= s->used)
+	if (s->want == WANT_OTHER && position == s->position)
+		return false;
+	if (s->want >= WANT_LIGHTEST) {
+		load += established(m->slot);
+		weight = m->weight;
+	}
+	if (compares(s) && s->found)
+		lighter = load * s->weight < s->load * weight;
+	if (!lighter && s->want != WANT_OTHER)
 		return false;
 	claims = f->backlog - used < cpus;
 	if (claims && s->patient && being_taken(claim, used)) {
 		s->contended = true;
 		return false;
 	}
+	s->compared = true;
+	if (!lighter)
+		return false;
 	s->claims = claims;
 	s->claim = claim;
 	s->used = used;
+	s->load = load;
+	s->weight = weight;
 	return true;
 }
 
 static __always_inline bool wanted(struct search *s, struct ov_member *m,
-				   struct ov_figures *f)
+				   struct ov_figures *f, __u32 position)
 {
 	switch (s->want) {
 	case WANT_ROOM:
 	case WANT_SHORTEST:
-		return has_room(s, m, f);
+	case WANT_LIGHTEST:
+	case WANT_ONE:
+	case WANT_OTHER:
+		return has_room(s, m, f, position);
 	case WANT_ACTIVE:
 		return !(m->flags & OV_DRAINING);
 	case WANT_OPEN:
@@ -459,7 +489,7 @@ static __always_inline struct ov_member *look_at(struct request *r, __u32 index,
 	struct ov_member *m = member_at(r, position);
 
 	if (!m || !(m->flags & s->takes) || !read_figures(m, &f) ||
-	    !wanted(s, m, &f))
+	    !wanted(s, m, &f, position))
 		return NULL;
 	s->found = true;
 	s->full = f.queued > f.backlog;
@@ -468,10 +498,12 @@ static __always_inline struct ov_member *look_at(struct request *r, __u32 index,
 	return m;
 }
 
-/* Nobody holds less than nothing: the scan for the shortest may end early. */
+/* Whether the scan may end: nobody holds less than nothing. */
 static __always_inline bool is_best(struct search *s)
 {
-	return s->want != WANT_SHORTEST || s->used == 0;
+	if (s->want == WANT_SHORTEST || s->want == WANT_LIGHTEST)
+		return s->load == 0;
+	return s->want != WANT_OTHER || s->compared;
 }
 
 /* Members are looked at in batches: a call for each would cost more than the look. */
@@ -491,7 +523,8 @@ static long consider(__u32 batch, struct request *r)
 		index = index_of(s, i);
 		position = position_of(r, index);
 		if (s->want != WANT_SHORTEST || !s->found) {
-			if (look_at(r, index, position) && is_best(s))
+			if ((look_at(r, index, position) || s->want == WANT_OTHER) &&
+			    is_best(s))
 				return 1;
 			continue;
 		}
@@ -554,6 +587,24 @@ static __always_inline __u32 called_index(struct request *r)
 	if (r->endpoint->count == 1)
 		return 0;
 	return (__u64)flow_hash(r) * r->endpoint->count >> 32;
+}
+
+/* Where to begin to look for two of `count`; src/flow.rs is the same. */
+static __always_inline __u32 one_of(struct request *r, __u32 count)
+{
+	return (__u64)flow_hash(r) * count >> 32;
+}
+
+static __always_inline __u32 other_of(struct request *r, __u32 count)
+{
+	__u32 hash = flow_hash(r), other;
+
+	if (count < 2)
+		return 0;
+	other = ((__u64)hash * count >> 32) + 1;
+	hash = (hash ^ hash >> 16) * 0x9e3779b1;
+	other += (__u64)hash * (count - 1) >> 32;
+	return other >= count ? other - count : other;
 }
 
 static __always_inline __u32 called_position(struct request *r)
@@ -666,6 +717,12 @@ static __always_inline void count_placed(struct request *r, struct ov_member *m)
 		COUNT_MEMBER(m->slot, redirected_out);
 }
 
+static __always_inline bool takes_turns(__u8 policy)
+{
+	return policy == OV_SHORTEST_QUEUE || policy == OV_ROUND_ROBIN ||
+	       policy == OV_LEAST_LOADED;
+}
+
 /* The turns move only where the policy takes turns, and only by a choice among
  * members with room. CPUs may race here: a turn is then taken twice, no more. */
 static __always_inline void move_turn(struct request *r)
@@ -673,7 +730,7 @@ static __always_inline void move_turn(struct request *r)
 	union ov_row *header;
 
 	if (r->s->rule != RULE_ROOM || r->s->want == WANT_ACTIVE ||
-	    r->endpoint->policy == OV_NEXT_AVAILABLE)
+	    !takes_turns(r->endpoint->policy))
 		return;
 	if (!r->s->siblings) {
 		r->endpoint->turn = r->s->index + 1;
@@ -739,15 +796,28 @@ static __always_inline __u32 siblings_turn(struct request *r)
 	return header ? header->header.turn : 0;
 }
 
+static __always_inline __u32 wanted_by(__u8 policy)
+{
+	switch (policy) {
+	case OV_SHORTEST_QUEUE:
+		return WANT_SHORTEST;
+	case OV_LEAST_LOADED:
+		return WANT_LIGHTEST;
+	case OV_TWO_CHOICES:
+		return WANT_ONE;
+	}
+	return WANT_ROOM;
+}
+
 /* Says what to look for by the rule, and from where on. */
 static __always_inline void aim(struct request *r)
 {
 	__u8 policy = r->endpoint->policy;
-	bool turns = policy != OV_NEXT_AVAILABLE;
+	bool turns = takes_turns(policy);
 
 	switch (r->s->rule) {
 	case RULE_ROOM:
-		r->s->want = policy == OV_SHORTEST_QUEUE ? WANT_SHORTEST : WANT_ROOM;
+		r->s->want = wanted_by(policy);
 		if (!(r->endpoint->flags & OV_REDIRECT)) {
 			r->s->want = WANT_ACTIVE;
 			turns = false;
@@ -777,7 +847,10 @@ static __always_inline void aim(struct request *r)
 		r->s->first = 0;
 		r->s->count = r->endpoint->members;
 		r->s->direct = true;
-		r->s->start = turns ? siblings_turn(r) : called_position(r);
+		if (r->s->want == WANT_ONE)
+			r->s->start = one_of(r, r->s->count);
+		else
+			r->s->start = turns ? siblings_turn(r) : called_position(r);
 	} else {
 		r->s->first = r->endpoint->first;
 		r->s->count = r->endpoint->count;
@@ -787,6 +860,14 @@ static __always_inline void aim(struct request *r)
 	if (r->s->start >= r->s->count)
 		r->s->start = 0;
 	r->s->found = false;
+}
+
+/* The first of two is found: says where to look for the other. */
+static __always_inline void aim_at_other(struct request *r)
+{
+	r->s->want = WANT_OTHER;
+	r->s->start = other_of(r, r->s->count);
+	r->s->compared = false;
 }
 
 /* The next scope, then the next rule. */
@@ -838,6 +919,10 @@ static long step(__u32 i, struct request *r)
 	r->s->patient = i < STEPS - 2 * STEPS_OF_A_LOOK && !is_overdue(r->s);
 	aim(r);
 	bpf_loop((r->s->count + BATCH - 1) / BATCH, consider, r, 0);
+	if (r->s->found && r->s->want == WANT_ONE) {
+		aim_at_other(r);
+		bpf_loop((r->s->count + BATCH - 1) / BATCH, consider, r, 0);
+	}
 	if (r->s->found && !is_refused(r->s)) {
 		if (r->s->rule == RULE_RESET)
 			return 1;
@@ -868,6 +953,10 @@ static __always_inline bool place_at_once(struct request *r)
 	r->s->since = 0;
 	aim(r);
 	m = look_at(r, r->s->start, position_of(r, r->s->start));
+	if (m && r->s->want == WANT_ONE && r->s->count > 1) {
+		aim_at_other(r);
+		m = look_at(r, r->s->start, position_of(r, r->s->start)) ?: m;
+	}
 	return m && is_best(r->s) && !is_refused(r->s) && assign(r, m);
 }
 

@@ -46,6 +46,17 @@ pub fn index(hash: u32, count: usize) -> usize {
     usize::try_from((u64::from(hash) * count as u64) >> 32).expect("below count")
 }
 
+/// Two different indexes below `count`, each pair as likely; the same twice if there is one.
+#[must_use]
+pub fn two_indexes(hash: u32, count: usize) -> (usize, usize) {
+    let one = index(hash, count);
+    if count < 2 {
+        return (one, one);
+    }
+    let again = (hash ^ hash >> 16).wrapping_mul(0x9e37_79b1);
+    (one, (one + 1 + index(again, count - 1)) % count)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -50,6 +50,10 @@ pub struct Member {
     pub half_open: u32,
     /// The backlog given to `listen`; the queue holds one more.
     pub backlog: u32,
+    /// Connections that are complete and not closed, those that wait among them.
+    pub established: u32,
+    /// Its share among members that hold as much: 1 and more.
+    pub weight: u16,
 }
 
 /// A request for a listener.
@@ -106,6 +110,15 @@ impl Member {
         self.queued + self.half_open
     }
 
+    fn load(&self) -> u64 {
+        u64::from(self.used()) + u64::from(self.established)
+    }
+
+    /// Whether it holds less than the other, each over its weight.
+    fn is_lighter(&self, other: &Self) -> bool {
+        self.load() * u64::from(other.weight) < other.load() * u64::from(self.weight)
+    }
+
     fn active(&self) -> bool {
         !self.gone && !self.draining
     }
@@ -152,16 +165,42 @@ impl Candidates<'_> {
         self.from(self.start).find(|&index| wanted(self.at(index)))
     }
 
+    fn with_room(&self, start: usize) -> impl Iterator<Item = usize> {
+        self.from(start).filter(|&index| self.at(index).room())
+    }
+
+    /// The first from `start` on, of those with room, than which none is lighter.
+    fn lightest(&self, start: usize) -> Option<usize> {
+        self.with_room(start).reduce(|best, index| self.lighter(best, index))
+    }
+
+    fn lighter(&self, one: usize, other: usize) -> usize {
+        if self.at(other).is_lighter(self.at(one)) { other } else { one }
+    }
+
+    /// The lighter of the first two with room, from two starts.
+    fn lighter_of_two(&self, (one, other): (usize, usize)) -> Option<usize> {
+        let one = self.with_room(one).next()?;
+        let other = self.with_room(other).find(|&index| index != one);
+        Some(other.map_or(one, |other| self.lighter(one, other)))
+    }
+
     /// The policy's choice among those with room.
-    fn choose(&self, policy: Policy, turn: usize) -> Option<usize> {
+    fn choose(&self, policy: Policy, turn: usize, two: (usize, usize)) -> Option<usize> {
         match policy {
             Policy::NextAvailable => self.first(Member::room),
-            Policy::RoundRobin => self.from(turn).find(|&index| self.at(index).room()),
-            Policy::ShortestQueue => self
-                .from(turn)
-                .filter(|&index| self.at(index).room())
-                .min_by_key(|&index| self.at(index).used()),
+            Policy::RoundRobin => self.with_room(turn).next(),
+            Policy::ShortestQueue => {
+                self.with_room(turn).min_by_key(|&index| self.at(index).used())
+            }
+            Policy::LeastLoaded => self.lightest(turn),
+            Policy::TwoChoices => self.lighter_of_two(two),
         }
+    }
+
+    /// The index of the first at or after a position, in the order of the list.
+    fn index_at(&self, position: usize) -> usize {
+        self.list.iter().position(|&listed| listed >= position).unwrap_or(0)
     }
 }
 
@@ -210,19 +249,22 @@ pub fn place(rules: Rules, members: &[Member], turns: &mut Turns, request: Reque
         };
     }
     // A member of another family keeps its place in the list: order is by position.
-    let start = able.iter().position(|&position| position >= from).unwrap_or(0);
-    let siblings = Candidates { members, list: able, start };
+    let mut siblings = Candidates { members, list: able, start: 0 };
+    siblings.start = siblings.index_at(from);
 
     let turn = turns.called.get(&endpoint).copied().unwrap_or(0);
-    if let Some(index) = called.choose(rules.policy, turn) {
-        if rules.policy != Policy::NextAvailable {
+    let two = flow::two_indexes(request.hash, called.list.len());
+    if let Some(index) = called.choose(rules.policy, turn, two) {
+        if rules.policy.takes_turns() {
             turns.called.insert(endpoint, index + 1);
         }
         return Verdict::Placed(choice(called.list[index], false));
     }
-    let turn = siblings.list.iter().position(|&position| position >= turns.siblings);
-    if let Some(index) = siblings.choose(rules.policy, turn.unwrap_or(0)) {
-        if rules.policy != Policy::NextAvailable {
+    let turn = siblings.index_at(turns.siblings);
+    let (one, other) = flow::two_indexes(request.hash, members.len());
+    let two = (siblings.index_at(one), siblings.index_at(other));
+    if let Some(index) = siblings.choose(rules.policy, turn, two) {
+        if rules.policy.takes_turns() {
             turns.siblings = siblings.list[index] + 1;
         }
         return Verdict::Redirected { from, to: choice(siblings.list[index], false) };
@@ -270,6 +312,8 @@ mod tests {
             queued: used,
             half_open: 0,
             backlog,
+            established: 0,
+            weight: 1,
         }
     }
 

@@ -20,6 +20,12 @@ pub enum Policy {
     ShortestQueue,
     /// The member after the one chosen last.
     RoundRobin,
+    /// The member with the fewest queued, half-open and established connections, over its
+    /// weight; equals take turns.
+    LeastLoaded,
+    /// The better of two that the flow's hash gives, by the measure of `LeastLoaded`: near
+    /// to it in effect, at the cost of two members however many there are.
+    TwoChoices,
 }
 
 /// What becomes of a request when every member's accept queue is full.
@@ -61,7 +67,13 @@ impl Default for Rules {
 
 impl Policy {
     /// Every policy, in the order of the documentation.
-    pub const ALL: [Self; 3] = [Self::NextAvailable, Self::ShortestQueue, Self::RoundRobin];
+    pub const ALL: [Self; 5] = [
+        Self::NextAvailable,
+        Self::ShortestQueue,
+        Self::RoundRobin,
+        Self::LeastLoaded,
+        Self::TwoChoices,
+    ];
 
     /// The name on the command line and in JSON.
     #[must_use]
@@ -70,6 +82,8 @@ impl Policy {
             Self::NextAvailable => "next-available",
             Self::ShortestQueue => "shortest-queue",
             Self::RoundRobin => "round-robin",
+            Self::LeastLoaded => "least-loaded",
+            Self::TwoChoices => "two-choices",
         }
     }
 
@@ -79,7 +93,14 @@ impl Policy {
             Self::NextAvailable => 0,
             Self::ShortestQueue => 1,
             Self::RoundRobin => 2,
+            Self::LeastLoaded => 3,
+            Self::TwoChoices => 4,
         }
+    }
+
+    /// Whether the next choice begins where the last one ended.
+    pub(crate) fn takes_turns(self) -> bool {
+        matches!(self, Self::ShortestQueue | Self::RoundRobin | Self::LeastLoaded)
     }
 
     pub(crate) fn from_number(number: u8) -> Option<Self> {

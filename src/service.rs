@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::str::FromStr;
 
@@ -79,7 +80,7 @@ pub struct Builder {
 }
 
 /// What to change of a service; what is `None` stays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Change {
     /// See [`Rules::policy`].
     pub policy: Option<Policy>,
@@ -89,10 +90,13 @@ pub struct Change {
     pub redirect: Option<bool>,
     /// See [`Rules::spread`].
     pub spread: Option<bool>,
+    /// Members' shares among those that hold as much, for the policies that look at the
+    /// load. A new member's is 1; those that are not named keep theirs.
+    pub weights: Vec<(MemberId, NonZeroU16)>,
 }
 
 impl Change {
-    fn apply(self, rules: &mut Rules) {
+    fn apply(&self, rules: &mut Rules) {
         rules.policy = self.policy.unwrap_or(rules.policy);
         rules.on_full = self.on_full.unwrap_or(rules.on_full);
         rules.redirect = self.redirect.unwrap_or(rules.redirect);
@@ -560,10 +564,18 @@ impl Service {
         })
     }
 
-    /// Changes its rules.
-    pub fn set(&self, change: Change) -> Result<()> {
+    /// Changes its rules and its members' weights, all of it or nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`] for a weight.
+    pub fn set(&self, change: &Change) -> Result<()> {
         self.change(|roster| {
             change.apply(&mut roster.rules);
+            for &(member, weight) in &change.weights {
+                let position = self.position(roster, member)?;
+                roster.members[position].weight = weight.get();
+            }
             Ok(())
         })
     }

@@ -143,7 +143,7 @@ impl<'a> Scene<'a> {
     fn set_policy(&self, policy: Policy) -> Result<()> {
         let service = self.group.service.as_ref().expect("a service");
         let change = Change { policy: Some(policy), ..Change::default() };
-        self.group.arena.inside(|| Ok(service.set(change)?))
+        self.group.arena.inside(|| Ok(service.set(&change)?))
     }
 
     /// That the queues are what the state promises.

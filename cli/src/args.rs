@@ -1,6 +1,7 @@
 //! What several commands take on their command lines.
 
 use std::fs::File;
+use std::num::NonZeroU16;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -76,6 +77,13 @@ pub(crate) fn capacity(text: &str) -> Result<Capacity, String> {
             Some(Capacity { services: fit(services)?, members: fit(members)? })
         })
         .ok_or_else(|| format!("two numbers from 1 to {}, as in 16,256", Capacity::MAX))
+}
+
+/// A member's number and its weight.
+pub(crate) fn weight(text: &str) -> Result<(MemberId, NonZeroU16), String> {
+    let (id, weight) = text.split_once('=').ok_or("it is MEMBER=WEIGHT, as in 0=3")?;
+    let weight = weight.parse().map_err(|_| "a weight is a number from 1 to 65535")?;
+    Ok((member(id)?, weight))
 }
 
 /// A member's number, as `overspill show` tells it.

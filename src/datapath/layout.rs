@@ -324,6 +324,9 @@ mod tests {
             "ov_member_counters": MemberCounters,
             "ov_exits": ExitCounters,
             "ov_figures": Figures,
+            "ov_load": Load,
+            "ov_word": Word,
+            "ov_origin": Origin,
             "ov_state": State,
         }
         let object = concat!(env!("OUT_DIR"), "/hooks.bpf.o");

@@ -78,16 +78,16 @@ fn every_change_is_read_back() {
     assert_eq!(service.status().unwrap().members[1].pid, 1);
 
     for policy in Policy::ALL {
-        service.set(Change { policy: Some(policy), ..Change::default() }).unwrap();
+        service.set(&Change { policy: Some(policy), ..Change::default() }).unwrap();
         assert_eq!(service.status().unwrap().policy, policy);
     }
     for on_full in OnFull::ALL {
-        service.set(Change { on_full: Some(on_full), ..Change::default() }).unwrap();
+        service.set(&Change { on_full: Some(on_full), ..Change::default() }).unwrap();
         assert_eq!(service.status().unwrap().on_full, on_full);
     }
     for on in [false, true] {
-        service.set(Change { redirect: Some(on), ..Change::default() }).unwrap();
-        service.set(Change { spread: Some(on), ..Change::default() }).unwrap();
+        service.set(&Change { redirect: Some(on), ..Change::default() }).unwrap();
+        service.set(&Change { spread: Some(on), ..Change::default() }).unwrap();
         let status = service.status().unwrap();
         assert_eq!((status.redirect, status.spread), (on, on));
     }
@@ -239,13 +239,13 @@ fn changes_under_load() {
             let status = service.status().unwrap();
             let first = status.members[0].member;
             let policy = Some(Policy::ALL[round % 3]);
-            service.set(Change { policy, ..Change::default() }).unwrap();
+            service.set(&Change { policy, ..Change::default() }).unwrap();
             service.drain(first).unwrap();
             service.resume(first).unwrap();
             service.leave(first).unwrap();
             let missing = |listener: &&TcpListener| service.join(*listener).is_ok();
             assert_eq!(listeners.iter().filter(missing).count(), 1);
-            service.set(Change { spread: Some(round % 2 == 0), ..Change::default() }).unwrap();
+            service.set(&Change { spread: Some(round % 2 == 0), ..Change::default() }).unwrap();
             if round % 8 == 3 {
                 service.clone().remove().unwrap();
                 Service::builder("web").share(&listeners).unwrap();
@@ -406,7 +406,7 @@ fn what_a_killed_writer_left_of_the_indexes_is_put_right() {
     ports.update(&[0; 4], &vec![0; whole.1.len()], MapFlags::ANY).unwrap();
     assert_ne!(indexes(), whole);
     // Any writer puts it right, also one that changes nothing.
-    service.set(Change::default()).unwrap();
+    service.set(&Change::default()).unwrap();
     assert_eq!(indexes(), whole);
 }
 
@@ -509,7 +509,7 @@ fn the_state_of_another_build_is_read_and_not_written() {
         service.drain(MemberId(0)).unwrap_err(),
         service.leave(MemberId(0)).unwrap_err(),
         service.join(&more).unwrap_err(),
-        service.set(Change { spread: Some(true), ..Change::default() }).unwrap_err(),
+        service.set(&Change { spread: Some(true), ..Change::default() }).unwrap_err(),
         service.clone().remove().unwrap_err(),
         Service::builder("new").share(&[&more]).unwrap_err(),
     ] {
@@ -626,7 +626,7 @@ fn looking_while_services_come_and_go() {
         for _ in 0..30 {
             let service = Service::builder("web").share(&listeners).unwrap();
             for spread in [true, false] {
-                service.set(Change { spread: Some(spread), ..Change::default() }).unwrap();
+                service.set(&Change { spread: Some(spread), ..Change::default() }).unwrap();
             }
             service.remove().unwrap();
             if reader.is_finished() {

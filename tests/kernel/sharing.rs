@@ -199,11 +199,11 @@ fn live_through_everything(addresses: &[SocketAddr], sockets: &[Adopted]) {
             let service = Service::builder("web").share_adopted(sockets).unwrap();
             goes_on();
             for policy in Policy::ALL {
-                service.set(Change { policy: Some(policy), ..Change::default() }).unwrap();
+                service.set(&Change { policy: Some(policy), ..Change::default() }).unwrap();
                 goes_on();
             }
             service
-                .set(Change {
+                .set(&Change {
                     spread: Some(round % 2 == 0),
                     on_full: Some(OnFull::ALL[round % 2]),
                     ..Change::default()

@@ -1,24 +1,27 @@
 //! `overspill set`
 
+use std::num::NonZeroU16;
+
 use clap::ArgGroup;
-use overspill::{Change, Name};
+use overspill::{Change, MemberId, Name};
 
 use crate::args::{self, Place, RuleArgs};
 use crate::failure::Outcome;
 
-/// Change the rules of a service
+/// Change the rules of a service, and its members' weights
 ///
 /// What is not given stays. The change takes effect at once, for the next request; what
 /// is queued stays where it is.
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("change")
-    .args(["policy", "on_full", "redirect", "spread"]).required(true).multiple(true))]
+    .args(["policy", "on_full", "redirect", "spread", "weight"]).required(true).multiple(true))]
 // The one that clap makes of the group is too long for a line.
 #[command(override_usage = "overspill set [OPTIONS] <NAME>")]
 #[command(after_help = "\
 EXAMPLES
   overspill set web --policy shortest-queue
   overspill set web --on-full reset --spread on
+  overspill set web --policy least-loaded --weight 0=3,1=1
   overspill set web --redirect off    # as without overspill, until it is on again")]
 pub(crate) struct Args {
     /// The service's name
@@ -32,11 +35,17 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ON|OFF", value_parser = args::on_off(), hide_possible_values = true)]
     spread: Option<bool>,
 
+    /// A member's share among those that hold as much: for least-loaded and two-choices.
+    /// A new member's is 1
+    #[arg(long, value_name = "MEMBER=WEIGHT", value_delimiter = ',', value_parser = args::weight)]
+    weight: Vec<(MemberId, NonZeroU16)>,
+
     #[command(flatten)]
     place: Place,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
-    let change = Change { spread: args.spread, ..args.rules.as_change() };
-    Ok(args.place.service(&args.name)?.set(change)?)
+    let weights = args.weight.clone();
+    let change = Change { spread: args.spread, weights, ..args.rules.as_change() };
+    Ok(args.place.service(&args.name)?.set(&change)?)
 }

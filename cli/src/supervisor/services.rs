@@ -491,8 +491,9 @@ impl Services {
                 on_full: Some(self.rules.on_full),
                 redirect: Some(true),
                 spread: Some(self.rules.spread),
+                ..Default::default()
             };
-            self.made[self.made.len() - 1].set(change)?;
+            self.made[self.made.len() - 1].set(&change)?;
         }
         self.take_over_seatless(&mut left, new_id);
         Ok(left)

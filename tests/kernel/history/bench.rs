@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::time::Instant;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
 
 use overspill::model::{self, Request, Turns, Verdict};
 use overspill::{
@@ -52,7 +52,8 @@ impl Kind {
 struct Waiting {
     client: SocketAddr,
     called: SocketAddr,
-    _stream: Socket,
+    /// Until it resets the connection.
+    stream: Option<Socket>,
 }
 
 /// A member: its socket, its image in the model, and what must be true of it.
@@ -61,6 +62,7 @@ struct Member {
     model: model::Member,
     expected: MemberStatus,
     waiting: VecDeque<Waiting>,
+    served: Vec<(TcpStream, Waiting)>,
     half_open: Vec<(SocketAddr, SocketAddr)>,
 }
 
@@ -127,10 +129,18 @@ impl Bench {
             queued: 0,
             half_open: 0,
             backlog: expected.capacity - 1,
+            established: 0,
+            weight: expected.weight,
         };
         assert_eq!((expected.queued, expected.half_open, expected.placed), (0, 0, 0));
-        let (waiting, half_open) = (VecDeque::new(), Vec::new());
-        self.members.push(Member { listener: Some(listener), model, expected, waiting, half_open });
+        self.members.push(Member {
+            listener: Some(listener),
+            model,
+            expected,
+            waiting: VecDeque::new(),
+            served: Vec::new(),
+            half_open: Vec::new(),
+        });
         self.turns = Turns::default();
     }
 
@@ -140,13 +150,16 @@ impl Bench {
             0..45 => self.request(true),
             45..58 => self.request(false),
             58..62 => self.abort(),
-            62..82 => self.accept(),
+            62..75 => self.accept(),
+            75..79 => self.end(),
+            79..82 => self.reset(),
             82..85 => self.close(),
             85..88 => self.join(),
             88..90 => self.leave(),
             90..93 => self.set_draining(true),
             93..95 => self.set_draining(false),
-            95..98 => self.set_health(),
+            95..97 => self.set_health(),
+            97 => self.set_weight(),
             _ => self.set(),
         }
         self.compare();
@@ -228,7 +241,8 @@ impl Bench {
         if let Some(position) = place {
             let member = &mut self.members[position];
             member.model.queued += 1;
-            member.waiting.push_back(Waiting { client, called, _stream: socket });
+            member.model.established += 1;
+            member.waiting.push_back(Waiting { client, called, stream: Some(socket) });
         }
     }
 
@@ -288,6 +302,32 @@ impl Bench {
         assert_eq!(canonical(peer), waiting.client, "accepted by member {position}");
         assert_eq!(canonical(stream.local_addr().unwrap()), waiting.called);
         member.model.queued -= 1;
+        if waiting.stream.is_some() {
+            member.served.push((stream, waiting));
+        }
+    }
+
+    /// A connection that is served ends: the server closes it, or the client resets it.
+    fn end(&mut self) {
+        let (position, by_client) = (self.any_member(), self.random.random());
+        let member = &mut self.members[position];
+        let Some((server, mut client)) = member.served.pop() else { return };
+        member.model.established -= 1;
+        if by_client {
+            client.reset();
+            // Its end has been seen before the server can take part in it.
+            world::wait_until("the reset arrives", || server.take_error().unwrap().is_some());
+        }
+    }
+
+    /// A client that waits resets its connection, and goes on taking its place.
+    fn reset(&mut self) {
+        let position = self.any_member();
+        let member = &mut self.members[position];
+        if let Some(waiting) = member.waiting.iter_mut().find(|waiting| waiting.stream.is_some()) {
+            waiting.reset();
+            member.model.established -= 1;
+        }
     }
 
     /// A member's socket is closed, or shut down.
@@ -304,6 +344,7 @@ impl Bench {
         }
         member.model.gone = true;
         (member.model.queued, member.model.half_open) = (0, 0);
+        member.model.established = u32::try_from(member.served.len()).unwrap();
         member.waiting.clear();
         member.half_open.clear();
     }
@@ -347,6 +388,14 @@ impl Bench {
         member.model.health = health;
     }
 
+    fn set_weight(&mut self) {
+        let (position, weight) = (self.any_member(), self.random.random_range(1..=3));
+        let member = &mut self.members[position];
+        let weights = vec![(member.expected.member, weight.try_into().unwrap())];
+        self.service.set(&Change { weights, ..Change::default() }).unwrap();
+        member.model.weight = weight;
+    }
+
     fn set(&mut self) {
         let rules = random_rules(&mut self.random);
         let change = Change {
@@ -354,8 +403,9 @@ impl Bench {
             on_full: Some(rules.on_full),
             redirect: Some(rules.redirect),
             spread: Some(rules.spread),
+            weights: Vec::new(),
         };
-        self.service.set(change).unwrap();
+        self.service.set(&change).unwrap();
         self.rules = rules;
     }
 
@@ -377,12 +427,22 @@ impl Bench {
     }
 }
 
+impl Waiting {
+    fn reset(&mut self) {
+        if let Some(stream) = self.stream.take() {
+            stream.set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    }
+}
+
 impl Member {
     fn expected(&self) -> MemberStatus {
         let model = &self.model;
         MemberStatus {
             queued: model.queued,
             half_open: model.half_open,
+            established: Some(model.established),
+            weight: model.weight,
             capacity: if model.gone { 0 } else { model.backlog + 1 },
             state: match (model.gone, model.draining, model.health) {
                 (true, ..) => MemberState::Gone,
