@@ -39,7 +39,7 @@ pub struct MemberStatus {
     pub pid: u32,
     /// Whether it gets requests.
     pub state: MemberState,
-    /// Its share, for the policies that weigh.
+    /// Its share among members that hold as much, for `least-loaded` and `two-choices`.
     pub weight: u16,
     /// Connections that wait to be accepted.
     pub queued: u32,
@@ -47,7 +47,9 @@ pub struct MemberStatus {
     pub half_open: u32,
     /// How many connections the queue holds: the backlog and one more.
     pub capacity: u32,
-    /// Connections accepted and not yet closed; `None` where they are not counted.
+    /// Connections in `ESTABLISHED` or `CLOSE_WAIT`, those that wait to be accepted among
+    /// them; of those only that were complete after the socket became a member. `None`
+    /// where they are not counted: the socket's control group was removed or is not mounted.
     pub established: Option<u32>,
     /// Requests put on this member that called it.
     pub placed: u64,

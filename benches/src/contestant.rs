@@ -2,9 +2,10 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result};
-use overspill::{Capacity, Policy, Service};
+use overspill::{Capacity, Cgroup, Policy, Service};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::arena::Arena;
@@ -91,6 +92,37 @@ pub(crate) struct Group {
     /// One for each member; a single one where it is shared.
     pub(crate) listeners: Vec<TcpListener>,
     pub(crate) service: Option<Service>,
+    _cell: Cell,
+}
+
+/// A control group for one contestant's sockets: what overspill attaches to that of its
+/// members would otherwise be called for everybody's.
+#[derive(Debug)]
+struct Cell(Cgroup);
+
+impl Cell {
+    fn new() -> Result<Self> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("overspill-bench-{}-{number}", std::process::id());
+        Ok(Self(Cgroup::own()?.make(&name)?))
+    }
+
+    /// Does something within. Sockets stay where they were made.
+    fn inside<T>(&self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let home = Cgroup::own()?;
+        self.0.enter(std::process::id())?;
+        let done = work();
+        home.enter(std::process::id())?;
+        done
+    }
+}
+
+impl Drop for Cell {
+    fn drop(&mut self) {
+        // Empty, but for a failure that is told otherwise.
+        let _ = self.0.remove();
+    }
 }
 
 impl Group {
@@ -102,9 +134,10 @@ impl Group {
     ) -> Result<Self> {
         let arena = Arena::new()?;
         let sockets = if contestant == Contestant::Shared { 1 } else { members };
+        let cell = Cell::new()?;
         let (listeners, service) = arena.inside(|| {
             let listeners: Vec<TcpListener> =
-                (0..sockets).map(|n| listen(layout.bound(n), backlog)).collect::<Result<_>>()?;
+                cell.inside(|| (0..sockets).map(|n| listen(layout.bound(n), backlog)).collect())?;
             let service = match contestant {
                 Contestant::Overspill(policy) => {
                     let capacity = Capacity { services: 1, members };
@@ -119,7 +152,7 @@ impl Group {
             };
             Ok((listeners, service))
         })?;
-        Ok(Self { arena, listeners, service })
+        Ok(Self { arena, listeners, service, _cell: cell })
     }
 
     /// Ends the service.

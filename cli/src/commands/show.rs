@@ -9,9 +9,10 @@ use crate::output::{self, numbers, on_off, words};
 /// Show a service: its rules, its members with their queues, and its requests
 ///
 /// Of each member: QUEUED are the connections that wait to be accepted, of what its queue
-/// holds; HALF-OPEN are handshakes not yet completed; PLACED are requests that called it
-/// and were put on it, IN those that called siblings and were put on it, OUT those that
-/// called it and were put on siblings.
+/// holds; HALF-OPEN are handshakes not yet completed; ESTABLISHED are complete connections that
+/// the server has not closed, those that wait among them; PLACED are requests that called it and were
+/// put on it, IN those that called siblings and were put on it, OUT those that called it and
+/// were put on siblings.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
@@ -62,6 +63,8 @@ fn members(members: &[MemberStatus]) -> String {
         words("STATE"),
         numbers("QUEUED"),
         numbers("HALF-OPEN"),
+        numbers("ESTABLISHED"),
+        numbers("WEIGHT"),
         numbers("PLACED"),
         numbers("IN"),
         numbers("OUT"),
@@ -74,6 +77,8 @@ fn members(members: &[MemberStatus]) -> String {
             member.state.name().to_owned(),
             format!("{}/{}", member.queued, member.capacity),
             member.half_open.to_string(),
+            member.established.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+            member.weight.to_string(),
             member.placed.to_string(),
             member.redirected_in.to_string(),
             member.redirected_out.to_string(),
