@@ -167,7 +167,7 @@ pub enum Error {
         /// Why not.
         why: String,
     },
-    /// The process does not exist.
+    /// The process does not exist: it has ended, or the number is that of a thread.
     #[error("there is no process {pid}")]
     NoSuchProcess {
         /// Its id.

@@ -114,6 +114,21 @@ fn processes_that_are_not_there() {
     good.refuses(&format!("share web --pid {ended} --port 80"), parts);
     let server = Server::start("tcp=10.0.0.1:80");
     good.refuses(&format!("share web --pid {},{ended} --port 80", server.pid()), parts);
+
+    let mut unreaped = Command::new("true").spawn().unwrap();
+    let pid = unreaped.id();
+    let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    world::wait_until("it has ended", || state().contains(") Z "));
+    let parts = [&format!("there is no process {pid}"), "ps or ss -ltnp"];
+    good.refuses(&format!("share web --pid {pid} --port 80"), &parts);
+    unreaped.wait().unwrap();
+    // A thread's number leads to a folder in /proc, and is no process's.
+    let ask = || {
+        let thread = nix::unistd::gettid();
+        let parts = [&format!("there is no process {thread}"), "ps or ss -ltnp"];
+        good.refuses(&format!("share web --pid {thread} --port 80"), &parts);
+    };
+    std::thread::scope(|scope| scope.spawn(ask).join().unwrap());
 }
 
 #[test]
