@@ -64,6 +64,7 @@ fn wrong_numbers_are_answered_with_what_would_do() {
     is_wrong("share web --pid 1 --port 0", &["0", "1..=65535"]);
     is_wrong("share web --pid 1 --port 65536", &["65536", "1..=65535"]);
     is_wrong("share web --pid 0 --port 80", &["--pid"]);
+    is_wrong("share web --pid 4294967296 --port 80", &["4294967296", "1..=4294967295"]);
     is_wrong("share web --pid 1,,2 --port 80", &["--pid"]);
     is_wrong("share web --pid one --port 80", &["one", "--pid"]);
     is_wrong("share web --pid 1 --port 80 --capacity 0,5", &["two numbers from 1 to 65536"]);
