@@ -86,6 +86,8 @@ fn sockets_that_are_members_already() {
     let rival = Server::start("tcp=0.0.0.0:1001 tcp=0.0.0.0:80");
     let port = &["listens on port 80, the service on 1000", "one service for each port"];
     good.refuses(&format!("share good --pid {} --port 80 --join", rival.pid()), port);
+    let port = &["listens on port 80, the service on 81", "one service for each port"];
+    good.refuses(&format!("share web:81 --pid {} --port 80", rival.pid()), port);
 }
 
 #[test]
