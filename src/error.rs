@@ -309,6 +309,7 @@ impl Error {
             Self::System { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => "ss -ltnp shows who listens there",
                 io::ErrorKind::AddrNotAvailable => "ip address shows the machine's addresses",
+                io::ErrorKind::ReadOnlyFilesystem => "mount it writable (mount -o remount,rw)",
                 _ => return None,
             },
             _ => return None,
