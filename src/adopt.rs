@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::io::Errno;
 use rustix::net::sockopt;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
 
@@ -151,7 +152,7 @@ pub(crate) fn by_descriptor(pid: u32, tid: u32, wanted: &[(i32, u64)]) -> Result
         |error: io::Error| Error::system("take sockets of process", pid.to_string(), error);
     let open = |id: u32, flags: PidfdFlags| {
         let id = i32::try_from(id).ok().and_then(Pid::from_raw);
-        rustix::process::pidfd_open(id.ok_or(rustix::io::Errno::SRCH)?, flags)
+        rustix::process::pidfd_open(id.ok_or(Errno::SRCH)?, flags)
     };
     // A thread may have descriptors of its own; before Linux 6.9 none such is reached.
     let pidfd = open(tid, PidfdFlags::from_bits_retain(libc::O_EXCL as u32))
@@ -163,7 +164,7 @@ pub(crate) fn by_descriptor(pid: u32, tid: u32, wanted: &[(i32, u64)]) -> Result
         if found == inode {
             Ok(Adopted { socket, pid, descriptor: number })
         } else {
-            Err(rustix::io::Errno::BADF)
+            Err(Errno::BADF)
         }
     };
     wanted.iter().map(|it| take(it).map_err(|error| failed(error.into()))).collect()
@@ -202,13 +203,17 @@ fn each_socket(pid: u32, mut visit: impl FnMut(Adopted)) -> Result<()> {
     numbers.sort_unstable();
     let no_process = Error::NoSuchProcess { pid };
     let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(no_process)?;
-    let pidfd = rustix::process::pidfd_open(id, PidfdFlags::empty())
-        .map_err(|error| Error::system("open process", pid.to_string(), error))?;
+    let pidfd =
+        rustix::process::pidfd_open(id, PidfdFlags::empty()).map_err(|error| match error {
+            // The latter two for a thread, whose number /proc knows as well.
+            Errno::SRCH | Errno::NOENT | Errno::INVAL => Error::NoSuchProcess { pid },
+            _ => Error::system("open process", pid.to_string(), error),
+        })?;
     for number in numbers {
         match rustix::process::pidfd_getfd(&pidfd, number, PidfdGetfdFlags::empty()) {
             Ok(socket) => visit(Adopted { socket, pid, descriptor: number }),
-            Err(rustix::io::Errno::BADF) => {}
-            Err(rustix::io::Errno::PERM) => {
+            Err(Errno::BADF) => {}
+            Err(Errno::PERM) => {
                 let error = io::Error::from(io::ErrorKind::PermissionDenied);
                 return Err(Error::system("take the sockets of process", pid.to_string(), error));
             }

@@ -167,7 +167,7 @@ pub enum Error {
         /// Why not.
         why: String,
     },
-    /// The process does not exist.
+    /// The process does not exist: it has ended, or the number is that of a thread.
     #[error("there is no process {pid}")]
     NoSuchProcess {
         /// Its id.
@@ -309,6 +309,7 @@ impl Error {
             Self::System { source, .. } => match source.kind() {
                 io::ErrorKind::AddrInUse => "ss -ltnp shows who listens there",
                 io::ErrorKind::AddrNotAvailable => "ip address shows the machine's addresses",
+                io::ErrorKind::ReadOnlyFilesystem => "mount it writable (mount -o remount,rw)",
                 _ => return None,
             },
             _ => return None,

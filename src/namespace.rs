@@ -29,12 +29,18 @@ impl Namespace {
     }
 
     /// That of a process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchProcess`], also for one that has ended and is not waited for yet: it
+    /// has no namespace any more.
     pub fn of_process(pid: u32) -> Result<Self> {
-        let path = format!("/proc/{pid}/ns/net");
-        if !Path::new(&format!("/proc/{pid}")).exists() {
-            return Err(Error::NoSuchProcess { pid });
-        }
-        Self::at(path)
+        Self::at(format!("/proc/{pid}/ns/net")).map_err(|error| match error {
+            Error::System { ref source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Error::NoSuchProcess { pid }
+            }
+            other => other,
+        })
     }
 
     /// The one that a file stands for: `/proc/PID/ns/net`, or `/run/netns/NAME` as

@@ -18,7 +18,7 @@ use crate::status::{Queue, Status};
 use crate::sys::{self, Listener};
 
 /// The name of a service: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a
-/// letter or digit; `NAME:PORT` for one of several ports of a server.
+/// letter or digit; `NAME:PORT` for one of several ports of a server, whose port it then is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name(String);
 
@@ -28,6 +28,11 @@ impl Name {
     pub fn with_port(&self, port: u16) -> Self {
         let base = self.0.split(':').next().unwrap_or_default();
         Self(format!("{base}:{port}"))
+    }
+
+    /// The port that it tells, if it does.
+    fn port(&self) -> Option<u16> {
+        self.0.split_once(':')?.1.parse().ok()
     }
 
     /// The name as text.
@@ -241,7 +246,9 @@ impl Builder {
         };
         let namespace = self.namespace.unwrap_or_else(|| first.listener.namespace.clone());
         check_namespaces(candidates, &namespace)?;
-        let mut roster = Roster::new(self.name, first.listener.address.port, self.rules);
+        // NAME:PORT with another port than the sockets' would mislead: they don't fit it.
+        let port = name.port().unwrap_or(first.listener.address.port);
+        let mut roster = Roster::new(self.name, port, self.rules);
         let lock = Lock::acquire()?;
         let datapath = Datapath::open_or_make(&namespace, self.capacity, self.seed, &lock)?;
         let made = datapath.snapshot(&lock).and_then(|snapshot| {

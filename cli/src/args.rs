@@ -69,6 +69,15 @@ pub(crate) fn name(text: &str) -> Result<Name, String> {
     text.parse().map_err(|error: overspill::Error| Failure::from(error).to_string())
 }
 
+/// A name to which the port is added where it is needed.
+pub(crate) fn base_name(text: &str) -> Result<Name, String> {
+    let remedy = "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit";
+    if text.contains(':') {
+        return Err(format!("overspill adds the port by itself; {remedy}"));
+    }
+    text.parse().map_err(|error| format!("{error}; {remedy}"))
+}
+
 /// How many services and members, each within its bounds.
 pub(crate) fn capacity(text: &str) -> Result<Capacity, String> {
     let fit = |number: &str| number.parse().ok().filter(|n| (1..=Capacity::MAX).contains(n));

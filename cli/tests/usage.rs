@@ -60,10 +60,18 @@ fn wrong_names_are_answered_with_the_rules() {
 }
 
 #[test]
+fn a_name_is_given_without_the_port_where_it_is_added() {
+    let rules = &["overspill adds the port by itself", "1 to 64 letters, digits"];
+    is_wrong("run --name web:80 -- true", rules);
+    is_wrong("allow web:80 --cgroup / --port 80", rules);
+}
+
+#[test]
 fn wrong_numbers_are_answered_with_what_would_do() {
     is_wrong("share web --pid 1 --port 0", &["0", "1..=65535"]);
     is_wrong("share web --pid 1 --port 65536", &["65536", "1..=65535"]);
     is_wrong("share web --pid 0 --port 80", &["--pid"]);
+    is_wrong("share web --pid 4294967296 --port 80", &["4294967296", "1..=4294967295"]);
     is_wrong("share web --pid 1,,2 --port 80", &["--pid"]);
     is_wrong("share web --pid one --port 80", &["one", "--pid"]);
     is_wrong("share web --pid 1 --port 80 --capacity 0,5", &["two numbers from 1 to 65536"]);

@@ -1,6 +1,6 @@
 //! BPF programs of somebody else, attached to the test's namespace beside overspill's.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 
@@ -19,8 +19,16 @@ impl Beside {
         let object = folder.path().join("beside.bpf.o");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernel/beside.bpf.c");
         let include = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
+        // libbpf's headers, as the build has them: the machine need not.
+        let headers = folder.path().join("bpf");
+        fs::create_dir(&headers).unwrap();
+        for (name, text) in libbpf_rs::libbpf_sys::API_HEADERS {
+            fs::write(headers.join(name), text).unwrap();
+        }
         let status = Command::new("clang")
             .args(["-target", "bpf", "-O2", "-g", "-Wall", "-Werror", &include, "-c", source])
+            .arg("-I")
+            .arg(folder.path())
             .arg("-o")
             .arg(&object)
             .status()

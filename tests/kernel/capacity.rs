@@ -200,17 +200,20 @@ fn one_client_after_the_other() {
     }
 }
 
+/// Services of many members: layout, IPv6, policy, how many.
+const MANY: [(Layout, bool, Policy, u32); 6] = [
+    (Layout::Shared, false, Policy::NextAvailable, 64),
+    (Layout::Apart, true, Policy::ShortestQueue, 64),
+    (Layout::Mixed, false, Policy::RoundRobin, 64),
+    (Layout::Mixed, true, Policy::NextAvailable, 256),
+    (Layout::Apart, false, Policy::ShortestQueue, 256),
+    (Layout::Shared, true, Policy::RoundRobin, 256),
+];
+
 #[test]
 fn many_members() {
     world::enter();
-    for (layout, ipv6, policy, members) in [
-        (Layout::Shared, false, Policy::NextAvailable, 64),
-        (Layout::Apart, true, Policy::ShortestQueue, 64),
-        (Layout::Mixed, false, Policy::RoundRobin, 64),
-        (Layout::Mixed, true, Policy::NextAvailable, 256),
-        (Layout::Apart, false, Policy::ShortestQueue, 256),
-        (Layout::Shared, true, Policy::RoundRobin, 256),
-    ] {
+    for (layout, ipv6, policy, members) in MANY {
         Filling::new(layout, ipv6, policy, members, |n| 1 + n % 8).fill_in_sequence();
     }
 }
@@ -228,6 +231,17 @@ fn many_clients_at_once() {
                 }
             }
         }
+    }
+    assert_outcomes(&outcomes);
+}
+
+#[test]
+fn many_clients_at_once_for_many_members() {
+    world::enter();
+    let mut outcomes = Vec::new();
+    for (layout, ipv6, policy, members) in [MANY; 2].into_iter().flatten() {
+        let filling = Filling::new(layout, ipv6, policy, members, |n| 1 + n % 8);
+        outcomes.push(filling.fill_at_once());
     }
     assert_outcomes(&outcomes);
 }

@@ -249,6 +249,29 @@ fn another_program_after_ours() {
     }
 }
 
+/// The kernel ranks a chosen socket above our drop as well.
+#[test]
+fn a_refusal_of_ours_leaves_other_programs_their_choice() {
+    world::enter();
+    let address = at("10.0.0.1:80");
+    let other = listener(at("10.0.0.9:99"));
+    let (service, _listeners) =
+        Service::builder("web").on_full(OnFull::Reset).backlog(0).listen([address]).unwrap();
+    let _full = fill(&service, address, 1);
+    for (name, refusals) in [("passes", 1), ("drops", 2), ("assigns", 3)] {
+        let mut beside = Beside::load();
+        beside.choose(&other);
+        beside.attach(name);
+        if name == "assigns" {
+            echo(&mut connect(address).unwrap(), &other);
+        } else {
+            refused(address);
+        }
+        assert_eq!(beside.runs(), 1, "{name}");
+        assert_eq!(service.status().unwrap().requests.reset, refusals, "{name}");
+    }
+}
+
 #[test]
 fn udp_on_the_same_port_is_untouched() {
     world::enter();

@@ -32,7 +32,7 @@ EXAMPLES
     overspill allow web --cgroup /sys/fs/cgroup/web")]
 pub(crate) struct Args {
     /// The service's name; with several ports it is followed by :PORT
-    #[arg(value_parser = args::name)]
+    #[arg(value_parser = args::base_name)]
     name: Name,
 
     /// A control group, by its folder; may be given several times

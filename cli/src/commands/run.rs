@@ -97,7 +97,7 @@ EXAMPLES
 pub(crate) struct Args {
     /// The service's name; with several ports it is followed by :PORT [default: COMMAND's
     /// file name]
-    #[arg(long, value_parser = base_name)]
+    #[arg(long, value_parser = args::base_name)]
     name: Option<Name>,
 
     /// How many workers [default: one for each CPU, or for each address of --listen-each]
@@ -240,14 +240,6 @@ fn default_name(command: &OsStr) -> Name {
     let name = &name[..name.len().min(64)];
     let name = if name.is_empty() { "service" } else { name };
     name.parse().expect("made fit for a name")
-}
-
-fn base_name(text: &str) -> Result<Name, String> {
-    let remedy = "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit";
-    if text.contains(':') {
-        return Err(format!("overspill adds the port by itself; {remedy}"));
-    }
-    text.parse().map_err(|error| format!("{error}; {remedy}"))
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {

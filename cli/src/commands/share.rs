@@ -33,7 +33,7 @@ pub(crate) struct Args {
 
     /// The processes, in the order in which their sockets are to be tried
     #[arg(long = "pid", value_name = "PID", required = true, value_delimiter = ',',
-          value_parser = RangedU64ValueParser::<u32>::new().range(1..))]
+          value_parser = RangedU64ValueParser::<u32>::new().range(1..=u32::MAX.into()))]
     pids: Vec<u32>,
 
     /// The port that the sockets listen on

@@ -120,18 +120,19 @@ impl Services {
         address: Address,
         socket: &Adopted,
     ) -> overspill::Result<(usize, MemberId)> {
-        let family: Name =
+        // Longer than a name may be where NAME is long; seldom wanted.
+        let family: overspill::Result<Name> =
             format!("{}{}", self.name, if address.families.ipv4 { "-ipv4" } else { "-ipv6" })
-                .parse()?;
-        let with_port = |name: &Name| name.with_port(address.port);
+                .parse();
+        let with_port = |name: Name| name.with_port(address.port);
         // With several ports, that of a peer which has only this one.
         let names = [
-            (self.name.clone(), !several),
-            (with_port(&self.name), true),
-            (with_port(&family), true),
+            (Ok(self.name.clone()), !several),
+            (Ok(with_port(self.name.clone())), true),
+            (family.map(with_port), true),
         ];
         for (name, makes) in names {
-            let Some(service) = self.open_or_found(&name, makes, socket)? else { continue };
+            let Some(service) = self.open_or_found(&name?, makes, socket)? else { continue };
             let status = service.status()?;
             if status.port != address.port {
                 continue;

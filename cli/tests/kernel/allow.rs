@@ -95,8 +95,12 @@ struct Allow(Process);
 
 impl Allow {
     fn start(arguments: &str) -> Self {
+        Self::named("web", arguments)
+    }
+
+    fn named(name: &str, arguments: &str) -> Self {
         let mut child = Command::new("env")
-            .args(["--default-signal", env!("CARGO_BIN_EXE_overspill"), "allow", "web"])
+            .args(["--default-signal", env!("CARGO_BIN_EXE_overspill"), "allow", name])
             .args(arguments.split(' '))
             .stderr(Stdio::piped())
             .spawn()
@@ -131,6 +135,20 @@ fn answer(mut stream: TcpStream) -> u32 {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer.parse().unwrap()
+}
+
+#[test]
+fn the_longest_name_will_do() {
+    world::enter();
+    let group = Group::new();
+    let name = "a".repeat(64);
+    let allow = Allow::named(&name, &format!("--cgroup {} --port 80", group.path()));
+    let server = group.server(&["10.0.0.1"]);
+    wait_until("it is a member", || {
+        Service::open(&name)
+            .is_ok_and(|it| it.status().unwrap().members.iter().any(|m| m.pid == server.pid()))
+    });
+    allow.end();
 }
 
 #[test]

@@ -86,6 +86,8 @@ fn sockets_that_are_members_already() {
     let rival = Server::start("tcp=0.0.0.0:1001 tcp=0.0.0.0:80");
     let port = &["listens on port 80, the service on 1000", "one service for each port"];
     good.refuses(&format!("share good --pid {} --port 80 --join", rival.pid()), port);
+    let port = &["listens on port 80, the service on 81", "one service for each port"];
+    good.refuses(&format!("share web:81 --pid {} --port 80", rival.pid()), port);
 }
 
 #[test]
@@ -114,6 +116,21 @@ fn processes_that_are_not_there() {
     good.refuses(&format!("share web --pid {ended} --port 80"), parts);
     let server = Server::start("tcp=10.0.0.1:80");
     good.refuses(&format!("share web --pid {},{ended} --port 80", server.pid()), parts);
+
+    let mut unreaped = Command::new("true").spawn().unwrap();
+    let pid = unreaped.id();
+    let state = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    world::wait_until("it has ended", || state().contains(") Z "));
+    let parts = [&format!("there is no process {pid}"), "ps or ss -ltnp"];
+    good.refuses(&format!("share web --pid {pid} --port 80"), &parts);
+    unreaped.wait().unwrap();
+    // A thread's number leads to a folder in /proc, and is no process's.
+    let ask = || {
+        let thread = nix::unistd::gettid();
+        let parts = [&format!("there is no process {thread}"), "ps or ss -ltnp"];
+        good.refuses(&format!("share web --pid {thread} --port 80"), &parts);
+    };
+    std::thread::scope(|scope| scope.spawn(ask).join().unwrap());
 }
 
 #[test]
@@ -219,6 +236,32 @@ fn without_privilege() {
     }
 }
 
+/// With what README asks for, and no more, another user than root does it all.
+#[test]
+fn the_documented_capabilities_suffice() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
+    let (_folder, copy) = public_copy();
+    let documented = "-all,+bpf,+perfmon,+net_admin,+sys_admin,+sys_ptrace,+dac_read_search";
+    let run = |arguments: &str| {
+        let mut command = Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+        for set in ["bounding-set", "inh-caps", "ambient-caps"] {
+            command.arg(format!("--{set}={documented}"));
+        }
+        Ran::from(command.arg(&copy).args(arguments.split(' ')).output().unwrap())
+    };
+    run("check").done();
+    run(&format!("share web --pid {} --port 80", server.pid())).done();
+    for arguments in ["drain web 0", "resume web 0", "set web --redirect off", "rm web 0"] {
+        run(arguments).done();
+    }
+    let shown = run("show web --json").done();
+    assert_eq!(shown, overspill("show web --json").done(), "root may look");
+    run("rm web").done();
+    assert!(!std::path::Path::new("/sys/fs/bpf/overspill").exists());
+}
+
 /// Each capability by itself: what can't be done without it is refused for want of
 /// permission, and for nothing else.
 #[test]
@@ -251,6 +294,17 @@ fn without_a_bpf_file_system() {
     let check = overspill("check");
     assert_eq!(check.code, Some(1));
     assert!(check.complaint().ends_with("missing: bpffs; each comes with what to do about it"));
+}
+
+#[test]
+fn a_bpf_file_system_that_is_read_only() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80");
+    let remount = ["-o", "remount,ro", "/sys/fs/bpf"];
+    assert!(Command::new("mount").args(remount).status().unwrap().success());
+    let line = overspill(&format!("share web --pid {} --port 80", server.pid())).failed();
+    assert!(line.contains("/sys/fs/bpf/overspill: Read-only file system"), "{line}");
+    assert!(line.ends_with("; mount it writable (mount -o remount,rw)"), "{line}");
 }
 
 /// A kernel without BTF is one that does not show it.
