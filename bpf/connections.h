@@ -70,7 +70,8 @@ static __always_inline void count_begun(struct bpf_sock_ops *ctx)
 	if (!sk)
 		return;
 	origin = bpf_sk_storage_get(&origins, sk, NULL, 0);
-	if (!origin)
+	/* Counted already where a group and one above it are both attached to: each calls. */
+	if (!origin || origin->counted)
 		return;
 	load = load_of(origin);
 	/* The flags of others stay: another program may want other calls. */

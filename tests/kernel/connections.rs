@@ -1,11 +1,13 @@
 //! The count of each member's connections: from the end of the handshake until the server
 //! closes it or a reset does, wherever it was moved to meanwhile.
 
-use std::io::Read as _;
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
+use std::process::{Command, Stdio};
 use std::thread;
 
-use overspill::{MemberId, Policy, Service, empty_queue};
+use overspill::{Cgroup, MemberId, Policy, Service, adopt, empty_queue};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use socket2::SockRef;
@@ -181,6 +183,57 @@ fn a_successor_begins_with_none() {
     drop(listeners);
     assert_eq!(established(&service), [0]);
 }
+
+/// The program is attached to the members' control groups and to no other.
+#[test]
+fn a_control_group_is_let_go_of_with_its_last_member() {
+    world::enter();
+    let home = Cgroup::own().unwrap();
+    let apart = home.make(&format!("overspill-test-{}", std::process::id())).unwrap();
+    let first = Listening::at(at("127.0.0.1:80")).open();
+    let service = Service::builder("web").share(&[first]).unwrap();
+    let groups = || {
+        let folder = format!("/sys/fs/bpf/overspill/{}", service.namespace().inode());
+        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut ids: Vec<u64> = names
+            .filter_map(|name| name.to_str()?.strip_prefix("connections-")?.parse().ok())
+            .collect();
+        ids.sort_unstable();
+        ids
+    };
+    let id = |cgroup: &Cgroup| std::fs::metadata(cgroup.path()).unwrap().ino();
+    assert_eq!(groups(), [id(&home)]);
+
+    let mut server = Command::new("python3")
+        .args(["-c", SERVER])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    apart.enter(server.id()).unwrap();
+    writeln!(server.stdin.as_ref().unwrap()).unwrap();
+    server.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let taken = adopt::listeners(&[server.id()], 80).unwrap();
+    let member = service.join_adopted(&taken).unwrap()[0];
+    let mut both = [id(&home), id(&apart)];
+    both.sort_unstable();
+    assert_eq!(groups(), both);
+    let client = connect(at("127.0.0.2:80")).unwrap();
+    wait_for(&service, &[0, 1]);
+    drop(client);
+
+    service.leave(member).unwrap();
+    assert_eq!(groups(), [id(&home)]);
+    drop(taken);
+    server.kill().unwrap();
+    server.wait().unwrap();
+    wait_until("the cgroup is empty", || apart.is_empty().unwrap());
+    apart.remove().unwrap();
+}
+
+/// Listens when it is told to, and says so.
+const SERVER: &str = "import socket\ninput()\n\
+    s = socket.create_server(('127.0.0.2', 80))\nprint(end='.', flush=True)\ninput()";
 
 /// The kernel's own list of the connections on port 80 of this namespace, on the server's
 /// side, that are ESTABLISHED or in CLOSE_WAIT.

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::net::TcpStream;
 use std::path::Path;
 
 use overspill::{Namespace, Service};
@@ -117,15 +118,28 @@ fn people_see_rules_members_and_requests() {
     overspill(&format!("share web --pid {pid} --port 80")).done();
     let waiting = std::net::TcpStream::connect("10.0.0.2:80").unwrap();
     // The handshake's last segment is taken a moment after the client is connected.
-    world::wait_until("it is queued", || overspill("show web").done().contains("1/6"));
+    let counted = || show("web")["members"][1]["established"] == 1;
+    world::wait_until("it is queued", counted);
     let text = overspill("show web").done();
     let expected: [&[&str]; 9] = [
         &["web:", "2", "members", "on", "port", "80"],
         &["policy", "next-available,", "on-full", "drop,", "redirect", "on,", "spread", "off"],
         &[],
-        &["MEMBER", "ADDRESS", "PID", "STATE", "QUEUED", "HALF-OPEN", "PLACED", "IN", "OUT"],
-        &["0", "10.0.0.1:80", &pid, "active", "0/6", "0", "0", "0", "0"],
-        &["1", "10.0.0.2:80", &pid, "active", "1/6", "0", "1", "0", "0"],
+        &[
+            "MEMBER",
+            "ADDRESS",
+            "PID",
+            "STATE",
+            "QUEUED",
+            "HALF-OPEN",
+            "ESTABLISHED",
+            "WEIGHT",
+            "PLACED",
+            "IN",
+            "OUT",
+        ],
+        &["0", "10.0.0.1:80", &pid, "active", "0/6", "0", "0", "1", "0", "0", "0"],
+        &["1", "10.0.0.2:80", &pid, "active", "1/6", "0", "1", "1", "1", "0", "0"],
         &[],
         &["PLACED", "REDIRECTED", "SPECIAL", "DROPPED", "RESET", "FALLBACK", "LEFT", "CROWDED"],
         &["1", "0", "0", "0", "0", "0", "0", "0"],
@@ -226,4 +240,39 @@ fn check_finds_nothing_missing_and_leaves_nothing_behind() {
         "found": format!("1 in network namespace {inode}, of this build"),
     });
     assert_eq!(services, Some(&expected));
+}
+
+#[test]
+fn weights() {
+    world::enter();
+    let folder = tempfile::tempdir().unwrap();
+    let addresses = [at("10.0.0.1:8080"), at("10.0.0.2:8080")];
+    let servers = addresses.map(|address| Server::http(address, folder.path()));
+    let [one, two] = [&servers[0], &servers[1]].map(Server::pid);
+    overspill(&format!("share web --pid {one},{two} --port 8080 --spread")).done();
+    let weights = || {
+        let members = show("web")["members"].clone();
+        [0, 1].map(|n| members[n]["weight"].as_u64().unwrap())
+    };
+    assert_eq!(weights(), [1, 1]);
+    overspill("set web --policy least-loaded --weight 0=3,1=2").done();
+    assert_eq!((weights(), show("web")["policy"].as_str()), ([3, 2], Some("least-loaded")));
+
+    // Clients that stay: three of the first member's for two of the second's.
+    let clients: Vec<TcpStream> =
+        (0..10).map(|_| TcpStream::connect(addresses[0]).unwrap()).collect();
+    let established = || {
+        let members = show("web")["members"].clone();
+        [0, 1].map(|n| members[n]["established"].as_u64().unwrap())
+    };
+    world::wait_until("they are counted", || established() == [6, 4]);
+    drop(clients);
+    world::wait_until("none is left", || established() == [0, 0]);
+
+    let refused = overspill("set web --policy round-robin --weight 1=9,7=2").failed();
+    assert!(refused.contains("has no member 7"), "{refused}");
+    assert_eq!((weights(), show("web")["policy"].as_str()), ([3, 2], Some("least-loaded")));
+    for wrong in ["0=0", "0=65536", "0", "x=1"] {
+        assert_eq!(overspill(&format!("set web --weight {wrong}")).code, Some(2));
+    }
 }
