@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::syn;
+use crate::syn;
 
 const PORT: u16 = 8080;
 
