@@ -14,7 +14,11 @@ const SEQUENCE: u32 = 1000;
 /// Lets answers to the clients of `client` vanish.
 pub(crate) fn blackhole() {
     world::ip("route add 198.51.100.0/24 dev lo");
-    world::ip("-6 route add 2001:db8::/32 dev lo");
+    // IPv6 refuses what is routed to lo and is not local: nothing would be sent at all.
+    world::ip("link add away type veth peer name nowhere");
+    world::ip("link set away arp off up");
+    world::ip("link set nowhere arp off up");
+    world::ip("-6 route add 2001:db8::/32 dev away");
 }
 
 /// The client of half-open requests with this number.
@@ -95,6 +99,11 @@ impl Wire {
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap();
         socket.set_nonblocking(true).unwrap();
         Self(socket)
+    }
+
+    /// Passes by what was seen until now.
+    pub(crate) fn forget(&self) {
+        while (&self.0).read(&mut [0; 1]).is_ok() {}
     }
 
     /// The sequence number of the next SYN-ACK from `server` to `client`.

@@ -92,6 +92,7 @@ fn requests(requests: &Requests) -> String {
         ("FALLBACK", requests.fallback),
         ("LEFT", requests.left),
         ("CROWDED", requests.crowded),
+        ("RETURNED", requests.returned),
     ];
     let columns = figures.map(|(heading, _)| numbers(heading));
     output::table(&columns, [figures.map(|(_, figure)| figure.to_string())])
