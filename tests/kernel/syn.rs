@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, Socket, Type};
 
 const SYN: u8 = 0x02;
 const RST: u8 = 0x04;
@@ -43,13 +43,12 @@ pub(crate) fn open(from: SocketAddr, to: SocketAddr) {
 
 /// Ends the half-open request of that SYN.
 pub(crate) fn abort(from: SocketAddr, to: SocketAddr) {
-    Sender::new(to.is_ipv6()).send(from, to, RST, SEQUENCE + 1, 0);
+    Sender::new(to.is_ipv6()).abort(from, to);
 }
 
 /// Answers the SYN-ACK that has this sequence number.
 pub(crate) fn acknowledge(from: SocketAddr, to: SocketAddr, sequence: u32) {
-    let acknowledged = sequence.wrapping_add(1);
-    Sender::new(to.is_ipv6()).send(from, to, ACK, SEQUENCE + 1, acknowledged);
+    Sender::new(to.is_ipv6()).acknowledge(from, to, sequence, b"");
 }
 
 /// Sends packets with headers of their own.
@@ -63,11 +62,20 @@ impl Sender {
     }
 
     pub(crate) fn open(&self, from: SocketAddr, to: SocketAddr) {
-        self.send(from, to, SYN, SEQUENCE, 0);
+        self.send(from, to, SYN, [SEQUENCE, 0], b"");
     }
 
-    fn send(&self, from: SocketAddr, to: SocketAddr, flags: u8, sequence: u32, answered: u32) {
-        let segment = segment(from, to, flags, sequence, answered);
+    pub(crate) fn abort(&self, from: SocketAddr, to: SocketAddr) {
+        self.send(from, to, RST, [SEQUENCE + 1, 0], b"");
+    }
+
+    /// Answers a SYN-ACK, and sends data with it.
+    pub(crate) fn acknowledge(&self, from: SocketAddr, to: SocketAddr, sequence: u32, data: &[u8]) {
+        self.send(from, to, ACK, [SEQUENCE + 1, sequence.wrapping_add(1)], data);
+    }
+
+    fn send(&self, from: SocketAddr, to: SocketAddr, flags: u8, numbers: [u32; 2], data: &[u8]) {
+        let segment = segment(from, to, flags, numbers, data);
         let header = match (from.ip(), to.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 let mut header = vec![0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0];
@@ -89,14 +97,31 @@ impl Sender {
     }
 }
 
-/// Sees all packets that pass the network namespace from now on.
+/// What a server sent to a client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    /// A SYN-ACK with this sequence number.
+    SynAck(u32),
+    Reset,
+}
+
+/// Sees the packets of the network namespace to one address, from now on.
 pub(crate) struct Wire(Socket);
 
 impl Wire {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn to(address: IpAddr) -> Self {
         const ETH_P_ALL: u16 = 3;
         let protocol = Protocol::from(i32::from(ETH_P_ALL.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap();
+        // The last word of the destination is that of the address, or the packet is not ours.
+        let (at, word) = match address {
+            IpAddr::V4(ip) => (16, ip.to_bits()),
+            IpAddr::V6(ip) => (36, u32::try_from(ip.to_bits() & 0xffff_ffff).unwrap()),
+        };
+        let filter = [(0x20, 0, 0, at), (0x15, 0, 1, word), (0x06, 0, 0, 0xffff), (0x06, 0, 0, 0)];
+        socket
+            .attach_filter(&filter.map(|(code, jt, jf, k)| SockFilter::new(code, jt, jf, k)))
+            .unwrap();
         socket.set_nonblocking(true).unwrap();
         Self(socket)
     }
@@ -106,35 +131,59 @@ impl Wire {
         while (&self.0).read(&mut [0; 1]).is_ok() {}
     }
 
+    /// The next answer of a server: to which client, from where, and what. `None` while none
+    /// has been seen.
+    pub(crate) fn next(&self) -> Option<(SocketAddr, SocketAddr, Answer)> {
+        let mut packet = [0; 2048];
+        loop {
+            match (&self.0).read(&mut packet) {
+                Ok(length) => match answer(&packet[..length]) {
+                    Some(answer) => return Some(answer),
+                    None => {}
+                },
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
+                    return None;
+                }
+            }
+        }
+    }
+
     /// The sequence number of the next SYN-ACK from `server` to `client`.
     pub(crate) fn answer(&self, client: SocketAddr, server: SocketAddr) -> u32 {
-        let mut packet = [0; 2048];
         let start = Instant::now();
         loop {
             assert!(start.elapsed() < world::DEADLINE, "no SYN-ACK from {server} to {client}");
-            match (&self.0).read(&mut packet) {
-                Ok(length) => {
-                    if let Some(sequence) = syn_ack(&packet[..length], server, client) {
-                        return sequence;
-                    }
-                }
-                Err(error) => assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}"),
+            if let Some((to, from, Answer::SynAck(sequence))) = self.next()
+                && (to, from) == (client, server)
+            {
+                return sequence;
             }
         }
     }
 }
 
-/// The sequence number of a packet that is a SYN-ACK from one to the other.
-fn syn_ack(packet: &[u8], from: SocketAddr, to: SocketAddr) -> Option<u32> {
-    let (addresses, length, header) = if from.is_ipv6() { (8, 16, 40) } else { (12, 4, 20) };
-    let part = |at: usize, length: usize| packet.get(at..at + length);
-    let ends = [octets(from.ip()), octets(to.ip())].concat();
-    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-    let wanted = packet.first()? >> 4 == if from.is_ipv6() { 6 } else { 4 }
-        && part(addresses, 2 * length)? == ends
-        && part(header, 4)? == ports
-        && *packet.get(header + 13)? == SYN | ACK;
-    wanted.then(|| u32::from_be_bytes(packet[header + 4..header + 8].try_into().unwrap()))
+/// Reads a packet: to whom it goes, from where it comes, and what it says.
+fn answer(packet: &[u8]) -> Option<(SocketAddr, SocketAddr, Answer)> {
+    let ip = |at: usize| -> Option<IpAddr> {
+        if packet[0] >> 4 == 6 {
+            Some(<[u8; 16]>::try_from(packet.get(at..at + 16)?).ok()?.into())
+        } else {
+            Some(<[u8; 4]>::try_from(packet.get(at..at + 4)?).ok()?.into())
+        }
+    };
+    let (source, destination, tcp) =
+        if packet.first()? >> 4 == 6 { (8, 24, 40) } else { (12, 16, 20) };
+    let tcp = packet.get(tcp..tcp + 20)?;
+    let port = |at: usize| u16::from_be_bytes([tcp[at], tcp[at + 1]]);
+    let what = match tcp[13] {
+        flags if flags & RST != 0 => Answer::Reset,
+        flags if flags == SYN | ACK => {
+            Answer::SynAck(u32::from_be_bytes(tcp[4..8].try_into().expect("four bytes")))
+        }
+        _ => return None,
+    };
+    Some((SocketAddr::new(ip(destination)?, port(2)), SocketAddr::new(ip(source)?, port(0)), what))
 }
 
 fn octets(ip: IpAddr) -> Vec<u8> {
@@ -144,16 +193,22 @@ fn octets(ip: IpAddr) -> Vec<u8> {
     }
 }
 
-/// A TCP segment without data, with its checksum (RFC 9293, section 3.1).
-fn segment(from: SocketAddr, to: SocketAddr, flags: u8, sequence: u32, answered: u32) -> Vec<u8> {
+/// A TCP segment with its checksum (RFC 9293, section 3.1). `numbers`: its own sequence number
+/// and the one that it waits for.
+fn segment(from: SocketAddr, to: SocketAddr, flags: u8, numbers: [u32; 2], data: &[u8]) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend(from.port().to_be_bytes());
     segment.extend(to.port().to_be_bytes());
-    segment.extend(sequence.to_be_bytes());
-    segment.extend(answered.to_be_bytes());
+    segment.extend(numbers.map(u32::to_be_bytes).concat());
     segment.extend([0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    let pseudo = [octets(from.ip()), octets(to.ip()), vec![0, 6, 0, 20]].concat();
-    let words = pseudo.chunks_exact(2).chain(segment.chunks_exact(2));
+    segment.extend(data);
+    let length = u16::try_from(segment.len()).unwrap().to_be_bytes();
+    let mut summed = [octets(from.ip()), octets(to.ip())].concat();
+    summed.extend([0, 6]);
+    summed.extend(length);
+    summed.extend(&segment);
+    summed.resize(summed.len().next_multiple_of(2), 0);
+    let words = summed.chunks_exact(2);
     let mut sum: u32 = words.map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);

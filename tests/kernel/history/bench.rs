@@ -83,7 +83,7 @@ pub(super) struct Bench {
     always_cookies: bool,
     cookies: Cookies,
     answered: Vec<Answered>,
-    wire: Wire,
+    wires: [Wire; 2],
     members: Vec<Member>,
     requests: Requests,
     next_id: u32,
@@ -119,7 +119,7 @@ impl Bench {
             always_cookies,
             cookies: Cookies::new(always_cookies),
             answered: Vec::new(),
-            wire: Wire::new(),
+            wires: [false, true].map(|ipv6| Wire::to(syn::client(ipv6, 0).ip())),
             members,
             requests,
             next_id,
@@ -269,10 +269,11 @@ impl Bench {
     }
 
     fn half_open(&mut self, verdict: Verdict, client: SocketAddr, called: SocketAddr) {
-        self.wire.forget();
+        let wire = &self.wires[usize::from(called.is_ipv6())];
+        wire.forget();
         syn::open(client, called);
         if self.sends_cookie(verdict) {
-            let cookie = self.wire.answer(client, called);
+            let cookie = wire.answer(client, called);
             self.answered.push(Answered { client, called, cookie });
             return;
         }
