@@ -542,7 +542,9 @@ mod tests {
             let request = Request { hash, ..request("10.0.0.1") };
             super::place(Rules::default(), members, &mut Turns::default(), &mut cookies, request)
         };
-        members.iter_mut().for_each(|member| member.half_open = 2);
+        for member in &mut members {
+            member.half_open = 2;
+        }
         assert_eq!(member_of(place(&members, 0x1_0007)), 0);
         // Another flow, with the same lower half, does as long as there is a flood.
         members[1].half_open = 0;

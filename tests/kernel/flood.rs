@@ -160,7 +160,7 @@ enum Layout {
     ApartCalledAll,
 }
 
-const MEMBERS: usize = 4;
+const MEMBERS: u32 = 4;
 /// Of each kind: those that are near, and those a long round trip away.
 const CLIENTS: u16 = 60;
 const ROUND_TRIP: Duration = Duration::from_millis(20);
@@ -185,7 +185,7 @@ impl Site {
             Layout::Together => SocketAddr::new(world::address(ipv6, 0), 80),
             _ => SocketAddr::new(world::address(ipv6, n), 80),
         };
-        let addresses: Vec<SocketAddr> = (0..MEMBERS as u32).map(address).collect();
+        let addresses: Vec<SocketAddr> = (0..MEMBERS).map(address).collect();
         let open = |&address: &SocketAddr| Listening::at(address).reuse_port().backlog(16).open();
         let listeners = addresses.iter().map(open).collect();
         let flooded = match layout {
@@ -223,7 +223,7 @@ impl Site {
                 let n = self.syns.fetch_add(1, Relaxed);
                 let (client, called) = flow(n);
                 sender.open(client, called);
-                if n >= 200 && n % 2 == 0 {
+                if n >= 200 && n.is_multiple_of(2) {
                     let (client, called) = flow(n - 200);
                     sender.abort(client, called);
                 }
@@ -282,7 +282,7 @@ impl Site {
             let done = self.served.lock().unwrap();
             let before = under_way.len();
             under_way.retain(|far| !done.contains_key(&far.client));
-            served += (before - under_way.len()) as u16;
+            served += u16::try_from(before - under_way.len()).unwrap();
             drop(done);
             for far in &mut under_way {
                 let Far { client, called, .. } = *far;

@@ -137,10 +137,11 @@ impl Wire {
         let mut packet = [0; 2048];
         loop {
             match (&self.0).read(&mut packet) {
-                Ok(length) => match answer(&packet[..length]) {
-                    Some(answer) => return Some(answer),
-                    None => {}
-                },
+                Ok(length) => {
+                    if let Some(answer) = answer(&packet[..length]) {
+                        return Some(answer);
+                    }
+                }
                 Err(error) => {
                     assert_eq!(error.kind(), ErrorKind::WouldBlock, "{error}");
                     return None;

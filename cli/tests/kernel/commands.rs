@@ -127,7 +127,17 @@ fn people_see_rules_members_and_requests() {
         &["0", "10.0.0.1:80", &pid, "active", "0/6", "0", "0", "0", "0"],
         &["1", "10.0.0.2:80", &pid, "active", "1/6", "0", "1", "0", "0"],
         &[],
-        &["PLACED", "REDIRECTED", "SPECIAL", "DROPPED", "RESET", "FALLBACK", "LEFT", "CROWDED"],
+        &[
+            "PLACED",
+            "REDIRECTED",
+            "SPECIAL",
+            "DROPPED",
+            "RESET",
+            "FALLBACK",
+            "LEFT",
+            "CROWDED",
+            "RETURNED",
+        ],
         &["1", "0", "0", "0", "0", "0", "0", "0"],
     ];
     assert_eq!(cells(&text), expected);
