@@ -157,7 +157,20 @@ typedef struct {
 	__s64 counter;
 } atomic64_t;
 
+struct netns_ipv4 {
+	__u8 sysctl_tcp_syncookies;
+};
+
+struct net {
+	struct netns_ipv4 ipv4;
+};
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 struct sock_common {
+	possible_net_t skc_net;
 	__u16 skc_num; /* the local port, host order */
 	__u16 skc_family;
 	unsigned char skc_state;

@@ -20,6 +20,9 @@
  * half-open requests fill, a member that hangs, and then the end: dropped, refused, or
  * left to the kernel.
  *
+ * Coming back: where SYN cookies were sent, a flow that was sent one is put back on the
+ * member that sent it, before anything else (`place_back`).
+ *
  * Reading: a member's figures are read through the address of its socket, cached
  * in its row, without taking a reference. The memory may be freed meanwhile: the
  * loads cannot fault (the JIT gives them exception entries), and the cookie tells
@@ -127,6 +130,13 @@ struct {
 	__type(key, __u32);
 	__type(value, struct ov_word);
 } words SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, OV_COOKIES);
+	__type(key, __u32);
+	__type(value, struct ov_cookie);
+} cookies SEC(".maps");
 
 /* Every counter is one of this CPU, and softirqs do not nest on a CPU: a plain
  * addition is exact for packets. (Look-ups from process context, as of sock_diag
@@ -268,6 +278,7 @@ enum rule {
 	RULE_DROP, /* a full one, so that the kernel drops the request */
 	RULE_RESET, /* refused, if any socket is left to refuse for */
 	RULE_LEFT, /* left to the kernel's own look-up */
+	RULE_COOKIE, /* back to who sent it a SYN cookie; comes before all (place_back) */
 };
 
 /* What is known and chosen for a request. It lies in a map, not on the stack: the
@@ -705,6 +716,7 @@ static __always_inline void count_placed(struct request *r, struct ov_member *m)
 	c->special += special;
 	s->special += special;
 	s->crowded += r->s->rule == RULE_CROWDED;
+	s->returned += r->s->rule == RULE_COOKIE;
 	if (!r->s->siblings) {
 		c->placed++;
 		s->placed++;
@@ -751,6 +763,97 @@ static __always_inline bool take(struct request *r, struct ov_member *m)
 	       !r->s->patient;
 }
 
+/* --- SYN cookies ---------------------------------------------------------------
+ *
+ * Where the kernel answers a SYN with a cookie it keeps nothing of the request: the ACK
+ * is looked up anew, and is taken only by a socket that has sent cookies lately, or whose
+ * SO_REUSEPORT group has (tcp_synq_no_recent_overflow); any other refuses it. So, where
+ * members have different addresses, a flow that was sent a cookie is remembered, and is
+ * put back on the member that sent it. To that it belongs as a half-open request does,
+ * whether it drains, hangs or is full.
+ */
+
+static __always_inline __u64 cookie_tick(void)
+{
+	return bpf_ktime_get_ns() >> OV_COOKIE_TICK_SHIFT;
+}
+
+/* Whether the kernel may answer a SYN for the member with a cookie: for every one, or
+ * when half-open requests fill its queue (tcp_conn_request). How many do so differs by
+ * one between kernels (inet_csk_reqsk_queue_is_full). */
+static __always_inline bool may_send_cookie(__u64 at)
+{
+	struct net *net = NULL;
+	__u32 half_open, backlog;
+	__u8 setting = 0;
+
+	LOAD(net, sock, at, __sk_common.skc_net.net);
+	LOAD(setting, net, net, ipv4.sysctl_tcp_syncookies);
+	if (setting != 1)
+		return setting;
+	LOAD(half_open, inet_connection_sock, at,
+	     icsk_accept_queue.qlen.counter);
+	LOAD(backlog, sock, at, sk_max_ack_backlog);
+	return half_open >= backlog;
+}
+
+static __always_inline struct ov_cookie *cookie_of(__u32 hash)
+{
+	__u32 at = hash % OV_COOKIES;
+
+	return bpf_map_lookup_elem(&cookies, &at);
+}
+
+static __always_inline void remember_cookie(struct request *r,
+					    struct ov_member *m)
+{
+	struct ov_cookie *entry;
+	__u32 hash;
+	__u64 now;
+
+	if (!may_send_cookie(m->sk))
+		return;
+	hash = flow_hash(r);
+	entry = cookie_of(hash);
+	if (!entry)
+		return; /* not reached: the map has them all */
+	now = cookie_tick();
+	entry->when = now;
+	entry->flow = hash >> 16;
+	entry->position = r->s->position;
+	entry->socket = m->cookie;
+	if (r->endpoint->cookie != now)
+		r->endpoint->cookie = now;
+}
+
+/* False, at the cost of one compare, where no cookie was sent lately. */
+static __always_inline bool expects_cookies(struct ov_endpoint_row *endpoint)
+{
+	__u64 last = endpoint->cookie;
+
+	if (!last)
+		return false;
+	if (cookie_tick() - last <= OV_COOKIE_TICKS)
+		return true;
+	/* Unless another CPU has just sent one. */
+	__sync_val_compare_and_swap(&endpoint->cookie, last, 0);
+	return false;
+}
+
+/* Whether a member is among the called ones. */
+static __always_inline bool is_called(struct request *r, struct ov_member *m)
+{
+	const __be32 *called = r->endpoint->address;
+	bool wildcard = !called[0] && !called[1] && !called[3] &&
+			(!called[2] || called[2] == bpf_htonl(0xffff));
+
+	if (r->endpoint->flags & OV_SPREAD)
+		return true;
+	if (m->flags & OV_WILDCARD)
+		return wildcard;
+	return same_address(m->address, called);
+}
+
 /* Assigns the chosen member's socket. False when another request or the socket's
  * end came in between: another look then finds another. */
 static __always_inline bool assign(struct request *r, struct ov_member *m)
@@ -780,10 +883,13 @@ static __always_inline bool assign(struct request *r, struct ov_member *m)
 		return true;
 	}
 	move_turn(r);
-	if (r->s->rule == RULE_DROP)
+	if (r->s->rule == RULE_DROP) {
 		COUNT_SERVICE(r->s->service, dropped);
-	else
-		count_placed(r, m);
+		return true;
+	}
+	if (r->endpoint->flags & OV_APART)
+		remember_cookie(r, m);
+	count_placed(r, m);
 	return true;
 }
 
@@ -960,6 +1066,35 @@ static __always_inline bool place_at_once(struct request *r)
 	return m && is_best(r->s) && !is_refused(r->s) && assign(r, m);
 }
 
+/* A flow that was sent a cookie goes back to the member that sent it. Where another flow's
+ * cookie has taken its entry since, that one's member will do: in a flood, in which entries
+ * are overwritten, it has sent cookies as well. */
+static __noinline bool place_back(struct request *r)
+{
+	struct ov_figures f = {};
+	struct ov_cookie *entry;
+	struct ov_member *m;
+	__u32 hash = flow_hash(r);
+
+	entry = cookie_of(hash);
+	if (!entry || (__u16)(cookie_tick() - entry->when) > OV_COOKIE_TICKS ||
+	    entry->position >= r->endpoint->members)
+		return false;
+	m = member_at(r, entry->position);
+	if (!m || (__u16)m->cookie != entry->socket ||
+	    !(m->flags & r->s->takes) || !read_figures(m, &f))
+		return false;
+	r->s->full = f.queued > f.backlog;
+	if (entry->flow != hash >> 16 &&
+	    (is_out(m) || r->s->full || !may_send_cookie(m->sk)))
+		return false;
+	/* A full one does with an ACK as with a SYN: the client tries again. */
+	r->s->rule = r->s->full ? RULE_DROP : RULE_COOKIE;
+	r->s->siblings = !is_called(r, m);
+	r->s->position = entry->position;
+	return assign(r, m);
+}
+
 /* --- the program ------------------------------------------------------------- */
 
 SEC("sk_lookup")
@@ -1012,6 +1147,8 @@ int overspill(struct bpf_sk_lookup *ctx)
 		return SK_PASS;
 	}
 	r.s->ports = (__u32)bpf_ntohs(ctx->remote_port) << 16 | port;
+	if (expects_cookies(r.endpoint) && place_back(&r))
+		return SK_PASS;
 	if (place_at_once(&r))
 		return SK_PASS;
 	start_anew(&r);

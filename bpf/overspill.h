@@ -44,6 +44,7 @@ enum {
 	OV_REDIRECT = 1 << 0, /* siblings of the called members may be chosen */
 	OV_RESET = 1 << 1, /* refuse the request when every queue is full */
 	OV_SPREAD = 1 << 2, /* every member is a called one */
+	OV_APART = 1 << 3, /* redirected between addresses: not all know of each SYN cookie */
 };
 
 struct ov_header {
@@ -107,7 +108,9 @@ struct ov_endpoint_row {
 	__u8 policy;
 	__u8 flags;
 	__u16 zero;
-	__u32 zero2[4];
+	__u32 zero2;
+	__u64 cookie; /* the cookie tick of the last SYN cookie sent; 0: none lately */
+	__u32 zero3;
 	__u32 mark; /* OV_ENDPOINT_MARK; 0 where the number is not in use */
 };
 
@@ -132,6 +135,24 @@ struct ov_endpoint {
 	__u32 row; /* number of its endpoint row */
 };
 
+/* A cookie tick is 2^26 ns of the monotonic clock, about 67 ms. A flow that was sent a SYN
+ * cookie is remembered for this long, about 8.6 s: a long round trip, and what a client does
+ * when its first ACK is lost, which is to send its first data again and again. */
+#define OV_COOKIE_TICK_SHIFT 26
+#define OV_COOKIE_TICKS 128
+
+/* `cookies`, by the lower half of a flow's hash: the flow that was sent a SYN cookie last,
+ * and the member that sent it. As many as there are values of that half. Only the kernel
+ * program knows them. */
+#define OV_COOKIES 65536
+
+struct ov_cookie {
+	__u16 when; /* cookie tick */
+	__u16 flow; /* the upper half of its hash */
+	__u16 position;
+	__u16 socket; /* of the member's cookie: whether it still is the one at the position */
+};
+
 /* `ports`: which kinds of endpoint a port has, so that other ports cost one load. */
 enum {
 	OV_PORT_EXACT = 1 << 0,
@@ -153,6 +174,7 @@ struct ov_service_counters {
 	__u64 left; /* every member gone: left to the kernel */
 	__u64 fallback; /* the policy gave no usable answer: next-available did */
 	__u64 crowded; /* put where only half-open requests stand in the way */
+	__u64 returned; /* put where a SYN cookie was sent for them */
 };
 
 /* `member_counters`, by slot and CPU. */

@@ -21,6 +21,14 @@
 //! 6. Without [`Rules::redirect`] only the called members are considered, and of those
 //!    the first by the flow's hash, full or not.
 //!
+//! Before all that, *SYN cookies*: where the kernel answers a SYN with a cookie it forgets
+//! the request, and the ACK comes as a request of its own, which only a member that has sent
+//! cookies can take (or another at its address). So, where requests are redirected between
+//! addresses, a flow that was sent a cookie goes back to the member that sent it, as long as
+//! that listens: draining, hung, or full, whereupon the kernel drops it. One cookie is
+//! remembered for each lower half of a hash; where it is another flow's, its member gets the
+//! request if it is well, not draining, not full and may still send cookies.
+//!
 //! *Turns*. Where a policy takes turns, it does so apart for each called address and
 //! for the requests that are redirected; a turn begins after the member chosen last.
 //! With one turn for all, requests that alternate between two addresses would always
@@ -72,6 +80,14 @@ pub struct Turns {
     siblings: usize,
 }
 
+/// Which flows were sent a SYN cookie lately, and by which member.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Cookies {
+    /// By the lower half of the hash: the hash, and the member's position.
+    sent: HashMap<u16, (u32, usize)>,
+    always: bool,
+}
+
 /// What becomes of a request. Members are given by their position in the list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -103,6 +119,56 @@ pub struct Choice {
     pub special: bool,
     /// Half-open requests fill its queue (rule 4).
     pub crowded: bool,
+    /// It has sent the flow a SYN cookie.
+    pub returned: bool,
+}
+
+impl Cookies {
+    /// None yet. The kernel sends them when half-open requests fill a queue, or for every
+    /// request (`net.ipv4.tcp_syncookies=2`).
+    #[must_use]
+    pub fn new(always: bool) -> Self {
+        Self { always, ..Self::default() }
+    }
+
+    /// After a change of the list: the members from `position` on have moved or are new.
+    pub fn forget_from(&mut self, position: usize) {
+        self.sent.retain(|_, &mut (_, sender)| sender < position);
+    }
+
+    /// Whether another flow's cookie is remembered where this one's would be.
+    #[must_use]
+    pub fn collides(&self, hash: u32) -> bool {
+        self.sent.get(&lower_half(hash)).is_some_and(|&(flow, _)| flow != hash)
+    }
+
+    /// Whether the kernel may answer a request put there with a cookie. (Kernels differ by
+    /// one in when half-open requests fill a queue.)
+    fn may_send(&self, member: &Member) -> bool {
+        self.always || member.half_open >= member.backlog
+    }
+
+    fn remember(&mut self, hash: u32, members: &[Member], sender: usize) {
+        if self.may_send(&members[sender]) {
+            self.sent.insert(lower_half(hash), (hash, sender));
+        }
+    }
+
+    /// The member that a flow goes back to.
+    fn sender(&self, members: &[Member], request: Request) -> Option<usize> {
+        let &(flow, sender) = self.sent.get(&lower_half(request.hash))?;
+        let member = members.get(sender)?;
+        let stands_in = || {
+            let willing = member.open() && member.health == Health::Well;
+            willing && self.may_send(member)
+        };
+        let listens = !member.gone && member.address.families.take(request.called);
+        (listens && (flow == request.hash || stands_in())).then_some(sender)
+    }
+}
+
+fn lower_half(hash: u32) -> u16 {
+    u16::try_from(hash & u32::from(u16::MAX)).expect("masked")
 }
 
 impl Member {
@@ -215,9 +281,36 @@ fn endpoint(members: &[Member], called: IpAddr) -> Option<IpAddr> {
         .find(|&ip| members.iter().any(|member| member.address.endpoints().any(|own| own == ip)))
 }
 
-/// Where `request` is placed among `members`, by `rules`. `turns` are moved on.
+/// Where `request` is placed among `members`, by `rules`. `turns` are moved on, and `cookies`
+/// remember it where it may be answered with one.
 #[must_use]
-pub fn place(rules: Rules, members: &[Member], turns: &mut Turns, request: Request) -> Verdict {
+pub fn place(
+    rules: Rules,
+    members: &[Member],
+    turns: &mut Turns,
+    cookies: &mut Cookies,
+    request: Request,
+) -> Verdict {
+    let is_apart = members.windows(2).any(|pair| pair[0].address != pair[1].address);
+    if !(rules.redirect && is_apart) {
+        return choose(rules, members, turns, None, request);
+    }
+    let sender = cookies.sender(members, request);
+    let verdict = choose(rules, members, turns, sender, request);
+    if let Verdict::Placed(to) | Verdict::Redirected { to, .. } = verdict {
+        cookies.remember(request.hash, members, to.member);
+    }
+    verdict
+}
+
+/// Where a request is placed whose flow was sent a cookie by `sender`, or by none.
+fn choose(
+    rules: Rules,
+    members: &[Member],
+    turns: &mut Turns,
+    sender: Option<usize>,
+    request: Request,
+) -> Verdict {
     let Some(endpoint) = endpoint(members, request.called) else {
         return Verdict::NotOurs;
     };
@@ -238,8 +331,17 @@ pub fn place(rules: Rules, members: &[Member], turns: &mut Turns, request: Reque
         special: !members[member].address.is_wildcard()
             && members[member].address.ip != request.called,
         crowded,
+        returned: false,
     };
 
+    if let Some(sender) = sender {
+        let to = Choice { returned: true, ..choice(sender, false) };
+        return match members[sender].full() {
+            true => Verdict::Dropped(sender),
+            false if calls(&sender) => Verdict::Placed(to),
+            false => Verdict::Redirected { from, to },
+        };
+    }
     if !rules.redirect {
         return match called.first(Member::active) {
             Some(index) if !called.at(index).full() => {
@@ -317,6 +419,11 @@ mod tests {
         }
     }
 
+    /// Where no cookies were sent.
+    fn place(rules: Rules, members: &[Member], turns: &mut Turns, request: Request) -> Verdict {
+        super::place(rules, members, turns, &mut Cookies::default(), request)
+    }
+
     fn request(called: &str) -> Request {
         Request { called: called.parse().unwrap(), hash: 0 }
     }
@@ -346,7 +453,7 @@ mod tests {
             [(Policy::NextAvailable, 1), (Policy::ShortestQueue, 2), (Policy::RoundRobin, 1)]
         {
             let verdict = place(rules(policy), &members, &mut Turns::default(), called);
-            let to = Choice { member: expected, special: true, crowded: false };
+            let to = Choice { member: expected, special: true, crowded: false, returned: false };
             assert_eq!(verdict, Verdict::Redirected { from: 0, to }, "{policy}");
         }
     }
@@ -395,7 +502,10 @@ mod tests {
         );
         members[1].half_open = 4;
         let verdict = place(Rules::default(), &members, &mut turns, request("10.0.0.1"));
-        assert_eq!(verdict, Verdict::Placed(Choice { member: 0, special: false, crowded: true }));
+        assert_eq!(
+            verdict,
+            Verdict::Placed(Choice { member: 0, special: false, crowded: true, returned: false })
+        );
     }
 
     #[test]
@@ -466,6 +576,47 @@ mod tests {
         members[0].half_open = 1;
         members[1].queued = 3;
         assert_eq!(member_of(place(&members)), 1);
+    }
+
+    #[test]
+    fn a_flow_goes_back_to_who_sent_it_a_cookie() {
+        let mut members = [member("10.0.0.1", 0, 1), member("10.0.0.2", 0, 1)];
+        let mut cookies = Cookies::default();
+        let mut place = |members: &[Member], hash: u32| {
+            let request = Request { hash, ..request("10.0.0.1") };
+            super::place(Rules::default(), members, &mut Turns::default(), &mut cookies, request)
+        };
+        for member in &mut members {
+            member.half_open = 2;
+        }
+        assert_eq!(member_of(place(&members, 0x1_0007)), 0);
+        // Another flow, with the same lower half, does as long as there is a flood.
+        members[1].half_open = 0;
+        assert_eq!(member_of(place(&members, 0x2_0007)), 0);
+        assert_eq!(member_of(place(&members, 0x1_0008)), 1, "not remembered");
+        members[0].half_open = 0;
+        members[0].queued = 2;
+        assert_eq!(place(&members, 0x2_0007), Verdict::Dropped(0));
+        assert_eq!(member_of(place(&members, 0x1_0007)), 1, "no flood");
+        (members[0].queued, members[0].draining) = (1, true);
+        let to = Choice { member: 0, special: false, crowded: false, returned: true };
+        assert_eq!(place(&members, 0x2_0007), Verdict::Placed(to));
+        members[0].gone = true;
+        assert_eq!(member_of(place(&members, 0x2_0007)), 1);
+    }
+
+    #[test]
+    fn members_at_one_address_check_each_others_cookies() {
+        let mut members = [member("10.0.0.1", 0, 1), member("10.0.0.1", 0, 1)];
+        let mut cookies = Cookies::new(true);
+        let policy = rules(Policy::RoundRobin);
+        let mut turns = Turns::default();
+        let mut place = |members: &[Member]| {
+            super::place(policy, members, &mut turns, &mut cookies, request("10.0.0.1"))
+        };
+        assert_eq!([place(&members), place(&members)].map(member_of), [0, 1]);
+        members[1].address = member("10.0.0.2", 0, 1).address;
+        assert_eq!([place(&members), place(&members)].map(member_of), [0, 0]);
     }
 
     fn any_member() -> impl Strategy<Value = Member> {

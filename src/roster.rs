@@ -30,6 +30,9 @@ pub(crate) struct Roster {
     endpoints: Vec<Option<Endpoint>>,
     next_id: u32,
     turn: u32,
+    /// When a SYN cookie was sent last for any of its endpoints, in cookie ticks; 0 if none
+    /// was lately.
+    cookie: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,7 +70,16 @@ struct Called {
 
 impl Roster {
     pub(crate) fn new(name: String, port: u16, rules: Rules) -> Self {
-        Self { name, port, rules, members: Vec::new(), endpoints: Vec::new(), next_id: 0, turn: 0 }
+        Self {
+            name,
+            port,
+            rules,
+            members: Vec::new(),
+            endpoints: Vec::new(),
+            next_id: 0,
+            turn: 0,
+            cookie: 0,
+        }
     }
 
     /// Adds members at the end of the list and gives them their ids.
@@ -237,7 +249,14 @@ impl Roster {
         flags |= if self.rules.redirect { layout::REDIRECT } else { 0 };
         flags |= if self.rules.on_full == OnFull::Reset { layout::RESET } else { 0 };
         flags |= if self.rules.spread { layout::SPREAD } else { 0 };
+        flags |= if self.rules.redirect && self.is_apart() { layout::APART } else { 0 };
         flags
+    }
+
+    /// Whether its members are on several addresses. Those on one address are one
+    /// `SO_REUSEPORT` group, and any of them checks the SYN cookies of all.
+    fn is_apart(&self) -> bool {
+        self.members.windows(2).any(|pair| pair[0].address != pair[1].address)
     }
 
     fn endpoint_row(&self, endpoint: &Endpoint, called: &Called) -> Row {
@@ -251,6 +270,7 @@ impl Roster {
             endpoints: count(&self.endpoints),
             policy: self.rules.policy.number(),
             flags: self.flags(),
+            cookie: self.cookie,
             mark: layout::ENDPOINT_MARK,
             ..EndpointRow::default()
         })
@@ -279,6 +299,10 @@ impl Roster {
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
         let endpoints = rows.get(ROW_ENDPOINTS..)?.get(..header.endpoints as usize)?;
         let members = rows[ROW_ENDPOINTS + endpoints.len()..].get(..header.members as usize)?;
+        let endpoints: Vec<EndpointRow> = endpoints
+            .iter()
+            .map(|row| EndpointRow::read_from_bytes(row).ok())
+            .collect::<Option<_>>()?;
         Some(Self {
             name: String::from_utf8(name[..end].to_vec()).ok()?,
             port: header.port,
@@ -296,15 +320,17 @@ impl Roster {
                 .iter()
                 .map(|row| member_from(row, header.port))
                 .collect::<Option<_>>()?,
+            // Carried over to every endpoint: an address may be called by another one, the
+            // wildcard, after a change.
+            cookie: endpoints.iter().map(|row| row.cookie).max().unwrap_or(0),
             endpoints: endpoints
                 .iter()
                 .map(|row| {
-                    let row = EndpointRow::read_from_bytes(row).ok()?;
                     let ip = layout::address_from(row.address);
                     let in_use = row.mark == layout::ENDPOINT_MARK;
-                    Some(in_use.then_some(Endpoint { ip, turn: row.turn }))
+                    in_use.then_some(Endpoint { ip, turn: row.turn })
                 })
-                .collect::<Option<_>>()?,
+                .collect(),
             next_id: header.next_id,
             turn: header.turn,
         })

@@ -142,6 +142,9 @@ pub struct Requests {
     pub left: u64,
     /// Put where half-open requests fill the queue; also in `placed` or `redirected`.
     pub crowded: u64,
+    /// Put back on the member that had answered their flow with a SYN cookie; also in
+    /// `placed` or `redirected`.
+    pub returned: u64,
 }
 
 /// The ways out of the kernel program that belong to no service, counted for the
@@ -216,7 +219,7 @@ mod tests {
             }],
             "requests": {
                 "placed": 5, "redirected": 1, "special": 1, "dropped": 0, "reset": 0,
-                "fallback": 0, "left": 0, "crowded": 0,
+                "fallback": 0, "left": 0, "crowded": 0, "returned": 0,
             },
         });
         assert_eq!(json, expected);

@@ -20,6 +20,7 @@ pub(crate) const ADDRESSES_PER_ROW: usize = 8;
 pub(crate) const REDIRECT: u8 = 1 << 0;
 pub(crate) const RESET: u8 = 1 << 1;
 pub(crate) const SPREAD: u8 = 1 << 2;
+pub(crate) const APART: u8 = 1 << 3;
 
 /// `ov_member.flags`
 pub(crate) const TAKES_IPV4: u8 = 1 << 0;
@@ -111,7 +112,9 @@ plain! {
         policy: u8,
         flags: u8,
         zero: u16,
-        zero2: [u32; 4],
+        zero2: u32,
+        cookie: u64,
+        zero3: u32,
         mark: u32,
     }
 
@@ -140,6 +143,7 @@ plain! {
         left: u64,
         fallback: u64,
         crowded: u64,
+        returned: u64,
     }
 
     /// `struct ov_member_counters`

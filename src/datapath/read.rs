@@ -100,6 +100,7 @@ impl Datapath {
                 fallback: counters.fallback,
                 left: counters.left,
                 crowded: counters.crowded,
+                returned: counters.returned,
             },
         })
     }

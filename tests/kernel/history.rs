@@ -9,7 +9,6 @@
 //! `OVERSPILL_HISTORIES=N` sets how many are run.
 
 mod bench;
-mod syn;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -17,6 +16,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use bench::Bench;
+
+use crate::syn;
 
 /// Half-open requests live a second until their first timer: a history is shorter.
 const STEPS: usize = 120;

@@ -9,8 +9,8 @@ use crate::output::{self, numbers, on_off, words};
 /// Show a service: its rules, its members with their queues, and its requests
 ///
 /// Of each member: QUEUED are the connections that wait to be accepted, of what its queue
-/// holds; HALF-OPEN are handshakes not yet completed; ESTABLISHED are complete connections that
-/// the server has not closed, those that wait among them; PLACED are requests that called it and were
+/// holds; HALF-OPEN are handshakes not yet completed; ESTAB are complete connections that the server
+/// has not closed, those that wait among them; WEIGHT is shown where one is not 1; PLACED are requests that called it and were
 /// put on it, IN those that called siblings and were put on it, OUT those that called it and
 /// were put on siblings.
 #[derive(Debug, clap::Args)]
@@ -56,35 +56,41 @@ fn header(status: &Status) -> String {
 }
 
 fn members(members: &[MemberStatus]) -> String {
-    let columns = [
+    let mut columns = vec![
         numbers("MEMBER"),
         words("ADDRESS"),
         numbers("PID"),
         words("STATE"),
         numbers("QUEUED"),
         numbers("HALF-OPEN"),
-        numbers("ESTABLISHED"),
-        numbers("WEIGHT"),
+        numbers("ESTAB"),
         numbers("PLACED"),
         numbers("IN"),
         numbers("OUT"),
     ];
-    let rows = members.iter().map(|member| {
-        [
-            member.member.to_string(),
-            member.address.to_string(),
-            member.pid.to_string(),
-            member.state.name().to_owned(),
-            format!("{}/{}", member.queued, member.capacity),
-            member.half_open.to_string(),
-            member.established.map_or_else(|| "-".to_owned(), |count| count.to_string()),
-            member.weight.to_string(),
-            member.placed.to_string(),
-            member.redirected_in.to_string(),
-            member.redirected_out.to_string(),
-        ]
-    });
+    let mut rows: Vec<Vec<String>> = members.iter().map(row).collect();
+    if members.iter().any(|member| member.weight != 1) {
+        columns.push(numbers("WEIGHT"));
+        for (row, member) in rows.iter_mut().zip(members) {
+            row.push(member.weight.to_string());
+        }
+    }
     output::table(&columns, rows)
+}
+
+fn row(member: &MemberStatus) -> Vec<String> {
+    vec![
+        member.member.to_string(),
+        member.address.to_string(),
+        member.pid.to_string(),
+        member.state.name().to_owned(),
+        format!("{}/{}", member.queued, member.capacity),
+        member.half_open.to_string(),
+        member.established.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+        member.placed.to_string(),
+        member.redirected_in.to_string(),
+        member.redirected_out.to_string(),
+    ]
 }
 
 fn requests(requests: &Requests) -> String {
@@ -97,6 +103,7 @@ fn requests(requests: &Requests) -> String {
         ("FALLBACK", requests.fallback),
         ("LEFT", requests.left),
         ("CROWDED", requests.crowded),
+        ("RETURNED", requests.returned),
     ];
     let columns = figures.map(|(heading, _)| numbers(heading));
     output::table(&columns, [figures.map(|(_, figure)| figure.to_string())])

@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use overspill::model::{self, Request, Turns, Verdict};
+use overspill::model::{self, Choice, Cookies, Request, Turns, Verdict};
 use overspill::{
     Capacity, Change, Health, MemberId, MemberState, MemberStatus, OnFull, Policy, Requests, Rules,
     Service, flow,
@@ -15,7 +15,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::syn;
+use crate::syn::{self, Wire};
 
 const PORT: u16 = 8080;
 
@@ -52,8 +52,17 @@ impl Kind {
 struct Waiting {
     client: SocketAddr,
     called: SocketAddr,
-    /// Until it resets the connection.
+    /// `None` where a raw segment did the client's part.
     stream: Option<Socket>,
+    reset: bool,
+}
+
+/// A client whose SYN was answered with a cookie.
+#[derive(Debug)]
+struct Answered {
+    client: SocketAddr,
+    called: SocketAddr,
+    cookie: u32,
 }
 
 /// A member: its socket, its image in the model, and what must be true of it.
@@ -73,6 +82,11 @@ pub(super) struct Bench {
     seed: u32,
     rules: Rules,
     turns: Turns,
+    /// `net.ipv4.tcp_syncookies=2`
+    always_cookies: bool,
+    cookies: Cookies,
+    answered: Vec<Answered>,
+    wires: [Wire; 2],
     members: Vec<Member>,
     requests: Requests,
     next_id: u32,
@@ -95,6 +109,8 @@ impl Bench {
             .unwrap();
         assert_eq!(service.namespace().seed().unwrap(), Some(seed));
         let requests = Requests::default();
+        let always_cookies = random.random_bool(0.2);
+        world::sysctl("net/ipv4/tcp_syncookies", if always_cookies { "2" } else { "1" });
         let (turns, members, next_id) = (Turns::default(), Vec::new(), 0);
         let mut bench = Self {
             kind,
@@ -103,6 +119,10 @@ impl Bench {
             seed,
             rules,
             turns,
+            always_cookies,
+            cookies: Cookies::new(always_cookies),
+            answered: Vec::new(),
+            wires: [false, true].map(|ipv6| Wire::to(syn::client(ipv6, 0).ip())),
             members,
             requests,
             next_id,
@@ -149,9 +169,10 @@ impl Bench {
         match self.random.random_range(0..100) {
             0..45 => self.request(true),
             45..58 => self.request(false),
-            58..62 => self.abort(),
-            62..75 => self.accept(),
-            75..79 => self.end(),
+            58..60 => self.abort(),
+            60..65 => self.acknowledge(),
+            65..76 => self.accept(),
+            76..79 => self.end(),
             79..82 => self.reset(),
             82..85 => self.close(),
             85..88 => self.join(),
@@ -178,32 +199,42 @@ impl Bench {
     fn request(&mut self, real: bool) {
         let ip: IpAddr = self.kind.called().choose(&mut self.random).unwrap().parse().unwrap();
         let called = SocketAddr::new(ip, PORT);
-        // A flow is never used twice: nothing is left of an earlier one.
-        self.next_port += 1;
-        let real_client: &str = if called.is_ipv6() { "fd00:1::1" } else { "10.1.0.1" };
-        let real_client = SocketAddr::new(real_client.parse().unwrap(), self.next_port);
-        let before = self.turns.clone();
-        let mut verdict = self.place(real_client, called);
+        let client = self.new_client(real, called);
+        let verdict = self.place(client, called);
         if verdict == Verdict::Left && self.kernel_finds_a_member() {
             return;
         }
-        if real && !self.sends_cookie(verdict) {
-            self.connect(verdict, real_client, called);
-        } else {
-            self.turns = before;
-            let client = syn::client(called.is_ipv6(), self.next_port);
-            verdict = self.place(client, called);
-            syn::open(client, called);
-            self.half_opened(verdict, client, called);
-        }
         self.count(verdict);
+        if real {
+            self.connect(verdict, client, called);
+        } else {
+            self.half_open(verdict, client, called);
+        }
+    }
+
+    /// A flow is never used twice: nothing is left of an earlier one. Nor does one take the
+    /// place of another's cookie.
+    fn new_client(&mut self, real: bool, called: SocketAddr) -> SocketAddr {
+        loop {
+            self.next_port += 1;
+            let client = if real {
+                let ip: &str = if called.is_ipv6() { "fd00:1::1" } else { "10.1.0.1" };
+                SocketAddr::new(ip.parse().unwrap(), self.next_port)
+            } else {
+                syn::client(called.is_ipv6(), self.next_port)
+            };
+            if !self.cookies.collides(flow::hash(self.seed, client, called)) {
+                return client;
+            }
+        }
     }
 
     fn place(&mut self, client: SocketAddr, called: SocketAddr) -> Verdict {
         let members: Vec<model::Member> =
             self.members.iter().map(|member| member.model.clone()).collect();
         let hash = flow::hash(self.seed, client, called);
-        model::place(self.rules, &members, &mut self.turns, Request { called: called.ip(), hash })
+        let request = Request { called: called.ip(), hash };
+        model::place(self.rules, &members, &mut self.turns, &mut self.cookies, request)
     }
 
     /// Whether the kernel's own look-up may find a member for a request left to it: one on
@@ -218,7 +249,7 @@ impl Bench {
     fn sends_cookie(&self, verdict: Verdict) -> bool {
         chosen(verdict).is_some_and(|position| {
             let model = &self.members[position].model;
-            model.half_open > model.backlog
+            self.always_cookies || model.half_open > model.backlog
         })
     }
 
@@ -233,7 +264,13 @@ impl Bench {
             assert_eq!(answer.unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
             return;
         }
-        let place = chosen(verdict);
+        let mut place = chosen(verdict);
+        if self.sends_cookie(verdict) {
+            // The ACK that follows at once is a request of its own.
+            let verdict = self.place(client, called);
+            self.count(verdict);
+            place = chosen(verdict);
+        }
         let expected = place.map(|_| ()).ok_or(ErrorKind::ConnectionRefused);
         let call = format!("{client} calls {called}: {verdict:?} by {:?}", self.rules);
         let ended = outcome(&socket, answer, &call);
@@ -242,12 +279,22 @@ impl Bench {
             let member = &mut self.members[position];
             member.model.queued += 1;
             member.model.established += 1;
-            member.waiting.push_back(Waiting { client, called, stream: Some(socket) });
+            member.waiting.push_back(Waiting {
+                client,
+                called,
+                stream: Some(socket),
+                reset: false,
+            });
         }
     }
 
-    fn half_opened(&mut self, verdict: Verdict, client: SocketAddr, called: SocketAddr) {
+    fn half_open(&mut self, verdict: Verdict, client: SocketAddr, called: SocketAddr) {
+        let wire = &self.wires[usize::from(called.is_ipv6())];
+        wire.forget();
+        syn::open(client, called);
         if self.sends_cookie(verdict) {
+            let cookie = wire.answer(client, called);
+            self.answered.push(Answered { client, called, cookie });
             return;
         }
         if let Some(position) = chosen(verdict) {
@@ -277,7 +324,37 @@ impl Bench {
         if let Verdict::Placed(to) | Verdict::Redirected { to, .. } = verdict {
             self.requests.special += u64::from(to.special);
             self.requests.crowded += u64::from(to.crowded);
+            self.requests.returned += u64::from(to.returned);
             self.members[to.member].expected.special += u64::from(to.special);
+        }
+    }
+
+    /// A client that was sent a cookie answers it, late. Where the rules have a say in where
+    /// its ACK goes, the model does not know whether that member can check it.
+    fn acknowledge(&mut self) {
+        if self.answered.is_empty() {
+            return;
+        }
+        let index = self.random.random_range(0..self.answered.len());
+        let Answered { client, called, cookie } = self.answered.swap_remove(index);
+        let before = (self.turns.clone(), self.cookies.clone());
+        let verdict = self.place(client, called);
+        match verdict {
+            Verdict::Placed(Choice { returned: true, .. })
+            | Verdict::Redirected { to: Choice { returned: true, .. }, .. }
+            | Verdict::Dropped(_) => {}
+            _ => {
+                (self.turns, self.cookies) = before;
+                return;
+            }
+        }
+        self.count(verdict);
+        syn::acknowledge(client, called, cookie);
+        if let Some(position) = chosen(verdict) {
+            let member = &mut self.members[position];
+            member.model.queued += 1;
+            member.model.established += 1;
+            member.waiting.push_back(Waiting { client, called, stream: None, reset: false });
         }
     }
 
@@ -302,19 +379,18 @@ impl Bench {
         assert_eq!(canonical(peer), waiting.client, "accepted by member {position}");
         assert_eq!(canonical(stream.local_addr().unwrap()), waiting.called);
         member.model.queued -= 1;
-        if waiting.stream.is_some() {
+        if !waiting.reset {
             member.served.push((stream, waiting));
         }
     }
 
     /// A connection that is served ends: the server closes it, or the client resets it.
     fn end(&mut self) {
-        let (position, by_client) = (self.any_member(), self.random.random());
+        let (position, by_client) = (self.any_member(), self.random.random::<bool>());
         let member = &mut self.members[position];
         let Some((server, mut client)) = member.served.pop() else { return };
         member.model.established -= 1;
-        if by_client {
-            client.reset();
+        if by_client && client.reset() {
             // Its end has been seen before the server can take part in it.
             world::wait_until("the reset arrives", || server.take_error().unwrap().is_some());
         }
@@ -324,8 +400,7 @@ impl Bench {
     fn reset(&mut self) {
         let position = self.any_member();
         let member = &mut self.members[position];
-        if let Some(waiting) = member.waiting.iter_mut().find(|waiting| waiting.stream.is_some()) {
-            waiting.reset();
+        if member.waiting.iter_mut().any(Waiting::reset) {
             member.model.established -= 1;
         }
     }
@@ -368,6 +443,7 @@ impl Bench {
         }
         self.service.leave(id).unwrap();
         self.members.remove(position);
+        self.cookies.forget_from(position);
         self.turns = Turns::default();
     }
 
@@ -428,10 +504,12 @@ impl Bench {
 }
 
 impl Waiting {
-    fn reset(&mut self) {
-        if let Some(stream) = self.stream.take() {
-            stream.set_linger(Some(Duration::ZERO)).unwrap();
-        }
+    /// False where there is nothing to reset.
+    fn reset(&mut self) -> bool {
+        let Some(stream) = self.stream.take() else { return false };
+        stream.set_linger(Some(Duration::ZERO)).unwrap();
+        self.reset = true;
+        true
     }
 }
 
