@@ -115,8 +115,8 @@ impl Field {
             Entrant::Published => board = Some(Arc::new(Board::new(&group.listeners)?)),
             Entrant::Proxy => {
                 called = proxy::ADDRESS;
-                let start = || Proxy::start(&group.listeners, BACKLOG * MEMBERS);
-                proxy = Some(group.arena.inside(start)?);
+                let backlog = BACKLOG * MEMBERS;
+                proxy = Some(Proxy::start(&group.arena, &group.listeners, backlog)?);
             }
             Entrant::Rescue => {
                 let service = group.service.as_ref().context("a service")?;

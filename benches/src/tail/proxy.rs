@@ -3,11 +3,13 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{self, Child, Command, Stdio};
 
 use anyhow::{Context as _, Result};
 
+use crate::arena::Arena;
 use crate::client;
 use crate::contestant::PORT;
 
@@ -19,8 +21,8 @@ pub(crate) const ADDRESS: SocketAddr =
 pub(crate) struct Proxy(Child);
 
 impl Proxy {
-    /// Starts one before these, in the caller's network namespace.
-    pub(crate) fn start(listeners: &[TcpListener], backlog: u32) -> Result<Self> {
+    /// Starts one before these.
+    pub(crate) fn start(arena: &Arena, listeners: &[TcpListener], backlog: u32) -> Result<Self> {
         let servers = listeners
             .iter()
             .enumerate()
@@ -31,16 +33,21 @@ impl Proxy {
             .replace("@BACKLOG@", &backlog.to_string())
             .replace("@SERVERS@\n", &servers);
         let path = Configuration::write(&text)?;
-        let child = Command::new("haproxy")
-            .args(["-db", "-f"])
+        let network = format!("--net=/proc/{}/fd/{}", process::id(), arena.network().as_raw_fd());
+        // It ends with the thread that starts it, even if that is killed.
+        let child = Command::new("nsenter")
+            .args([&network, "setpriv", "--pdeathsig", "KILL", "haproxy", "-db", "-f"])
             .arg(&path.0)
             // Where servers are although many a PATH leaves it out.
             .env("PATH", "/usr/sbin:/usr/local/sbin:/usr/bin:/bin")
             .stdout(Stdio::null())
             .spawn()
-            .context("start haproxy; tools/setup test installs it")?;
+            .context("start nsenter, setpriv and haproxy; tools/setup test installs them")?;
         let proxy = Self(child);
-        world::wait_until("HAProxy listens", || client::connect(None, ADDRESS).is_ok());
+        let listens = || Ok(client::connect(None, ADDRESS).is_ok());
+        world::wait_until("haproxy listens (tools/setup test installs it)", || {
+            arena.inside(listens).is_ok_and(|listens| listens)
+        });
         Ok(proxy)
     }
 }
@@ -58,7 +65,7 @@ struct Configuration(PathBuf);
 
 impl Configuration {
     fn write(text: &str) -> Result<Self> {
-        let path = std::env::temp_dir().join(format!("overspill-tail-{}.cfg", std::process::id()));
+        let path = std::env::temp_dir().join(format!("overspill-tail-{}.cfg", process::id()));
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         Ok(Self(path))
     }

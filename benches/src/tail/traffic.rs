@@ -43,9 +43,9 @@ pub(crate) struct Stall {
     pub(crate) length: Duration,
 }
 
-const CHEAP: Duration = Duration::from_micros(500);
-const CHEAPEST: Duration = Duration::from_micros(200);
-const COSTLY: Duration = Duration::from_millis(10);
+const CHEAP: Duration = Duration::from_micros(800);
+const CHEAPEST: Duration = Duration::from_micros(400);
+const COSTLY: Duration = Duration::from_millis(20);
 const COSTLY_SHARE: f64 = 0.05;
 
 /// How many connections last at a time, and how long one does on average, in seconds.
@@ -71,10 +71,10 @@ impl Traffic {
 
     pub(crate) fn describe(self) -> &'static str {
         match self {
-            Self::Cheap => "0.5 ms a request, a connection each",
-            Self::Mixed => "95 % of requests 0.2 ms, 5 % 10 ms; a connection each",
+            Self::Cheap => "0.8 ms a request, a connection each",
+            Self::Mixed => "95 % of requests 0.4 ms, 5 % 20 ms; a connection each",
             Self::Lasting => {
-                "0.5 ms a request; 64 connections at a time, each with many requests, that come \
+                "0.8 ms a request; 64 connections at a time, each with many requests, that come \
                  and go all the time (0.5 s on average)"
             }
             Self::Stalled => "as `cheap`; each second another worker stalls for 400 ms",
