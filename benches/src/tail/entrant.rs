@@ -31,11 +31,11 @@ pub(crate) enum Entrant {
     /// overspill. A policy that needs more than its name is made ready in [`Field::new`].
     Overspill(Policy),
     /// overspill, and what waits at a busy worker is moved to an idle one.
-    Rescue,
+    Rescue(Policy),
 }
 
-/// The policy that is rescued.
-pub(crate) const RESCUED: Policy = Policy::ShortestQueue;
+/// The policies that are tried with rescue as well.
+pub(crate) const RESCUED: [Policy; 2] = [Policy::ShortestQueue, Policy::LeastLoaded];
 /// Of each worker's socket; the shared one has as much as all of them.
 pub(crate) const BACKLOG: u32 = 511;
 const MEMBERS: u32 = WORKERS as u32;
@@ -44,7 +44,7 @@ impl Entrant {
     pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Shared, Self::ReusePort, Self::Published, Self::Proxy];
         all.extend(Policy::ALL.map(Self::Overspill));
-        all.push(Self::Rescue);
+        all.extend(RESCUED.map(Self::Rescue));
         all
     }
 
@@ -55,7 +55,8 @@ impl Entrant {
             Self::Published => "published bitmap",
             Self::Proxy => "HAProxy leastconn",
             Self::Overspill(policy) => policy.name(),
-            Self::Rescue => "shortest-queue + rescue",
+            Self::Rescue(Policy::LeastLoaded) => "least-loaded + rescue",
+            Self::Rescue(_) => "shortest-queue + rescue",
         }
     }
 
@@ -66,7 +67,7 @@ impl Entrant {
 
     /// Whether it is what overspill is compared with.
     pub(crate) fn is_other(self) -> bool {
-        !self.is_ours() && self != Self::Rescue
+        !matches!(self, Self::Overspill(_) | Self::Rescue(_))
     }
 }
 
@@ -106,8 +107,9 @@ impl Field {
                 (Contestant::ReusePort, Layout::One, BACKLOG)
             }
             Entrant::Proxy => (Contestant::Apart, Layout::Own, BACKLOG),
-            Entrant::Overspill(policy) => (Contestant::Overspill(policy), Layout::One, BACKLOG),
-            Entrant::Rescue => (Contestant::Overspill(RESCUED), Layout::One, BACKLOG),
+            Entrant::Overspill(policy) | Entrant::Rescue(policy) => {
+                (Contestant::Overspill(policy), Layout::One, BACKLOG)
+            }
         };
         let group = Group::new(contestant, layout, MEMBERS, backlog)?;
         let (mut called, mut board, mut proxy) = (layout.called(0), None, None);
@@ -118,7 +120,7 @@ impl Field {
                 let backlog = BACKLOG * MEMBERS;
                 proxy = Some(Proxy::start(&group.arena, &group.listeners, backlog)?);
             }
-            Entrant::Rescue => {
+            Entrant::Rescue(_) => {
                 let service = group.service.as_ref().context("a service")?;
                 group.arena.inside(|| Ok(service.keep_requests(&group.listeners[0])?))?;
             }
@@ -143,7 +145,7 @@ impl Entrant {
         let workers = Workers::start(listeners, run.way, start, run.stalls, board)?;
         let (stop, group) = (AtomicBool::new(false), &field.group);
         let (outcome, deeds) = thread::scope(|scope| {
-            let rescuer = (self == Self::Rescue).then(|| {
+            let rescuer = matches!(self, Self::Rescue(_)).then(|| {
                 let service = group.service.as_ref().expect("it has one");
                 let work = || rescue::run(service, &group.listeners, &stop);
                 scope.spawn(move || group.arena.inside(work))

@@ -54,7 +54,7 @@ struct Args {
     #[arg(long, default_value_t = 6)]
     rounds: u32,
     /// For how long clients are measured each time
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 0.8)]
     seconds: f64,
     /// Only see that all runs, in less than a minute: figures not to be believed
     #[arg(long)]

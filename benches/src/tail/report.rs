@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use overspill::Policy;
+
 use crate::entrant::{Entrant, RESCUED};
 use crate::machine::Machine;
 use crate::measure::{
@@ -173,13 +175,11 @@ impl Found<'_> {
     }
 
     fn rescue(&self) -> String {
-        let base = Entrant::Overspill(RESCUED);
-        let mut page = format!(
+        let mut page = String::from(
             "## What rescue costs and gains\n\n\
              With a thread that looks every 2 ms, and at most every 5 ms moves what stands at a \
-             busy worker's socket to an idle sibling: times the same policy ({}) without, in the \
-             same round.\n\n",
-            base.name()
+             busy worker's socket to an idle sibling: times the same policy without, in the same \
+             round.\n\n",
         );
         let figures = [
             "mean",
@@ -192,38 +192,36 @@ impl Found<'_> {
             "a look",
             "a move",
         ];
-        head(&mut page, &["traffic", "load", "verdict on p99"], &figures);
-        for (traffic, load) in self.cases() {
-            let ratio = |measure| {
-                let of = |entrant| case(entrant, traffic, load);
-                let ratios = self.samples.ratios(of(Entrant::Rescue), of(base), measure);
-                Spread::of(&ratios).expect("it was measured")
-            };
-            let median = |entrant, measure| self.median(entrant, traffic, load, measure);
-            let own = |measure| median(Entrant::Rescue, measure);
-            row(
-                &mut page,
-                &[
-                    traffic.name().to_owned(),
-                    load.name.to_owned(),
-                    verdict(ratio(P99), self.plan.rounds).to_owned(),
-                    format!("{:.2}", ratio(MEAN)),
-                    format!("{:.2}", ratio(P99)),
-                    format!("{:.2}", ratio(P999)),
-                    format!("{:.0}", own(MOVES)),
-                    percent(own(MOVED)),
-                    percent(own(FAILED)),
-                    percent(median(base, FAILED)),
-                    format!("{:.0} us", own(LOOK)),
-                    if own(MOVES) > 0.0 {
-                        format!("{:.0} us", own(MOVE))
-                    } else {
-                        "—".to_owned()
-                    },
-                ],
-            );
+        head(&mut page, &["policy", "traffic", "load", "verdict on p99"], &figures);
+        for policy in RESCUED {
+            for at in self.cases() {
+                row(&mut page, &self.rescued(policy, at));
+            }
         }
         page
+    }
+
+    fn rescued(&self, policy: Policy, (traffic, load): (Traffic, Load)) -> Vec<String> {
+        let (base, rescue) = (Entrant::Overspill(policy), Entrant::Rescue(policy));
+        let ratio = |measure| {
+            let of = |entrant| case(entrant, traffic, load);
+            let ratios = self.samples.ratios(of(rescue), of(base), measure);
+            Spread::of(&ratios).expect("it was measured")
+        };
+        let own = |measure| self.median(rescue, traffic, load, measure);
+        let a_move = if own(MOVES) > 0.0 { own(MOVE) } else { f64::NAN };
+        let mut cells: Vec<String> =
+            [policy.name(), traffic.name(), load.name].map(str::to_owned).to_vec();
+        cells.push(verdict(ratio(P99), self.plan.rounds).to_owned());
+        cells.extend([MEAN, P99, P999].map(|measure| format!("{:.2}", ratio(measure))));
+        cells.push(format!("{:.0}", own(MOVES)));
+        cells.push(percent(own(MOVED)));
+        cells.push(percent(own(FAILED)));
+        cells.push(percent(self.median(base, traffic, load, FAILED)));
+        let micros =
+            |time: f64| if time.is_nan() { "—".to_owned() } else { format!("{time:.0} us") };
+        cells.extend([own(LOOK), a_move].map(micros));
+        cells
     }
 
     /// All figures of each traffic.
