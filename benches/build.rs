@@ -7,11 +7,14 @@ use libbpf_cargo::SkeletonBuilder;
 
 fn main() {
     let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR"));
-    SkeletonBuilder::new()
-        .source("bpf/peer.bpf.c")
-        .clang_args(["-I../bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"])
-        .build_and_generate(out.join("peer.skel.rs"))
-        .unwrap_or_else(|error| panic!("cannot compile bpf/peer.bpf.c: {error:#}"));
+    for name in ["peer", "published"] {
+        let source = format!("bpf/{name}.bpf.c");
+        SkeletonBuilder::new()
+            .source(&source)
+            .clang_args(["-I../bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror"])
+            .build_and_generate(out.join(format!("{name}.skel.rs")))
+            .unwrap_or_else(|error| panic!("cannot compile {source}: {error:#}"));
+    }
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-changed=../bpf/kernel.h");
 }
