@@ -42,6 +42,7 @@ extern void *bpf_rdonly_cast(const void *, __u32) __ksym __weak;
 /* Set by user space before loading. */
 const volatile __u32 seed;
 const volatile __u32 cpus = 1;
+const volatile __u32 near_bits = 1; /* `near` has 2^near_bits entries */
 
 /* Never read: it brings the types of the rows into the object's BTF, where a test
  * compares them with those of user space. */
@@ -69,12 +70,27 @@ struct {
 	__type(value, struct ov_endpoint);
 } endpoints SEC(".maps");
 
-struct roster {
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_INNER_MAP);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__uint(value_size, sizeof(union ov_row));
+	__type(value, struct ov_near);
+} near SEC(".maps");
+
+/* Every roster's rows in one plain array: the verifier writes its look-ups into the
+ * program, while those in arrays of different lengths would be calls. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, union ov_row);
+} rows SEC(".maps");
+
+struct roster {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(value_size, sizeof(struct ov_extent));
 };
 
 struct {
@@ -265,6 +281,7 @@ struct search {
 	__u32 service;
 	__u32 takes; /* the flag that a member must have */
 	__u32 ports; /* remote, local */
+	struct ov_endpoint_key key; /* of the endpoint */
 
 	/* where it stands */
 	__u32 rule;
@@ -303,21 +320,29 @@ struct {
 /* A request and the way to its service. */
 struct request {
 	struct bpf_sk_lookup *ctx;
-	void *roster;
 	struct ov_endpoint_row *endpoint;
 	struct search *s;
-	__u32 first_member; /* the number of its row */
+	/* the roster */
+	__u32 first; /* where its rows begin */
+	__u32 endpoints;
+	__u32 members;
 };
 
 static __always_inline union ov_row *row(struct request *r, __u32 number)
 {
-	return bpf_map_lookup_elem(r->roster, &number);
+	number += r->first;
+	return bpf_map_lookup_elem(&rows, &number);
+}
+
+static __always_inline __u32 first_member(struct request *r)
+{
+	return OV_ROW_ENDPOINTS + r->endpoints;
 }
 
 static __always_inline struct ov_member *member_at(struct request *r,
 						   __u32 position)
 {
-	union ov_row *found = row(r, r->first_member + position);
+	union ov_row *found = row(r, first_member(r) + position);
 
 	return found ? &found->member : NULL;
 }
@@ -332,13 +357,13 @@ static __always_inline __u64 address_of(struct request *r, __u32 position)
 
 static __always_inline __u32 first_addresses(struct request *r)
 {
-	return r->first_member + r->endpoint->members;
+	return first_member(r) + r->members;
 }
 
 /* The position that stands at `index` of the called table. */
 static __always_inline __u32 called_at(struct request *r, __u32 index)
 {
-	__u32 addresses = (r->endpoint->members + OV_ADDRESSES_PER_ROW - 1) /
+	__u32 addresses = (r->members + OV_ADDRESSES_PER_ROW - 1) /
 			  OV_ADDRESSES_PER_ROW;
 	__u32 first = first_addresses(r) + addresses;
 	union ov_row *table = row(r, first + index / OV_POSITIONS_PER_ROW);
@@ -590,43 +615,106 @@ static __always_inline void read_addresses(struct bpf_sk_lookup *ctx,
 	r->s->remote[3] = word;
 }
 
-static __always_inline struct ov_endpoint *
-find_endpoint(struct request *r, __u16 port, __u8 kinds)
+/* The address that the request is found by: the called one, or the wildcard. */
+static __always_inline void set_key(struct request *r, struct ov_endpoint_key *key,
+				    bool wildcard)
 {
-	struct ov_endpoint_key key = { .port = port };
-	struct ov_endpoint *endpoint = NULL;
-
-	if (kinds & OV_PORT_EXACT) {
-		__builtin_memcpy(key.address, r->s->address, sizeof(key.address));
-		endpoint = bpf_map_lookup_elem(&endpoints, &key);
+	if (!wildcard) {
+		__builtin_memcpy(key->address, r->s->address, sizeof(key->address));
+		return;
 	}
-	if (!endpoint && kinds & OV_PORT_WILDCARD) {
-		__builtin_memset(key.address, 0, sizeof(key.address));
-		if (r->s->takes == OV_TAKES_IPV4)
-			key.address[2] = bpf_htonl(0xffff);
-		endpoint = bpf_map_lookup_elem(&endpoints, &key);
-	}
-	return endpoint;
+	__builtin_memset(key->address, 0, sizeof(key->address));
+	if (r->s->takes == OV_TAKES_IPV4)
+		key->address[2] = bpf_htonl(0xffff);
 }
-
-/* False when the address was given up between this and the look-up before. */
-static __always_inline bool find_row(struct request *r, __u32 number)
-{
-	union ov_row *found = row(r, OV_ROW_ENDPOINTS + number);
-
-	if (!found || found->endpoint.mark != OV_ENDPOINT_MARK)
-		return false;
-	r->endpoint = &found->endpoint;
-	r->first_member = OV_ROW_ENDPOINTS + r->endpoint->endpoints;
-	return true;
-}
-
-/* --- carrying out a choice --------------------------------------------------- */
 
 static __always_inline bool same_address(const __be32 *a, const __be32 *b)
 {
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
+
+/* Multiplied so that keys which differ in few bits differ in the upper ones: addresses
+ * and ports that follow one another have different indexes. src/datapath/index.rs is the
+ * same. */
+static __always_inline struct ov_near *find_near(const struct ov_endpoint_key *key)
+{
+	__u64 high = (__u64)key->address[0] << 32 | key->address[1];
+	__u64 low = (__u64)bpf_ntohl(key->address[2]) << 32 | bpf_ntohl(key->address[3]);
+	__u64 product = ((high ^ key->port) * OV_NEAR_FACTOR + low) * OV_NEAR_FACTOR;
+	__u32 index = product >> (64 - near_bits);
+	struct ov_near *found = bpf_map_lookup_elem(&near, &index);
+
+	if (!found || !same_address(found->key.address, key->address) ||
+	    found->key.port != key->port)
+		return NULL;
+	return found;
+}
+
+static __always_inline struct ov_endpoint *
+find_endpoint(struct request *r, struct ov_endpoint_key *key, __u8 kinds)
+{
+	struct ov_endpoint *endpoint = NULL;
+
+	if (kinds & OV_PORT_EXACT) {
+		set_key(r, key, false);
+		endpoint = bpf_map_lookup_elem(&endpoints, key);
+	}
+	if (!endpoint && kinds & OV_PORT_WILDCARD) {
+		set_key(r, key, true);
+		endpoint = bpf_map_lookup_elem(&endpoints, key);
+	}
+	return endpoint;
+}
+
+static __always_inline bool find_roster(struct request *r, __u32 service)
+{
+	struct ov_extent *extent;
+	__u32 zero = 0;
+	void *roster = bpf_map_lookup_elem(&services, &service);
+
+	if (!roster)
+		return false;
+	extent = bpf_map_lookup_elem(roster, &zero);
+	if (!extent)
+		return false; /* not reached: the map has this one entry */
+	r->first = extent->first;
+	r->endpoints = extent->endpoints;
+	r->members = extent->members;
+	return true;
+}
+
+/* False when the address was given up between this and the look-up before. */
+static __always_inline bool find_row(struct request *r, __u32 number,
+				     const struct ov_endpoint_key *key)
+{
+	union ov_row *found;
+
+	if (number >= r->endpoints)
+		return false;
+	found = row(r, OV_ROW_ENDPOINTS + number);
+	if (!found || found->endpoint.mark != OV_ENDPOINT_MARK ||
+	    found->endpoint.port != key->port ||
+	    !same_address(found->endpoint.address, key->address))
+		return false;
+	r->endpoint = &found->endpoint;
+	return true;
+}
+
+/* The way to the service without a call, for all but a few endpoints. */
+static __always_inline bool find_at_once(struct request *r, struct ov_endpoint_key *key,
+					 __u8 kinds)
+{
+	struct ov_near *found;
+
+	set_key(r, key, !(kinds & OV_PORT_EXACT));
+	found = find_near(key);
+	if (!found)
+		return false;
+	r->s->service = found->to.service;
+	return find_roster(r, r->s->service) && find_row(r, found->to.row, key);
+}
+
+/* --- carrying out a choice --------------------------------------------------- */
 
 static __always_inline void count_placed(struct request *r, struct ov_member *m)
 {
@@ -765,7 +853,7 @@ static __always_inline void aim(struct request *r)
 		/* The called ones are not left out: the scan before this one has
 		 * just found that they are not what is wanted. */
 		r->s->first = 0;
-		r->s->count = r->endpoint->members;
+		r->s->count = r->members;
 		r->s->direct = true;
 		r->s->start = turns ? siblings_turn(r) : called_position(r);
 	} else {
@@ -847,18 +935,137 @@ static long step(__u32 i, struct request *r)
 	return r->s->rule == RULE_LEFT;
 }
 
-/* Most requests are put on the first member looked at. Doing so before the loops
- * begin takes the same choice without their calls. */
-static __always_inline bool place_at_once(struct request *r)
+/* --- at once ---------------------------------------------------------------------
+ *
+ * Most requests are placed by the first rule, on one of the first members looked at, or
+ * on the shortest of a few rows. Doing so before the loops begin takes the same choice
+ * without their calls. What is not settled here is left to the loops, from the start.
+ */
+
+/* How many members are walked over in a scope. */
+#define WALK 3
+
+/* Puts the request on the first of the next few that is wanted. */
+static __always_inline bool walk(struct request *r)
 {
+	struct search *s = r->s;
+	struct ov_member *m;
+	__u32 i, index;
+
+	for (i = 0; i < WALK && i < s->count; i++) {
+		index = index_of(s, i);
+		m = look_at(r, index, position_of(r, index));
+		if (m)
+			return !is_refused(s) && assign(r, m);
+	}
+	return false;
+}
+
+/* The shortest so far: what it holds << 32 | its index + 1; or one of these. */
+#define NONE (~0ULL) /* nobody with room */
+#define UNCLEAR 0ULL /* the loops must look */
+
+/* The better of a candidate and the best so far. Whose socket it is, and whether it is
+ * in, is asked of the best alone: most candidates are passed by after one load. */
+static __always_inline __u64 measure(__u64 at, __u32 index, __u64 best)
+{
+	__u32 queued, used, backlog;
+
+	if (at <= OV_GONE)
+		return at == OV_GONE ? best : UNCLEAR;
+	LOAD(queued, sock, at, sk_ack_backlog);
+	if (queued >= best >> 32)
+		return best;
+	LOAD(used, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
+	used += queued;
+	if (used >= best >> 32)
+		return best;
+	LOAD(backlog, sock, at, sk_max_ack_backlog);
+	return used > backlog ? best : (__u64)used << 32 | (index + 1);
+}
+
+/* Rows of addresses that are measured without a loop's calls. */
+#define STRAIGHT 10
+
+/* The shortest in the scope. Rows of addresses are gone through from the one of the start
+ * to the end, and from the beginning to the one of the start again: in the order of turns,
+ * so that the first of equals is the one whose turn it is. */
+static __always_inline __u64 shortest(struct request *r)
+{
+	struct search *s = r->s;
+	__u32 begin = s->first, end = begin + s->count, from = begin + s->start;
+	__u32 number = from / OV_ADDRESSES_PER_ROW, upto = end, position, i, k;
+	__u64 best = NONE;
+	union ov_row *near;
+
+	for (i = 0; i < STRAIGHT; i++) {
+		near = row(r, first_addresses(r) + number);
+		if (!near)
+			return UNCLEAR;
+		for (k = 0; k < OV_ADDRESSES_PER_ROW; k++) {
+			position = number * OV_ADDRESSES_PER_ROW + k;
+			if (position < from || position >= upto)
+				continue;
+			best = measure(near->addresses[k], position - begin, best);
+		}
+		if (best >> 32 == 0)
+			return best; /* nobody holds less, or it is unclear */
+		number++;
+		if (number * OV_ADDRESSES_PER_ROW < upto)
+			continue;
+		if (upto != end || from == begin)
+			return best;
+		upto = from;
+		from = begin;
+		number = begin / OV_ADDRESSES_PER_ROW;
+		if (upto == from)
+			return best;
+	}
+	return UNCLEAR;
+}
+
+static __always_inline bool place_on_shortest(struct request *r, __u64 best)
+{
+	__u32 index = (__u32)best - 1;
 	struct ov_member *m;
 
+	r->s->found = false;
+	m = look_at(r, index, r->s->first + index);
+
+	return m && assign(r, m);
+}
+
+static __always_inline bool place_at_once(struct request *r)
+{
+	struct search *s = r->s;
+	struct ov_member *m;
+	__u64 best;
+
 	start_anew(r);
-	r->s->patient = true;
-	r->s->since = 0;
+	s->patient = true;
+	s->since = 0;
 	aim(r);
-	m = look_at(r, r->s->start, position_of(r, r->s->start));
-	return m && is_best(r->s) && !is_refused(r->s) && assign(r, m);
+	if (s->want != WANT_SHORTEST) {
+		if (walk(r))
+			return true;
+		if (s->found || s->count > WALK || s->want != WANT_ROOM)
+			return false;
+		s->siblings = true;
+		aim(r);
+		return walk(r);
+	}
+	m = look_at(r, s->start, position_of(r, s->start));
+	if (m && is_best(s))
+		return assign(r, m);
+	if (!s->direct)
+		return false;
+	best = shortest(r);
+	if (best == NONE) {
+		s->siblings = true;
+		aim(r);
+		best = shortest(r);
+	}
+	return best != NONE && best != UNCLEAR && place_on_shortest(r, best);
 }
 
 /* --- the program ------------------------------------------------------------- */
@@ -894,23 +1101,26 @@ int overspill(struct bpf_sk_lookup *ctx)
 	if (!r.s)
 		return SK_PASS; /* not reached: the map has this one entry */
 	read_addresses(ctx, &r);
-	endpoint = find_endpoint(&r, port, kinds);
-	if (!endpoint) {
-		/* Rule 1: no member is bound to it; not ours. */
-		COUNT_EXIT(unserved_address);
-		return SK_PASS;
-	}
-	r.s->service = endpoint->service;
-	r.roster = bpf_map_lookup_elem(&services, &r.s->service);
-	if (!r.roster) {
-		/* Taken out this moment: the kernel finds its sockets itself. */
-		COUNT_EXIT(no_roster);
-		return SK_PASS;
-	}
-	if (!find_row(&r, endpoint->row)) {
-		/* Given up this moment: as above. */
-		COUNT_EXIT(unserved_address);
-		return SK_PASS;
+	r.s->key.port = port;
+	if (!find_at_once(&r, &r.s->key, kinds)) {
+		endpoint = find_endpoint(&r, &r.s->key, kinds);
+		if (!endpoint) {
+			/* Rule 1: no member is bound to it; not ours. */
+			COUNT_EXIT(unserved_address);
+			return SK_PASS;
+		}
+		r.s->service = endpoint->service;
+		if (!find_roster(&r, endpoint->service)) {
+			/* Taken out this moment: the kernel finds its sockets
+			 * itself. */
+			COUNT_EXIT(no_roster);
+			return SK_PASS;
+		}
+		if (!find_row(&r, endpoint->row, &r.s->key)) {
+			/* Given up this moment: as above. */
+			COUNT_EXIT(unserved_address);
+			return SK_PASS;
+		}
 	}
 	r.s->ports = (__u32)bpf_ntohs(ctx->remote_port) << 16 | port;
 	if (place_at_once(&r))
@@ -961,6 +1171,16 @@ static __always_inline bool is_awaited(__u64 at)
 	return next && (__u64)next != (__u64)wq + list;
 }
 
+/* Copies the address for the scans; a member that drains is as good as gone to them. */
+static __always_inline void remember(struct request *r, __u32 position, struct ov_member *m)
+{
+	union ov_row *near = row(r, first_addresses(r) + position / OV_ADDRESSES_PER_ROW);
+
+	if (near)
+		near->addresses[position % OV_ADDRESSES_PER_ROW] =
+			m->flags & OV_DRAINING ? OV_GONE : m->sk;
+}
+
 static long read_member(__u32 i, struct request *r)
 {
 	struct ov_member *m = member_at(r, i);
@@ -977,6 +1197,7 @@ static long read_member(__u32 i, struct request *r)
 		out->cookie = 0;
 		return 0;
 	}
+	remember(r, i, m);
 	out->head = head_of_queue(m->sk);
 	out->awaited = is_awaited(m->sk);
 	out->cookie = m->cookie;
@@ -992,17 +1213,9 @@ SEC("sk_lookup")
 int read_queues(struct bpf_sk_lookup *ctx)
 {
 	struct request r = {};
-	__u32 service = ctx->local_ip6[0];
-	union ov_row *header;
 
-	r.roster = bpf_map_lookup_elem(&services, &service);
-	if (!r.roster)
-		return SK_PASS;
-	header = row(&r, OV_ROW_HEADER);
-	if (!header)
-		return SK_PASS;
-	r.first_member = OV_ROW_ENDPOINTS + header->header.endpoints;
-	bpf_loop(header->header.members, read_member, &r, 0);
+	if (find_roster(&r, ctx->local_ip6[0]))
+		bpf_loop(r.members, read_member, &r, 0);
 	return SK_PASS;
 }
 
@@ -1018,19 +1231,12 @@ int mark(struct bpf_sk_lookup *ctx)
 {
 	const __u8 marks = OV_HUNG | OV_TRIAL;
 	struct request r = {};
-	__u32 service = ctx->local_ip6[0];
 	__u32 position = ctx->local_ip6[1];
 	__u64 cookie = (__u64)ctx->remote_ip6[1] << 32 | ctx->remote_ip6[0];
 	struct ov_member *m;
-	union ov_row *header;
 
-	r.roster = bpf_map_lookup_elem(&services, &service);
-	if (!r.roster)
+	if (!find_roster(&r, ctx->local_ip6[0]) || position >= r.members)
 		return SK_DROP;
-	header = row(&r, OV_ROW_HEADER);
-	if (!header || position >= header->header.members)
-		return SK_DROP;
-	r.first_member = OV_ROW_ENDPOINTS + header->header.endpoints;
 	m = member_at(&r, position);
 	if (!m || m->cookie != cookie)
 		return SK_DROP;
@@ -1090,7 +1296,7 @@ int migrate(struct sk_reuseport_md *md)
 	struct heir heir = { .r = &r };
 	struct bpf_sock *moving = md->migrating_sk;
 	struct bpf_sock *sk = md->sk;
-	__u32 service, word;
+	__u32 word;
 
 	if (!moving)
 		return SK_PASS; /* a request that our look-up has left to the kernel */
@@ -1111,9 +1317,7 @@ int migrate(struct sk_reuseport_md *md)
 	endpoint = bpf_map_lookup_elem(&endpoints, &key);
 	if (!endpoint)
 		return SK_PASS;
-	service = endpoint->service;
-	r.roster = bpf_map_lookup_elem(&services, &service);
-	if (!r.roster || !find_row(&r, endpoint->row))
+	if (!find_roster(&r, endpoint->service) || !find_row(&r, endpoint->row, &key))
 		return SK_PASS;
 	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
 	bpf_loop(r.endpoint->count, consider_heir, &heir, 0);

@@ -8,8 +8,9 @@
  *
  * The nouns: a service is an ordered list of members; a member is a listening
  * socket; an endpoint is an address and port that clients call; a request is one
- * look-up of a listener by the kernel. A roster is a service as published: an
- * array of 64-byte rows, never changed in its list, replaced as a whole.
+ * look-up of a listener by the kernel. A roster is a service as published: a run
+ * of 64-byte rows in the map `rows`, never changed in its list, replaced as a whole
+ * by another run.
  *
  *     row 0                       struct ov_header
  *     rows 1, 2                   the service's name, padded with zeros
@@ -21,7 +22,7 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 2
+#define OVERSPILL_LAYOUT 3
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
@@ -41,6 +42,14 @@ enum {
 	OV_REDIRECT = 1 << 0, /* siblings of the called members may be chosen */
 	OV_RESET = 1 << 1, /* refuse the request when every queue is full */
 	OV_SPREAD = 1 << 2, /* every member is a called one */
+};
+
+/* `services`, each a map with this one entry: where the roster lies in `rows`. */
+struct ov_extent {
+	__u32 first;
+	__u32 count;
+	__u32 endpoints;
+	__u32 members;
 };
 
 struct ov_header {
@@ -103,8 +112,8 @@ struct ov_endpoint_row {
 	__u32 endpoints;
 	__u8 policy;
 	__u8 flags;
-	__u16 zero;
-	__u32 zero2[4];
+	__u16 port; /* host order */
+	__u32 zero[4];
 	__u32 mark; /* OV_ENDPOINT_MARK; 0 where the number is not in use */
 };
 
@@ -127,6 +136,17 @@ struct ov_endpoint_key {
 struct ov_endpoint {
 	__u32 service; /* index in `services` and `service_counters` */
 	__u32 row; /* number of its endpoint row */
+};
+
+/* `near`: the endpoints again, each at the index that its key gives, to be found without
+ * a call. Of several with one index it has one. It may be out of date: whoever reads it
+ * compares the key with the endpoint row. */
+#define OV_NEAR_FACTOR 0x9e3779b97f4a7c15ULL /* 2^64 over the golden ratio */
+
+struct ov_near {
+	struct ov_endpoint_key key;
+	struct ov_endpoint to;
+	__u32 zero;
 };
 
 /* `ports`: which kinds of endpoint a port has, so that other ports cost one load. */

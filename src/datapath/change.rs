@@ -5,9 +5,10 @@
 //! 1. new members' sockets enter `sockets`, in slots that no roster uses;
 //! 2. endpoints that the new roster does not have leave `endpoints` (their requests
 //!    go to the kernel's own look-up, as to any address that is not served);
-//! 3. the new roster replaces the old in `services`, in one step; the kernel returns
-//!    when no program reads the old one any more (`maybe_wait_bpf_programs`);
-//! 4. `endpoints` and `ports` are made to agree with the rosters (`index.rs`);
+//! 3. the new roster, whose rows have been written where nobody looks, replaces the old in
+//!    `services`, in one step; the kernel returns when no program reads the old one any more
+//!    (`maybe_wait_bpf_programs`), and its rows may be written over;
+//! 4. `endpoints`, `near` and `ports` are made to agree with the rosters (`index.rs`);
 //! 5. the members' sockets are looked up once, since the program `migrate` cannot do so;
 //! 6. sockets of members that left are taken out of `sockets`.
 
@@ -15,10 +16,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes;
 
-use super::layout::{EndpointKey, MemberCounters, ROW_SIZE, ServiceCounters};
+use super::layout::{EndpointKey, MemberCounters, ServiceCounters};
 use super::{Datapath, Lock, index};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
@@ -132,7 +133,7 @@ impl Datapath {
     /// Carries out a change, whole or not at all; gives the services after it.
     pub(crate) fn apply(&self, before: &Snapshot, change: &Change<'_>) -> Result<Snapshot> {
         // First what takes memory, and so may fail: nothing has changed then.
-        let rows = change.new.map(|new| new_rows(&new.encode())).transpose()?;
+        let rows = change.new.map(|new| self.write_rows(new)).transpose()?;
         if change.old.is_none() {
             self.reset_counters(change.id)?;
         }
@@ -176,14 +177,14 @@ impl Datapath {
     fn restore(&self, change: &Change<'_>, before: &Snapshot) -> Result<()> {
         // If the old roster is still there, making it anew must not fail the rest.
         if self.roster(change.id)?.as_ref() != change.old {
-            let rows = change.old.map(|old| new_rows(&old.encode())).transpose()?;
+            let rows = change.old.map(|old| self.write_rows(old)).transpose()?;
             self.publish(change.id, rows.as_ref())?;
         }
         self.reindex(before)
     }
 
     /// Puts a roster, or none, in the place of the one before it.
-    fn publish(&self, id: u32, rows: Option<&MapHandle>) -> Result<()> {
+    pub(super) fn publish(&self, id: u32, rows: Option<&MapHandle>) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map services", error);
         match rows {
             None => ignore_absent(self.maps.services.delete(&id.to_ne_bytes())).map_err(failed),
@@ -237,24 +238,6 @@ fn leaving(old: Option<&Roster>, new: Option<&Roster>) -> Vec<u32> {
         roster.iter().flat_map(|roster| &roster.members).map(|member| member.slot).collect()
     };
     slots(old).difference(&slots(new)).copied().collect()
-}
-
-/// A map that holds the rows.
-fn new_rows(rows: &[[u8; ROW_SIZE]]) -> Result<MapHandle> {
-    let failed = |error| Error::bpf("make", "a roster", error);
-    let count = u32::try_from(rows.len()).expect("the capacity is a u32");
-    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-        map_flags: libbpf_rs::libbpf_sys::BPF_F_INNER_MAP,
-        ..Default::default()
-    };
-    let size = u32::try_from(ROW_SIZE).expect("small");
-    let map = MapHandle::create(MapType::Array, Some("roster"), 4, size, count, &options)
-        .map_err(failed)?;
-    let keys: Vec<u32> = (0..count).collect();
-    map.update_batch(keys.as_bytes(), rows.as_bytes(), count, MapFlags::ANY, MapFlags::ANY)
-        .map_err(failed)?;
-    Ok(map)
 }
 
 fn cpus() -> Result<usize> {

@@ -10,6 +10,7 @@ pub(crate) mod layout;
 mod lock;
 mod make;
 mod read;
+mod rows;
 
 use std::fs;
 use std::io;
@@ -80,7 +81,7 @@ macro_rules! maps {
     };
 }
 
-maps!(ports, endpoints, services, sockets, service_counters, member_counters, exits, figures);
+maps!(ports, endpoints, near, services, rows, sockets, service_counters, member_counters, exits, figures);
 
 /// The state of one network namespace.
 #[derive(Debug)]

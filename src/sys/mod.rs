@@ -3,5 +3,5 @@
 mod descriptor;
 mod socket;
 
-pub(crate) use descriptor::{attach_to_group, netns_of, test_run};
+pub(crate) use descriptor::{attach_to_group, netns_of, read_array, test_run};
 pub(crate) use socket::{Listener, bind_unbound, empty_queue, inspect, listen};
