@@ -10,11 +10,12 @@
  * member with room and assigns its socket; src/model.rs says the same in Rust and
  * is the judge of this file.
  *
- * Finding: `ports` says at once that a port is not served. `endpoints` leads from
- * the called address, or from the wildcard one, to the service and to the number
- * of its endpoint row. `services` holds each service's roster.
+ * Finding: `ports` says at once that a port is not served. `endpoints`, and for most
+ * of them `near` without a call, leads from the called address, or from the wildcard
+ * one, to the service and to the number of its endpoint row. `services` says where in
+ * `rows` each service's roster lies.
  *
- * Choosing: the member that would be looked at first is tried at once
+ * Choosing: what the first rule can settle with a few looks is settled at once
  * (`place_at_once`). Else the rules are tried in order, each a scan over members
  * (`step`, `consider`): room among the called, room among all, a queue that only
  * half-open requests fill, a member that hangs, and then the end: dropped, refused, or
@@ -184,7 +185,10 @@ static __always_inline __u64 resolve(struct ov_member *m)
 				p_, bpf_core_type_id_kernel(struct type));     \
 			into = p_->field;                                      \
 		} else {                                                       \
-			bpf_core_read(&into, sizeof(p_->field), &p_->field);   \
+			/* Apart, so that `into` needs no place in memory. */  \
+			typeof(p_->field) read_;                               \
+			bpf_core_read(&read_, sizeof(read_), &p_->field);      \
+			into = read_;                                          \
 		}                                                              \
 	} while (0)
 
@@ -638,7 +642,7 @@ static __always_inline bool same_address(const __be32 *a, const __be32 *b)
  * same. */
 static __always_inline struct ov_near *find_near(const struct ov_endpoint_key *key)
 {
-	__u64 high = (__u64)key->address[0] << 32 | key->address[1];
+	__u64 high = (__u64)bpf_ntohl(key->address[0]) << 32 | bpf_ntohl(key->address[1]);
 	__u64 low = (__u64)bpf_ntohl(key->address[2]) << 32 | bpf_ntohl(key->address[3]);
 	__u64 product = ((high ^ key->port) * OV_NEAR_FACTOR + low) * OV_NEAR_FACTOR;
 	__u32 index = product >> (64 - near_bits);
@@ -939,31 +943,83 @@ static long step(__u32 i, struct request *r)
  *
  * Most requests are placed by the first rule, on one of the first members looked at, or
  * on the shortest of a few rows. Doing so before the loops begin takes the same choice
- * without their calls. What is not settled here is left to the loops, from the start.
+ * without their calls. Whatever is not plain here is left to the loops, from the start.
  */
+
+enum answer {
+	NO, /* no room, or gone */
+	PUT, /* it has the request */
+	UNCLEAR, /* the loops must look */
+};
+
+/* Puts the request on a member that has more room than the CPUs can take at once: there,
+ * no claim has to be heeded. The figures are read before it is known whose they are: if
+ * the socket at that address is not the member's any more, the member is gone, and has no
+ * room either. */
+static __always_inline enum answer put(struct request *r, struct ov_member *m)
+{
+	__u32 slot = m->slot, used, half_open, backlog;
+	enum answer answer = UNCLEAR;
+	struct bpf_sock *sk;
+	__u64 at = m->sk;
+
+	if (at == OV_GONE || !(m->flags & r->s->takes) || m->flags & OV_DRAINING)
+		return NO;
+	if (!at || m->flags & OV_HUNG)
+		return UNCLEAR;
+	LOAD(half_open, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
+	LOAD(used, sock, at, sk_ack_backlog);
+	LOAD(backlog, sock, at, sk_max_ack_backlog);
+	used += half_open;
+	if (used > backlog)
+		return NO;
+	if (backlog - used < cpus)
+		return UNCLEAR;
+	sk = bpf_map_lookup_elem(&sockets, &slot);
+	if (!sk) {
+		m->sk = OV_GONE;
+		return UNCLEAR;
+	}
+	if ((__u64)sk == at && sk->state == TCP_LISTEN &&
+	    !bpf_sk_assign(r->ctx, sk, BPF_SK_LOOKUP_F_NO_REUSEPORT))
+		answer = PUT;
+	bpf_sk_release(sk);
+	return answer;
+}
 
 /* How many members are walked over in a scope. */
 #define WALK 3
 
-/* Puts the request on the first of the next few that is wanted. */
-static __always_inline bool walk(struct request *r)
+/* Puts the request on the first of the next few members that has room. */
+static __always_inline enum answer walk(struct request *r)
 {
 	struct search *s = r->s;
 	struct ov_member *m;
+	enum answer answer;
 	__u32 i, index;
 
-	for (i = 0; i < WALK && i < s->count; i++) {
+	for (i = 0; i < WALK; i++) {
+		if (i >= s->count)
+			return NO;
 		index = index_of(s, i);
-		m = look_at(r, index, position_of(r, index));
-		if (m)
-			return !is_refused(s) && assign(r, m);
+		m = member_at(r, position_of(r, index));
+		if (!m)
+			return UNCLEAR;
+		answer = put(r, m);
+		if (answer == PUT) {
+			s->index = index;
+			move_turn(r);
+			count_placed(r, m);
+		}
+		if (answer != NO)
+			return answer;
 	}
-	return false;
+	return i >= s->count ? NO : UNCLEAR;
 }
 
 /* The shortest so far: what it holds << 32 | its index + 1; or one of these. */
-#define NONE (~0ULL) /* nobody with room */
-#define UNCLEAR 0ULL /* the loops must look */
+#define NOBODY (~0ULL)
+#define ANYBODY 0ULL /* the loops must look */
 
 /* The better of a candidate and the best so far. Whose socket it is, and whether it is
  * in, is asked of the best alone: most candidates are passed by after one load. */
@@ -972,7 +1028,7 @@ static __always_inline __u64 measure(__u64 at, __u32 index, __u64 best)
 	__u32 queued, used, backlog;
 
 	if (at <= OV_GONE)
-		return at == OV_GONE ? best : UNCLEAR;
+		return at == OV_GONE ? best : ANYBODY;
 	LOAD(queued, sock, at, sk_ack_backlog);
 	if (queued >= best >> 32)
 		return best;
@@ -985,7 +1041,7 @@ static __always_inline __u64 measure(__u64 at, __u32 index, __u64 best)
 }
 
 /* Rows of addresses that are measured without a loop's calls. */
-#define STRAIGHT 10
+#define STRAIGHT 9
 
 /* The shortest in the scope. Rows of addresses are gone through from the one of the start
  * to the end, and from the beginning to the one of the start again: in the order of turns,
@@ -995,21 +1051,20 @@ static __always_inline __u64 shortest(struct request *r)
 	struct search *s = r->s;
 	__u32 begin = s->first, end = begin + s->count, from = begin + s->start;
 	__u32 number = from / OV_ADDRESSES_PER_ROW, upto = end, position, i, k;
-	__u64 best = NONE;
+	__u64 best = NOBODY;
 	union ov_row *near;
 
 	for (i = 0; i < STRAIGHT; i++) {
 		near = row(r, first_addresses(r) + number);
 		if (!near)
-			return UNCLEAR;
+			return ANYBODY;
 		for (k = 0; k < OV_ADDRESSES_PER_ROW; k++) {
 			position = number * OV_ADDRESSES_PER_ROW + k;
-			if (position < from || position >= upto)
-				continue;
-			best = measure(near->addresses[k], position - begin, best);
+			if (position >= from && position < upto)
+				best = measure(near->addresses[k], position - begin, best);
 		}
 		if (best >> 32 == 0)
-			return best; /* nobody holds less, or it is unclear */
+			return best; /* nobody holds less */
 		number++;
 		if (number * OV_ADDRESSES_PER_ROW < upto)
 			continue;
@@ -1018,54 +1073,65 @@ static __always_inline __u64 shortest(struct request *r)
 		upto = from;
 		from = begin;
 		number = begin / OV_ADDRESSES_PER_ROW;
-		if (upto == from)
-			return best;
 	}
-	return UNCLEAR;
+	return ANYBODY;
 }
 
-static __always_inline bool place_on_shortest(struct request *r, __u64 best)
+/* Copies the address for the scans; a member that drains is as good as gone to them. */
+static __always_inline void remember(struct request *r, __u32 position, struct ov_member *m)
 {
+	union ov_row *near = row(r, first_addresses(r) + position / OV_ADDRESSES_PER_ROW);
+
+	if (near)
+		near->addresses[position % OV_ADDRESSES_PER_ROW] =
+			m->flags & OV_DRAINING ? OV_GONE : m->sk;
+}
+
+static __always_inline enum answer put_on_shortest(struct request *r)
+{
+	struct search *s = r->s;
+	__u64 best = s->direct ? shortest(r) : ANYBODY;
 	__u32 index = (__u32)best - 1;
 	struct ov_member *m;
 
-	r->s->found = false;
-	m = look_at(r, index, r->s->first + index);
+	if (best == NOBODY)
+		return NO;
+	if (best == ANYBODY)
+		return UNCLEAR;
+	m = member_at(r, s->first + index);
+	if (!m)
+		return UNCLEAR;
+	if (put(r, m) != PUT) {
+		remember(r, s->first + index, m); /* not again, if it is gone */
+		return UNCLEAR;
+	}
+	s->index = index;
+	move_turn(r);
+	count_placed(r, m);
+	return PUT;
+}
 
-	return m && assign(r, m);
+static __always_inline enum answer choose(struct request *r)
+{
+	return r->s->want == WANT_ROOM ? walk(r) : put_on_shortest(r);
 }
 
 static __always_inline bool place_at_once(struct request *r)
 {
-	struct search *s = r->s;
-	struct ov_member *m;
-	__u64 best;
+	enum answer answer;
 
 	start_anew(r);
-	s->patient = true;
-	s->since = 0;
+	r->s->patient = true;
+	r->s->since = 0;
 	aim(r);
-	if (s->want != WANT_SHORTEST) {
-		if (walk(r))
-			return true;
-		if (s->found || s->count > WALK || s->want != WANT_ROOM)
-			return false;
-		s->siblings = true;
-		aim(r);
-		return walk(r);
-	}
-	m = look_at(r, s->start, position_of(r, s->start));
-	if (m && is_best(s))
-		return assign(r, m);
-	if (!s->direct)
+	if (r->s->want == WANT_ACTIVE)
 		return false;
-	best = shortest(r);
-	if (best == NONE) {
-		s->siblings = true;
-		aim(r);
-		best = shortest(r);
-	}
-	return best != NONE && best != UNCLEAR && place_on_shortest(r, best);
+	answer = choose(r);
+	if (answer != NO)
+		return answer == PUT;
+	r->s->siblings = true;
+	aim(r);
+	return choose(r) == PUT;
 }
 
 /* --- the program ------------------------------------------------------------- */
@@ -1169,16 +1235,6 @@ static __always_inline bool is_awaited(__u64 at)
 		return false;
 	LOAD(next, socket_wq, wq, wait.head.next);
 	return next && (__u64)next != (__u64)wq + list;
-}
-
-/* Copies the address for the scans; a member that drains is as good as gone to them. */
-static __always_inline void remember(struct request *r, __u32 position, struct ov_member *m)
-{
-	union ov_row *near = row(r, first_addresses(r) + position / OV_ADDRESSES_PER_ROW);
-
-	if (near)
-		near->addresses[position % OV_ADDRESSES_PER_ROW] =
-			m->flags & OV_DRAINING ? OV_GONE : m->sk;
 }
 
 static long read_member(__u32 i, struct request *r)

@@ -81,7 +81,18 @@ macro_rules! maps {
     };
 }
 
-maps!(ports, endpoints, near, services, rows, sockets, service_counters, member_counters, exits, figures);
+maps!(
+    ports,
+    endpoints,
+    near,
+    services,
+    rows,
+    sockets,
+    service_counters,
+    member_counters,
+    exits,
+    figures
+);
 
 /// The state of one network namespace.
 #[derive(Debug)]
