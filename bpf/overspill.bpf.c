@@ -45,9 +45,10 @@ const volatile __u32 seed;
 const volatile __u32 cpus = 1;
 const volatile __u32 near_bits = 1; /* `near` has 2^near_bits entries */
 
-/* Never read: it brings the types of the rows into the object's BTF, where a test
- * compares them with those of user space. */
+/* Never read: they bring these types into the object's BTF, where a test compares them
+ * with those of user space. */
 const volatile union ov_row row_types = {};
+const volatile struct ov_extent extent_type = {};
 
 /* Sizes of one entry are placeholders: user space sets the capacity. */
 struct {
