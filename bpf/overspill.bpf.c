@@ -10,11 +10,12 @@
  * member with room and assigns its socket; src/model.rs says the same in Rust and
  * is the judge of this file.
  *
- * Finding: `ports` says at once that a port is not served. `endpoints` leads from
- * the called address, or from the wildcard one, to the service and to the number
- * of its endpoint row. `services` holds each service's roster.
+ * Finding: `ports` says at once that a port is not served. `endpoints`, and for most
+ * of them `near` without a call, leads from the called address, or from the wildcard
+ * one, to the service and to the number of its endpoint row. `services` says where in
+ * `rows` each service's roster lies.
  *
- * Choosing: the member that would be looked at first is tried at once
+ * Choosing: what the first rule can settle with a few looks is settled at once
  * (`place_at_once`). Else the rules are tried in order, each a scan over members
  * (`step`, `consider`): room among the called, room among all, a queue that only
  * half-open requests fill, a member that hangs, and then the end: dropped, refused, or
@@ -45,10 +46,12 @@ extern void *bpf_rdonly_cast(const void *, __u32) __ksym __weak;
 /* Set by user space before loading. */
 const volatile __u32 seed;
 const volatile __u32 cpus = 1;
+const volatile __u32 near_bits = 1; /* `near` has 2^near_bits entries */
 
-/* Never read: it brings the types of the rows into the object's BTF, where a test
- * compares them with those of user space. */
+/* Never read: they bring these types into the object's BTF, where a test compares them
+ * with those of user space. */
 const volatile union ov_row row_types = {};
+const volatile struct ov_extent extent_type = {};
 
 /* Sizes of one entry are placeholders: user space sets the capacity. */
 struct {
@@ -72,12 +75,27 @@ struct {
 	__type(value, struct ov_endpoint);
 } endpoints SEC(".maps");
 
-struct roster {
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_INNER_MAP);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__uint(value_size, sizeof(union ov_row));
+	__type(value, struct ov_near);
+} near SEC(".maps");
+
+/* Every roster's rows in one plain array: the verifier writes its look-ups into the
+ * program, while those in arrays of different lengths would be calls. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, union ov_row);
+} rows SEC(".maps");
+
+struct roster {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__uint(value_size, sizeof(struct ov_extent));
 };
 
 struct {
@@ -186,7 +204,10 @@ static __always_inline __u64 resolve(struct ov_member *m)
 				p_, bpf_core_type_id_kernel(struct type));     \
 			into = p_->field;                                      \
 		} else {                                                       \
-			bpf_core_read(&into, sizeof(p_->field), &p_->field);   \
+			/* Apart, so that `into` needs no place in memory. */  \
+			typeof(p_->field) read_;                               \
+			bpf_core_read(&read_, sizeof(read_), &p_->field);      \
+			into = read_;                                          \
 		}                                                              \
 	} while (0)
 
@@ -289,6 +310,7 @@ struct search {
 	__u32 service;
 	__u32 takes; /* the flag that a member must have */
 	__u32 ports; /* remote, local */
+	struct ov_endpoint_key key; /* of the endpoint */
 
 	/* where it stands */
 	__u32 rule;
@@ -330,21 +352,29 @@ struct {
 /* A request and the way to its service. */
 struct request {
 	struct bpf_sk_lookup *ctx;
-	void *roster;
 	struct ov_endpoint_row *endpoint;
 	struct search *s;
-	__u32 first_member; /* the number of its row */
+	/* the roster */
+	__u32 first; /* where its rows begin */
+	__u32 endpoints;
+	__u32 members;
 };
 
 static __always_inline union ov_row *row(struct request *r, __u32 number)
 {
-	return bpf_map_lookup_elem(r->roster, &number);
+	number += r->first;
+	return bpf_map_lookup_elem(&rows, &number);
+}
+
+static __always_inline __u32 first_member(struct request *r)
+{
+	return OV_ROW_ENDPOINTS + r->endpoints;
 }
 
 static __always_inline struct ov_member *member_at(struct request *r,
 						   __u32 position)
 {
-	union ov_row *found = row(r, r->first_member + position);
+	union ov_row *found = row(r, first_member(r) + position);
 
 	return found ? &found->member : NULL;
 }
@@ -359,13 +389,13 @@ static __always_inline __u64 address_of(struct request *r, __u32 position)
 
 static __always_inline __u32 first_addresses(struct request *r)
 {
-	return r->first_member + r->endpoint->members;
+	return first_member(r) + r->members;
 }
 
 /* The position that stands at `index` of the called table. */
 static __always_inline __u32 called_at(struct request *r, __u32 index)
 {
-	__u32 addresses = (r->endpoint->members + OV_ADDRESSES_PER_ROW - 1) /
+	__u32 addresses = (r->members + OV_ADDRESSES_PER_ROW - 1) /
 			  OV_ADDRESSES_PER_ROW;
 	__u32 first = first_addresses(r) + addresses;
 	union ov_row *table = row(r, first + index / OV_POSITIONS_PER_ROW);
@@ -662,43 +692,106 @@ static __always_inline void read_addresses(struct bpf_sk_lookup *ctx,
 	r->s->remote[3] = word;
 }
 
-static __always_inline struct ov_endpoint *
-find_endpoint(struct request *r, __u16 port, __u8 kinds)
+/* The address that the request is found by: the called one, or the wildcard. */
+static __always_inline void set_key(struct request *r, struct ov_endpoint_key *key,
+				    bool wildcard)
 {
-	struct ov_endpoint_key key = { .port = port };
-	struct ov_endpoint *endpoint = NULL;
-
-	if (kinds & OV_PORT_EXACT) {
-		__builtin_memcpy(key.address, r->s->address, sizeof(key.address));
-		endpoint = bpf_map_lookup_elem(&endpoints, &key);
+	if (!wildcard) {
+		__builtin_memcpy(key->address, r->s->address, sizeof(key->address));
+		return;
 	}
-	if (!endpoint && kinds & OV_PORT_WILDCARD) {
-		__builtin_memset(key.address, 0, sizeof(key.address));
-		if (r->s->takes == OV_TAKES_IPV4)
-			key.address[2] = bpf_htonl(0xffff);
-		endpoint = bpf_map_lookup_elem(&endpoints, &key);
-	}
-	return endpoint;
+	__builtin_memset(key->address, 0, sizeof(key->address));
+	if (r->s->takes == OV_TAKES_IPV4)
+		key->address[2] = bpf_htonl(0xffff);
 }
-
-/* False when the address was given up between this and the look-up before. */
-static __always_inline bool find_row(struct request *r, __u32 number)
-{
-	union ov_row *found = row(r, OV_ROW_ENDPOINTS + number);
-
-	if (!found || found->endpoint.mark != OV_ENDPOINT_MARK)
-		return false;
-	r->endpoint = &found->endpoint;
-	r->first_member = OV_ROW_ENDPOINTS + r->endpoint->endpoints;
-	return true;
-}
-
-/* --- carrying out a choice --------------------------------------------------- */
 
 static __always_inline bool same_address(const __be32 *a, const __be32 *b)
 {
 	return a[0] == b[0] && a[1] == b[1] && a[2] == b[2] && a[3] == b[3];
 }
+
+/* Multiplied so that keys which differ in few bits differ in the upper ones: addresses
+ * and ports that follow one another have different indexes. src/datapath/index.rs is the
+ * same. */
+static __always_inline struct ov_near *find_near(const struct ov_endpoint_key *key)
+{
+	__u64 high = (__u64)bpf_ntohl(key->address[0]) << 32 | bpf_ntohl(key->address[1]);
+	__u64 low = (__u64)bpf_ntohl(key->address[2]) << 32 | bpf_ntohl(key->address[3]);
+	__u64 product = ((high ^ key->port) * OV_NEAR_FACTOR + low) * OV_NEAR_FACTOR;
+	__u32 index = product >> (64 - near_bits);
+	struct ov_near *found = bpf_map_lookup_elem(&near, &index);
+
+	if (!found || !same_address(found->key.address, key->address) ||
+	    found->key.port != key->port)
+		return NULL;
+	return found;
+}
+
+static __always_inline struct ov_endpoint *
+find_endpoint(struct request *r, struct ov_endpoint_key *key, __u8 kinds)
+{
+	struct ov_endpoint *endpoint = NULL;
+
+	if (kinds & OV_PORT_EXACT) {
+		set_key(r, key, false);
+		endpoint = bpf_map_lookup_elem(&endpoints, key);
+	}
+	if (!endpoint && kinds & OV_PORT_WILDCARD) {
+		set_key(r, key, true);
+		endpoint = bpf_map_lookup_elem(&endpoints, key);
+	}
+	return endpoint;
+}
+
+static __always_inline bool find_roster(struct request *r, __u32 service)
+{
+	struct ov_extent *extent;
+	__u32 zero = 0;
+	void *roster = bpf_map_lookup_elem(&services, &service);
+
+	if (!roster)
+		return false;
+	extent = bpf_map_lookup_elem(roster, &zero);
+	if (!extent)
+		return false; /* not reached: the map has this one entry */
+	r->first = extent->first;
+	r->endpoints = extent->endpoints;
+	r->members = extent->members;
+	return true;
+}
+
+/* False when the address was given up between this and the look-up before. */
+static __always_inline bool find_row(struct request *r, __u32 number,
+				     const struct ov_endpoint_key *key)
+{
+	union ov_row *found;
+
+	if (number >= r->endpoints)
+		return false;
+	found = row(r, OV_ROW_ENDPOINTS + number);
+	if (!found || found->endpoint.mark != OV_ENDPOINT_MARK ||
+	    found->endpoint.port != key->port ||
+	    !same_address(found->endpoint.address, key->address))
+		return false;
+	r->endpoint = &found->endpoint;
+	return true;
+}
+
+/* The way to the service without a call, for all but a few endpoints. */
+static __always_inline bool find_at_once(struct request *r, struct ov_endpoint_key *key,
+					 __u8 kinds)
+{
+	struct ov_near *found;
+
+	set_key(r, key, !(kinds & OV_PORT_EXACT));
+	found = find_near(key);
+	if (!found)
+		return false;
+	r->s->service = found->to.service;
+	return find_roster(r, r->s->service) && find_row(r, found->to.row, key);
+}
+
+/* --- carrying out a choice --------------------------------------------------- */
 
 static __always_inline void count_placed(struct request *r, struct ov_member *m)
 {
@@ -951,7 +1044,7 @@ static __always_inline void aim(struct request *r)
 		/* The called ones are not left out: the scan before this one has
 		 * just found that they are not what is wanted. */
 		r->s->first = 0;
-		r->s->count = r->endpoint->members;
+		r->s->count = r->members;
 		r->s->direct = true;
 		if (r->s->want == WANT_ONE)
 			r->s->start = one_of(r, r->s->count);
@@ -1048,22 +1141,219 @@ static long step(__u32 i, struct request *r)
 	return r->s->rule == RULE_LEFT;
 }
 
-/* Most requests are put on the first member looked at. Doing so before the loops
- * begin takes the same choice without their calls. */
+/* --- at once ---------------------------------------------------------------------
+ *
+ * Most requests are placed by the first rule, on one of the first members looked at, or
+ * on the shortest of a few rows. Doing so before the loops begin takes the same choice
+ * without their calls. Whatever is not plain here is left to the loops, from the start.
+ */
+
+enum answer {
+	NO, /* no room, or gone */
+	PUT, /* it has the request */
+	UNCLEAR, /* the loops must look */
+};
+
+/* Puts the request on a member that has more room than the CPUs can take at once: there,
+ * no claim has to be heeded. The figures are read before it is known whose they are: if
+ * the socket at that address is not the member's any more, the member is gone, and has no
+ * room either. */
+static __always_inline enum answer put(struct request *r, struct ov_member *m)
+{
+	__u32 slot = m->slot, used, half_open, backlog;
+	enum answer answer = UNCLEAR;
+	struct bpf_sock *sk;
+	__u64 at = m->sk;
+
+	if (at == OV_GONE || !(m->flags & r->s->takes) || m->flags & OV_DRAINING)
+		return NO;
+	if (!at || m->flags & OV_HUNG)
+		return UNCLEAR;
+	LOAD(half_open, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
+	LOAD(used, sock, at, sk_ack_backlog);
+	LOAD(backlog, sock, at, sk_max_ack_backlog);
+	used += half_open;
+	if (used > backlog)
+		return NO;
+	if (backlog - used < cpus)
+		return UNCLEAR;
+	if (r->endpoint->flags & OV_APART && may_send_cookie(at))
+		return UNCLEAR; /* `assign` takes note of it */
+	sk = bpf_map_lookup_elem(&sockets, &slot);
+	if (!sk) {
+		m->sk = OV_GONE;
+		return UNCLEAR;
+	}
+	if ((__u64)sk == at && sk->state == TCP_LISTEN &&
+	    !bpf_sk_assign(r->ctx, sk, BPF_SK_LOOKUP_F_NO_REUSEPORT))
+		answer = PUT;
+	bpf_sk_release(sk);
+	return answer;
+}
+
+/* How many members are walked over in a scope. */
+#define WALK 3
+
+/* Puts the request on the first of the next few members that has room. */
+static __always_inline enum answer walk(struct request *r)
+{
+	struct search *s = r->s;
+	struct ov_member *m;
+	enum answer answer;
+	__u32 i, index;
+
+	for (i = 0; i < WALK; i++) {
+		if (i >= s->count)
+			return NO;
+		index = index_of(s, i);
+		m = member_at(r, position_of(r, index));
+		if (!m)
+			return UNCLEAR;
+		answer = put(r, m);
+		if (answer == PUT) {
+			s->index = index;
+			move_turn(r);
+			count_placed(r, m);
+		}
+		if (answer != NO)
+			return answer;
+	}
+	return i >= s->count ? NO : UNCLEAR;
+}
+
+/* The shortest so far: what it holds << 32 | its index + 1; or one of these. */
+#define NOBODY (~0ULL)
+#define ANYBODY 0ULL /* the loops must look */
+
+/* The better of a candidate and the best so far. Whose socket it is, and whether it is
+ * in, is asked of the best alone: most candidates are passed by after one load. */
+static __always_inline __u64 measure(__u64 at, __u32 index, __u64 best)
+{
+	__u32 queued, used, backlog;
+
+	if (at <= OV_GONE)
+		return at == OV_GONE ? best : ANYBODY;
+	LOAD(queued, sock, at, sk_ack_backlog);
+	if (queued >= best >> 32)
+		return best;
+	LOAD(used, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
+	used += queued;
+	if (used >= best >> 32)
+		return best;
+	LOAD(backlog, sock, at, sk_max_ack_backlog);
+	return used > backlog ? best : (__u64)used << 32 | (index + 1);
+}
+
+/* Rows of addresses that are measured without a loop's calls. */
+#define STRAIGHT 9
+
+/* The shortest in the scope. Rows of addresses are gone through from the one of the start
+ * to the end, and from the beginning to the one of the start again: in the order of turns,
+ * so that the first of equals is the one whose turn it is. */
+static __always_inline __u64 shortest(struct request *r)
+{
+	struct search *s = r->s;
+	__u32 begin = s->first, end = begin + s->count, from = begin + s->start;
+	__u32 number = from / OV_ADDRESSES_PER_ROW, upto = end, position, i, k;
+	__u64 best = NOBODY;
+	union ov_row *near;
+
+	for (i = 0; i < STRAIGHT; i++) {
+		near = row(r, first_addresses(r) + number);
+		if (!near)
+			return ANYBODY;
+		for (k = 0; k < OV_ADDRESSES_PER_ROW; k++) {
+			position = number * OV_ADDRESSES_PER_ROW + k;
+			if (position >= from && position < upto)
+				best = measure(near->addresses[k], position - begin, best);
+		}
+		if (best >> 32 == 0)
+			return best; /* nobody holds less */
+		number++;
+		if (number * OV_ADDRESSES_PER_ROW < upto)
+			continue;
+		if (upto != end || from == begin)
+			return best;
+		upto = from;
+		from = begin;
+		number = begin / OV_ADDRESSES_PER_ROW;
+	}
+	return ANYBODY;
+}
+
+/* Copies the address for the scans; a member that drains is as good as gone to them. */
+static __always_inline void remember(struct request *r, __u32 position, struct ov_member *m)
+{
+	union ov_row *near = row(r, first_addresses(r) + position / OV_ADDRESSES_PER_ROW);
+
+	if (near)
+		near->addresses[position % OV_ADDRESSES_PER_ROW] =
+			m->flags & OV_DRAINING ? OV_GONE : m->sk;
+}
+
+static __always_inline enum answer put_on_shortest(struct request *r)
+{
+	struct search *s = r->s;
+	__u64 best = s->direct ? shortest(r) : ANYBODY;
+	__u32 index = (__u32)best - 1;
+	struct ov_member *m;
+
+	if (best == NOBODY)
+		return NO;
+	if (best == ANYBODY)
+		return UNCLEAR;
+	m = member_at(r, s->first + index);
+	if (!m)
+		return UNCLEAR;
+	if (put(r, m) != PUT) {
+		remember(r, s->first + index, m); /* not again, if it is gone */
+		return UNCLEAR;
+	}
+	s->index = index;
+	move_turn(r);
+	count_placed(r, m);
+	return PUT;
+}
+
+static __always_inline enum answer choose(struct request *r)
+{
+	return r->s->want == WANT_ROOM ? walk(r) : put_on_shortest(r);
+}
+
+/* By the load: the first if it holds nothing, or the better of two. */
+static __always_inline bool put_on_lightest(struct request *r)
+{
+	struct search *s = r->s;
+	struct ov_member *m = look_at(r, s->start, position_of(r, s->start));
+
+	if (m && s->want == WANT_ONE && s->count > 1) {
+		aim_at_other(r);
+		m = look_at(r, s->start, position_of(r, s->start)) ?: m;
+	}
+	return m && is_best(s) && assign(r, m);
+}
+
 static __always_inline bool place_at_once(struct request *r)
 {
-	struct ov_member *m;
+	enum answer answer;
 
 	start_anew(r);
 	r->s->patient = true;
 	r->s->since = 0;
 	aim(r);
-	m = look_at(r, r->s->start, position_of(r, r->s->start));
-	if (m && r->s->want == WANT_ONE && r->s->count > 1) {
-		aim_at_other(r);
-		m = look_at(r, r->s->start, position_of(r, r->s->start)) ?: m;
+	switch (r->s->want) {
+	case WANT_ACTIVE:
+		return false;
+	case WANT_LIGHTEST:
+	case WANT_ONE:
+		return put_on_lightest(r);
 	}
-	return m && is_best(r->s) && !is_refused(r->s) && assign(r, m);
+	answer = choose(r);
+	if (answer != NO)
+		return answer == PUT;
+	r->s->siblings = true;
+	aim(r);
+	return choose(r) == PUT;
 }
 
 /* A flow that was sent a cookie goes back to the member that sent it. Where another flow's
@@ -1078,7 +1368,7 @@ static __noinline bool place_back(struct request *r)
 
 	entry = cookie_of(hash);
 	if (!entry || (__u16)(cookie_tick() - entry->when) > OV_COOKIE_TICKS ||
-	    entry->position >= r->endpoint->members)
+	    entry->position >= r->members)
 		return false;
 	m = member_at(r, entry->position);
 	if (!m || (__u16)m->cookie != entry->socket ||
@@ -1128,23 +1418,26 @@ int overspill(struct bpf_sk_lookup *ctx)
 	if (!r.s)
 		return SK_PASS; /* not reached: the map has this one entry */
 	read_addresses(ctx, &r);
-	endpoint = find_endpoint(&r, port, kinds);
-	if (!endpoint) {
-		/* Rule 1: no member is bound to it; not ours. */
-		COUNT_EXIT(unserved_address);
-		return SK_PASS;
-	}
-	r.s->service = endpoint->service;
-	r.roster = bpf_map_lookup_elem(&services, &r.s->service);
-	if (!r.roster) {
-		/* Taken out this moment: the kernel finds its sockets itself. */
-		COUNT_EXIT(no_roster);
-		return SK_PASS;
-	}
-	if (!find_row(&r, endpoint->row)) {
-		/* Given up this moment: as above. */
-		COUNT_EXIT(unserved_address);
-		return SK_PASS;
+	r.s->key.port = port;
+	if (!find_at_once(&r, &r.s->key, kinds)) {
+		endpoint = find_endpoint(&r, &r.s->key, kinds);
+		if (!endpoint) {
+			/* Rule 1: no member is bound to it; not ours. */
+			COUNT_EXIT(unserved_address);
+			return SK_PASS;
+		}
+		r.s->service = endpoint->service;
+		if (!find_roster(&r, endpoint->service)) {
+			/* Taken out this moment: the kernel finds its sockets
+			 * itself. */
+			COUNT_EXIT(no_roster);
+			return SK_PASS;
+		}
+		if (!find_row(&r, endpoint->row, &r.s->key)) {
+			/* Given up this moment: as above. */
+			COUNT_EXIT(unserved_address);
+			return SK_PASS;
+		}
 	}
 	r.s->ports = (__u32)bpf_ntohs(ctx->remote_port) << 16 | port;
 	if (expects_cookies(r.endpoint) && place_back(&r))
@@ -1252,6 +1545,7 @@ static long read_member(__u32 i, struct request *r)
 		out->cookie = 0;
 		return 0;
 	}
+	remember(r, i, m);
 	out->head = head_of_queue(m->sk);
 	out->awaited = is_awaited(m->sk);
 	out->cookie = m->cookie;
@@ -1267,17 +1561,9 @@ SEC("sk_lookup")
 int read_queues(struct bpf_sk_lookup *ctx)
 {
 	struct request r = {};
-	__u32 service = ctx->local_ip6[0];
-	union ov_row *header;
 
-	r.roster = bpf_map_lookup_elem(&services, &service);
-	if (!r.roster)
-		return SK_PASS;
-	header = row(&r, OV_ROW_HEADER);
-	if (!header)
-		return SK_PASS;
-	r.first_member = OV_ROW_ENDPOINTS + header->header.endpoints;
-	bpf_loop(header->header.members, read_member, &r, 0);
+	if (find_roster(&r, ctx->local_ip6[0]))
+		bpf_loop(r.members, read_member, &r, 0);
 	return SK_PASS;
 }
 
@@ -1293,19 +1579,12 @@ int mark(struct bpf_sk_lookup *ctx)
 {
 	const __u8 marks = OV_HUNG | OV_TRIAL;
 	struct request r = {};
-	__u32 service = ctx->local_ip6[0];
 	__u32 position = ctx->local_ip6[1];
 	__u64 cookie = (__u64)ctx->remote_ip6[1] << 32 | ctx->remote_ip6[0];
 	struct ov_member *m;
-	union ov_row *header;
 
-	r.roster = bpf_map_lookup_elem(&services, &service);
-	if (!r.roster)
+	if (!find_roster(&r, ctx->local_ip6[0]) || position >= r.members)
 		return SK_DROP;
-	header = row(&r, OV_ROW_HEADER);
-	if (!header || position >= header->header.members)
-		return SK_DROP;
-	r.first_member = OV_ROW_ENDPOINTS + header->header.endpoints;
 	m = member_at(&r, position);
 	if (!m || m->cookie != cookie)
 		return SK_DROP;
@@ -1374,7 +1653,7 @@ int migrate(struct sk_reuseport_md *md)
 	struct heir heir = { .r = &r };
 	struct bpf_sock *moving = md->migrating_sk;
 	struct bpf_sock *sk = md->sk;
-	__u32 service, word;
+	__u32 word;
 
 	if (!moving)
 		return SK_PASS; /* a request that our look-up has left to the kernel */
@@ -1395,9 +1674,7 @@ int migrate(struct sk_reuseport_md *md)
 	endpoint = bpf_map_lookup_elem(&endpoints, &key);
 	if (!endpoint)
 		return SK_PASS;
-	service = endpoint->service;
-	r.roster = bpf_map_lookup_elem(&services, &service);
-	if (!r.roster || !find_row(&r, endpoint->row))
+	if (!find_roster(&r, endpoint->service) || !find_row(&r, endpoint->row, &key))
 		return SK_PASS;
 	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
 	heir.leaving = bpf_get_socket_cookie(sk);

@@ -8,8 +8,9 @@
  *
  * The nouns: a service is an ordered list of members; a member is a listening
  * socket; an endpoint is an address and port that clients call; a request is one
- * look-up of a listener by the kernel. A roster is a service as published: an
- * array of 64-byte rows, never changed in its list, replaced as a whole.
+ * look-up of a listener by the kernel. A roster is a service as published: a run
+ * of 64-byte rows in the map `rows`, never changed in its list, replaced as a whole
+ * by another run.
  *
  *     row 0                       struct ov_header
  *     rows 1, 2                   the service's name, padded with zeros
@@ -45,6 +46,14 @@ enum {
 	OV_RESET = 1 << 1, /* refuse the request when every queue is full */
 	OV_SPREAD = 1 << 2, /* every member is a called one */
 	OV_APART = 1 << 3, /* redirected between addresses: not all know of each SYN cookie */
+};
+
+/* `services`, each a map with this one entry: where the roster lies in `rows`. */
+struct ov_extent {
+	__u32 first;
+	__u32 count;
+	__u32 endpoints;
+	__u32 members;
 };
 
 struct ov_header {
@@ -107,10 +116,10 @@ struct ov_endpoint_row {
 	__u32 endpoints;
 	__u8 policy;
 	__u8 flags;
-	__u16 zero;
-	__u32 zero2;
+	__u16 port; /* host order */
+	__u32 zero;
 	__u64 cookie; /* the cookie tick of the last SYN cookie sent; 0: none lately */
-	__u32 zero3;
+	__u32 zero2;
 	__u32 mark; /* OV_ENDPOINT_MARK; 0 where the number is not in use */
 };
 
@@ -151,6 +160,17 @@ struct ov_cookie {
 	__u16 flow; /* the upper half of its hash */
 	__u16 position;
 	__u16 socket; /* of the member's cookie: whether it still is the one at the position */
+};
+
+/* `near`: the endpoints again, each at the index that its key gives, to be found without
+ * a call. Of several with one index it has one. It may be out of date: whoever reads it
+ * compares the key with the endpoint row. */
+#define OV_NEAR_FACTOR 0x9e3779b97f4a7c15ULL /* 2^64 over the golden ratio */
+
+struct ov_near {
+	struct ov_endpoint_key key;
+	struct ov_endpoint to;
+	__u32 zero;
 };
 
 /* `ports`: which kinds of endpoint a port has, so that other ports cost one load. */

@@ -1,7 +1,7 @@
 //! A service as published: the one truth about it.
 //!
 //! A roster holds all that the kernel program and user space need to know of a
-//! service. It is encoded into the rows of an array (`bpf/overspill.h`) and never
+//! service. It is encoded into rows of an array (`bpf/overspill.h`) and never
 //! changed in its list: a change makes a new one, which replaces the old in one step.
 //! Everything else in the maps (endpoints, ports, sockets) is an index of the rosters.
 
@@ -271,6 +271,7 @@ impl Roster {
             policy: self.rules.policy.number(),
             flags: self.flags(),
             cookie: self.cookie,
+            port: self.port,
             mark: layout::ENDPOINT_MARK,
             ..EndpointRow::default()
         })

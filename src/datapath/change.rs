@@ -7,9 +7,10 @@
 //! 2. endpoints that the new roster does not have leave `endpoints` (their requests
 //!    go to the kernel's own look-up, as to any address that is not served), and the
 //!    connections of members that leave are not counted any more;
-//! 3. the new roster replaces the old in `services`, in one step; the kernel returns
-//!    when no program reads the old one any more (`maybe_wait_bpf_programs`);
-//! 4. `endpoints` and `ports` are made to agree with the rosters (`index.rs`);
+//! 3. the new roster, whose rows have been written where nobody looks, replaces the old in
+//!    `services`, in one step; the kernel returns when no program reads the old one any more
+//!    (`maybe_wait_bpf_programs`), and its rows may be written over;
+//! 4. `endpoints`, `near` and `ports` are made to agree with the rosters (`index.rs`);
 //! 5. the members' sockets are looked up once, since the program `migrate` cannot do so;
 //! 6. sockets of members that left are taken out of `sockets`, and control groups in which
 //!    there are none any more are let go of.
@@ -18,10 +19,10 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes;
 
-use super::layout::{EndpointKey, MemberCounters, ROW_SIZE, ServiceCounters};
+use super::layout::{EndpointKey, MemberCounters, ServiceCounters};
 use super::{Datapath, Lock, index};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
@@ -164,7 +165,7 @@ impl Datapath {
             let members = new.members.iter_mut().filter(|member| member.slot == joining.slot);
             members.for_each(|member| member.cgroup = u32::try_from(cgroup).unwrap_or(0));
         }
-        new_rows(&new.encode()).map(Some)
+        self.write_rows(new).map(Some)
     }
 
     /// Undoes step 1.
@@ -199,14 +200,14 @@ impl Datapath {
     fn restore(&self, change: &Change<'_>, before: &Snapshot) -> Result<()> {
         // If the old roster is still there, making it anew must not fail the rest.
         if self.roster(change.id)?.as_ref() != change.old {
-            let rows = change.old.map(|old| new_rows(&old.encode())).transpose()?;
+            let rows = change.old.map(|old| self.write_rows(old)).transpose()?;
             self.publish(change.id, rows.as_ref())?;
         }
         self.reindex(before)
     }
 
     /// Puts a roster, or none, in the place of the one before it.
-    fn publish(&self, id: u32, rows: Option<&MapHandle>) -> Result<()> {
+    pub(super) fn publish(&self, id: u32, rows: Option<&MapHandle>) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map services", error);
         match rows {
             None => ignore_absent(self.maps.services.delete(&id.to_ne_bytes())).map_err(failed),
@@ -260,24 +261,6 @@ fn leaving(old: Option<&Roster>, new: Option<&Roster>) -> Vec<u32> {
         roster.iter().flat_map(|roster| &roster.members).map(|member| member.slot).collect()
     };
     slots(old).difference(&slots(new)).copied().collect()
-}
-
-/// A map that holds the rows.
-fn new_rows(rows: &[[u8; ROW_SIZE]]) -> Result<MapHandle> {
-    let failed = |error| Error::bpf("make", "a roster", error);
-    let count = u32::try_from(rows.len()).expect("the capacity is a u32");
-    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-        map_flags: libbpf_rs::libbpf_sys::BPF_F_INNER_MAP,
-        ..Default::default()
-    };
-    let size = u32::try_from(ROW_SIZE).expect("small");
-    let map = MapHandle::create(MapType::Array, Some("roster"), 4, size, count, &options)
-        .map_err(failed)?;
-    let keys: Vec<u32> = (0..count).collect();
-    map.update_batch(keys.as_bytes(), rows.as_bytes(), count, MapFlags::ANY, MapFlags::ANY)
-        .map_err(failed)?;
-    Ok(map)
 }
 
 fn cpus() -> Result<usize> {

@@ -1,4 +1,4 @@
-//! The indexes of the rosters: `endpoints` and `ports`.
+//! The indexes of the rosters: `endpoints`, `near` and `ports`.
 //!
 //! They say nothing that the rosters do not say, so they are never trusted: whoever takes
 //! the lock makes them agree, whatever a writer that was killed has left.
@@ -6,9 +6,9 @@
 use std::collections::HashMap;
 
 use libbpf_rs::{MapCore, MapFlags};
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros as _, IntoBytes};
 
-use super::layout::{Endpoint, EndpointKey, PORT_EXACT, PORT_WILDCARD};
+use super::layout::{Endpoint, EndpointKey, NEAR_FACTOR, Near, PORT_EXACT, PORT_WILDCARD};
 use super::{Datapath, Snapshot};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
@@ -45,7 +45,30 @@ impl Datapath {
                 update.map_err(failed)?;
             }
         }
+        self.set_near(snapshot)?;
         self.set_ports(snapshot)
+    }
+
+    /// An entry may be read while it is written, or be out of date: who reads it compares
+    /// it with the endpoint row, and asks `endpoints` where they differ.
+    fn set_near(&self, snapshot: &Snapshot) -> Result<()> {
+        let failed = |error| Error::bpf("change", "the map near", error);
+        let mut wanted = vec![Near::new_zeroed(); self.maps.near.max_entries() as usize];
+        for (service, roster) in snapshot.rosters() {
+            for (key, row) in keys(roster) {
+                let index = near_index(&key, wanted.len());
+                wanted[index] = Near { key, to: Endpoint { service, row }, zero: 0 };
+            }
+        }
+        let current = super::read::all(&self.maps.near)?;
+        for ((index, wanted), current) in (0_u32..).zip(&wanted).zip(&current) {
+            if wanted.as_bytes() != current {
+                let update =
+                    self.maps.near.update(&index.to_ne_bytes(), wanted.as_bytes(), MapFlags::ANY);
+                update.map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     fn set_ports(&self, snapshot: &Snapshot) -> Result<()> {
@@ -64,4 +87,16 @@ impl Datapath {
             .update(&0_u32.to_ne_bytes(), &kinds, MapFlags::ANY)
             .map_err(|error| Error::bpf("change", "the map ports", error))
     }
+}
+
+/// Where an endpoint stands in `near`, of a power of two of `entries`; `find_near` in
+/// `bpf/overspill.bpf.c` is the same.
+fn near_index(key: &EndpointKey, entries: usize) -> usize {
+    let address = u128::from_be_bytes(key.address);
+    let half = |half: u128| u64::try_from(half & u128::from(u64::MAX)).expect("masked");
+    let (high, low) = (half(address >> 64), half(address));
+    let product = (high ^ u64::from(key.port)).wrapping_mul(NEAR_FACTOR).wrapping_add(low);
+    let product = product.wrapping_mul(NEAR_FACTOR);
+    let index = product >> (u64::BITS - entries.ilog2());
+    usize::try_from(index).expect("fewer than entries")
 }

@@ -15,6 +15,8 @@ pub(crate) const ROW_ENDPOINTS: usize = 1 + NAME_ROWS;
 pub(crate) const ENDPOINT_MARK: u32 = 0x6f76_0001;
 pub(crate) const POSITIONS_PER_ROW: usize = 16;
 pub(crate) const ADDRESSES_PER_ROW: usize = 8;
+/// `OV_NEAR_FACTOR`
+pub(crate) const NEAR_FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// `ov_header.flags`
 pub(crate) const REDIRECT: u8 = 1 << 0;
@@ -69,6 +71,14 @@ macro_rules! plain {
 }
 
 plain! {
+    /// `struct ov_extent`
+    struct Extent {
+        first: u32,
+        count: u32,
+        endpoints: u32,
+        members: u32,
+    }
+
     /// `struct ov_header`
     #[derive(Default)]
     struct Header {
@@ -111,15 +121,15 @@ plain! {
         endpoints: u32,
         policy: u8,
         flags: u8,
-        zero: u16,
-        zero2: u32,
+        port: u16,
+        zero: u32,
         cookie: u64,
-        zero3: u32,
+        zero2: u32,
         mark: u32,
     }
 
     /// `struct ov_endpoint_key`
-    #[derive(Hash)]
+    #[derive(Default, Hash)]
     struct EndpointKey {
         address: [u8; 16],
         port: u16,
@@ -127,9 +137,18 @@ plain! {
     }
 
     /// `struct ov_endpoint`
+    #[derive(Default)]
     struct Endpoint {
         service: u32,
         row: u32,
+    }
+
+    /// `struct ov_near`
+    #[derive(Default)]
+    struct Near {
+        key: EndpointKey,
+        to: Endpoint,
+        zero: u32,
     }
 
     /// `struct ov_service_counters`
@@ -324,6 +343,8 @@ mod tests {
             "ov_endpoint_row": EndpointRow,
             "ov_endpoint_key": EndpointKey,
             "ov_endpoint": Endpoint,
+            "ov_near": Near,
+            "ov_extent": Extent,
             "ov_service_counters": ServiceCounters,
             "ov_member_counters": MemberCounters,
             "ov_exits": ExitCounters,

@@ -154,6 +154,10 @@ fn load(
         libbpf_rs::num_possible_cpus().map_err(|e| Error::bpf("count", "the CPUs", e))?,
     )
     .unwrap_or(u32::MAX);
+    // A socket bound to [::] may be called at two wildcard addresses.
+    let endpoints = 2 * capacity.members;
+    let near = endpoints.next_power_of_two();
+    data.near_bits = near.ilog2();
     let maps = &mut open.maps;
     let size = |map: &mut OpenMapMut<'_>, entries| {
         map.set_max_entries(entries)
@@ -166,8 +170,9 @@ fn load(
     size(&mut maps.figures, capacity.members)?;
     size(&mut maps.loads, capacity.members)?;
     size(&mut maps.words, capacity.members)?;
-    // A socket bound to [::] may be called at two wildcard addresses.
-    size(&mut maps.endpoints, 2 * capacity.members)?;
+    size(&mut maps.endpoints, endpoints)?;
+    size(&mut maps.near, near)?;
+    size(&mut maps.rows, super::rows::capacity(capacity))?;
     open.load().map_err(|error| Error::bpf("load", "the program into the kernel", error))
 }
 

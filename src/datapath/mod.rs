@@ -11,6 +11,7 @@ pub(crate) mod layout;
 mod lock;
 mod make;
 mod read;
+mod rows;
 
 use std::fs;
 use std::io;
@@ -88,7 +89,9 @@ macro_rules! maps {
 maps!(
     ports,
     endpoints,
+    near,
     services,
+    rows,
     sockets,
     service_counters,
     member_counters,

@@ -2,37 +2,31 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
+use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::layout::{Counters, ExitCounters, Figures, MemberCounters, ROW_SIZE, ServiceCounters};
+use super::layout::{Counters, ExitCounters, Figures, MemberCounters, ServiceCounters};
 use super::{Datapath, pin};
 use crate::error::{Error, Result};
 use crate::member::Health;
-use crate::roster::{Member, Roster, Row, health_flags};
+use crate::roster::{Member, Roster, health_flags};
 use crate::status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
 use crate::sys;
 
 /// How often a roster that is replaced while it is read is read again.
-const READS: usize = 16;
+pub(super) const READS: usize = 16;
 
 impl Datapath {
     /// The roster of service number `id`, or `None` where there is none.
     pub(crate) fn roster(&self, id: u32) -> Result<Option<Roster>> {
-        let failed = |error| Error::bpf("read", "the map services", error);
         for _ in 0..READS {
-            let inner =
-                self.maps.services.lookup(&id.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
-            let Some(inner) = inner else { return Ok(None) };
-            let inner = u32::from_ne_bytes(inner.try_into().expect("the number of a map"));
-            let map = match MapHandle::from_map_id(inner) {
-                Ok(map) => map,
-                // Replaced, and therefore gone, between the two steps: the next look sees
-                // its successor.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::bpf("open", "a roster", error)),
-            };
-            let roster = Roster::decode(&rows(&map)?).ok_or_else(|| Error::Damaged {
+            let Some((map, extent)) = self.lies(id)? else { return Ok(None) };
+            let rows = self.read_rows(&extent)?;
+            // Replaced while it was read: the rows may be those of another by now.
+            if self.lies(id)?.is_none_or(|(now, _)| now != map) {
+                continue;
+            }
+            let roster = Roster::decode(&rows).ok_or_else(|| Error::Damaged {
                 path: self.folder.clone(),
                 what: format!("the roster of service number {id} can't be read"),
             })?;
@@ -251,24 +245,20 @@ impl Arguments {
     }
 }
 
-/// The rows of a roster, in order.
-fn rows(map: &MapHandle) -> Result<Vec<Row>> {
-    let mut rows = vec![[0; ROW_SIZE]; map.max_entries() as usize];
+/// Every value of an array, in order.
+pub(super) fn all(map: &MapHandle) -> Result<Vec<Vec<u8>>> {
+    let name = map.name().to_string_lossy().into_owned();
+    let count = map.max_entries();
     let batch = map
-        .lookup_batch(map.max_entries(), MapFlags::ANY, MapFlags::ANY)
-        .map_err(|error| Error::bpf("read", "a roster", error))?;
-    let mut read = 0;
-    for (key, row) in batch {
-        let key = u32::from_ne_bytes(key.try_into().expect("an array's index"));
-        rows[key as usize] = row.try_into().expect("a row's size");
-        read += 1;
-    }
+        .lookup_batch(count, MapFlags::ANY, MapFlags::ANY)
+        .map_err(|error| Error::bpf("read", format!("the map {name}"), error))?;
+    let values: Vec<Vec<u8>> = batch.map(|(_, value)| value).collect();
     // The iterator ends at an error as it does at the end.
-    if read < rows.len() {
+    if values.len() < count as usize {
         let error = std::io::Error::last_os_error();
-        return Err(Error::system("read all of", "a roster", error));
+        return Err(Error::system("read all of", format!("the map {name}"), error));
     }
-    Ok(rows)
+    Ok(values)
 }
 
 pub(super) fn lookup(map: &MapHandle, key: u32) -> Result<Vec<u8>> {

@@ -65,6 +65,61 @@ pub(crate) fn test_run(program: BorrowedFd<'_>, context: &[u8]) -> io::Result<u3
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(attributes.retval) }
 }
 
+/// `BPF_MAP_LOOKUP_BATCH` (`enum bpf_cmd`).
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+
+/// The part of `union bpf_attr` that belongs to `BPF_MAP_LOOKUP_BATCH`.
+#[repr(C)]
+struct LookupBatch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Fills `values`, each of `size` bytes, with those of an array from number `first` on.
+/// libbpf-rs reads whole maps.
+pub(crate) fn read_array(
+    map: BorrowedFd<'_>,
+    first: u32,
+    values: &mut [u8],
+    size: usize,
+) -> io::Result<()> {
+    let wanted = values.len() / size;
+    let mut keys = vec![0_u32; wanted];
+    let before = first.wrapping_sub(1);
+    let mut after = 0_u32;
+    let mut attributes = LookupBatch {
+        // The key before the first; none at the beginning.
+        in_batch: if first == 0 { 0 } else { (&raw const before) as u64 },
+        out_batch: (&raw mut after) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: u32::try_from(wanted).map_err(io::Error::other)?,
+        map_fd: u32::try_from(map.as_raw_fd()).expect("an open descriptor"),
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: `attributes` is as long as the size given. What it points to lives through the
+    // call; `keys` and `values` have room for `count` keys and values, of 4 bytes and of the
+    // `size` that the caller knows to be the map's.
+    let result = unsafe {
+        let size = size_of::<LookupBatch>();
+        libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attributes, size)
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if attributes.count as usize != wanted {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+    }
+    Ok(())
+}
+
 /// Lets the kernel ask `program` what becomes of the requests of a socket of this group
 /// that ends (`SO_ATTACH_REUSEPORT_EBPF`, for the socket's whole `SO_REUSEPORT` group).
 pub(crate) fn attach_to_group(socket: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {

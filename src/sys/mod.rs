@@ -3,5 +3,7 @@
 mod descriptor;
 mod socket;
 
-pub(crate) use descriptor::{attach_to_cgroup, attach_to_group, netns_of, pin, test_run};
+pub(crate) use descriptor::{
+    attach_to_cgroup, attach_to_group, netns_of, pin, read_array, test_run,
+};
 pub(crate) use socket::{Listener, bind_unbound, empty_queue, inspect, listen};
