@@ -287,6 +287,7 @@ struct search {
 	__be32 address[4]; /* the called one; IPv4 as ::ffff:a.b.c.d */
 	__be32 remote[4]; /* of an IPv4 client, only the last word is set */
 	__u32 service;
+	__u32 row; /* the number of its endpoint row, where a dispatcher is asked */
 	__u32 takes; /* the flag that a member must have */
 	__u32 ports; /* remote, local */
 
@@ -1095,6 +1096,27 @@ static __noinline bool place_back(struct request *r)
 	return assign(r, m);
 }
 
+static __always_inline int place_by_rules(struct request *r)
+{
+	if (place_at_once(r))
+		return SK_PASS;
+	start_anew(r);
+	bpf_loop(STEPS, step, r, 0);
+	if (r->s->rule == RULE_RESET) {
+		/* The user's wish, or only draining members are left: the client
+		 * is told at once (RST). */
+		COUNT_SERVICE(r->s->service, reset);
+		return SK_DROP;
+	}
+	if (r->s->rule == RULE_LEFT)
+		/* No member has a socket any more: whatever else listens there
+		 * may take the request, or nothing does. */
+		COUNT_SERVICE(r->s->service, left);
+	return SK_PASS;
+}
+
+#include "dispatcher.h"
+
 /* --- the program ------------------------------------------------------------- */
 
 SEC("sk_lookup")
@@ -1149,21 +1171,9 @@ int overspill(struct bpf_sk_lookup *ctx)
 	r.s->ports = (__u32)bpf_ntohs(ctx->remote_port) << 16 | port;
 	if (expects_cookies(r.endpoint) && place_back(&r))
 		return SK_PASS;
-	if (place_at_once(&r))
-		return SK_PASS;
-	start_anew(&r);
-	bpf_loop(STEPS, step, &r, 0);
-	if (r.s->rule == RULE_RESET) {
-		/* The user's wish, or only draining members are left: the client
-		 * is told at once (RST). */
-		COUNT_SERVICE(r.s->service, reset);
-		return SK_DROP;
-	}
-	if (r.s->rule == RULE_LEFT)
-		/* No member has a socket any more: whatever else listens there
-		 * may take the request, or nothing does. */
-		COUNT_SERVICE(r.s->service, left);
-	return SK_PASS;
+	if (r.endpoint->policy == OV_DISPATCHER && r.endpoint->flags & OV_REDIRECT)
+		ask_dispatcher(&r, endpoint->row);
+	return place_by_rules(&r);
 }
 
 /* --- reading and marking for user space ------------------------------------- */

@@ -49,7 +49,9 @@ mod status;
 mod sys;
 
 pub use cgroup::Cgroup;
-pub use datapath::{Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request};
+pub use datapath::{
+    Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, check_dispatcher,
+};
 pub use error::{Error, Result};
 pub use member::{Address, Families, Health, MemberId};
 pub use namespace::Namespace;

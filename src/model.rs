@@ -254,7 +254,7 @@ impl Candidates<'_> {
     /// The policy's choice among those with room.
     fn choose(&self, policy: Policy, turn: usize, two: (usize, usize)) -> Option<usize> {
         match policy {
-            Policy::NextAvailable => self.first(Member::room),
+            Policy::NextAvailable | Policy::Dispatcher => self.first(Member::room),
             Policy::RoundRobin => self.with_room(turn).next(),
             Policy::ShortestQueue => {
                 self.with_room(turn).min_by_key(|&index| self.at(index).used())

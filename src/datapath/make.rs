@@ -161,6 +161,7 @@ fn load(
     };
     size(&mut maps.services, capacity.services)?;
     size(&mut maps.service_counters, capacity.services)?;
+    size(&mut maps.dispatchers, capacity.services)?;
     size(&mut maps.sockets, capacity.members)?;
     size(&mut maps.member_counters, capacity.members)?;
     size(&mut maps.figures, capacity.members)?;

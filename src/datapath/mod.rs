@@ -5,6 +5,7 @@
 
 mod change;
 mod connections;
+mod dispatcher;
 mod hooks;
 mod index;
 pub(crate) mod layout;
@@ -22,6 +23,8 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, Pr
 use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
+pub(crate) use dispatcher::Dispatcher;
+pub use dispatcher::check_dispatcher;
 pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub(crate) use lock::Lock;
 
@@ -96,7 +99,10 @@ maps!(
     figures,
     loads,
     words,
-    origins
+    origins,
+    dispatchers,
+    requests,
+    finish
 );
 
 /// The state of one network namespace.
@@ -220,7 +226,7 @@ pub(crate) fn bpffs() -> Result<PathBuf> {
 /// Keeps libbpf from writing to standard error: what it has to say is in the errors that
 /// it returns. Called before whatever else is asked of it.
 fn hush() {
-    libbpf_rs::set_print(Some((PrintLevel::Debug, |_, _| {})));
+    libbpf_rs::set_print(Some((PrintLevel::Warn, dispatcher::hear)));
 }
 
 /// The inode number of a file, or `None` where there is none.

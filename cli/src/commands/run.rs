@@ -173,6 +173,7 @@ pub(crate) struct Args {
 struct Addresses(Vec<SocketAddr>);
 
 pub(crate) fn run(args: Args) -> Outcome {
+    args.rules.check_dispatcher()?;
     match args.plan() {
         Ok(plan) => supervisor::run(plan),
         Err(message) => wrong_usage(&message),
@@ -202,6 +203,7 @@ impl Args {
             addresses: everywhere.chain(each).collect(),
             backlog: self.backlog,
             rules: self.rules.of_new(self.spread),
+            dispatcher: self.rules.dispatcher(),
             capacity: self.capacity,
             user: self.user,
             grace: Duration::from_secs(self.grace.into()),

@@ -22,6 +22,7 @@ pub(crate) mod worker;
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -68,6 +69,7 @@ pub(crate) struct Plan {
     pub(crate) private: Vec<u16>,
     pub(crate) backlog: u32,
     pub(crate) rules: Rules,
+    pub(crate) dispatcher: Option<PathBuf>,
     pub(crate) capacity: Option<Capacity>,
     pub(crate) user: Option<String>,
     pub(crate) grace: Duration,

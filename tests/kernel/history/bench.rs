@@ -476,6 +476,7 @@ impl Bench {
         let rules = random_rules(&mut self.random);
         let change = Change {
             policy: Some(rules.policy),
+            dispatcher: None,
             on_full: Some(rules.on_full),
             redirect: Some(rules.redirect),
             spread: Some(rules.spread),
