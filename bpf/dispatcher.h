@@ -67,7 +67,6 @@ static __always_inline void enter(struct gathering *g, struct ov_member *m,
 	c->capacity = f->backlog + 1;
 	c->weight = m->weight;
 	c->called = m->flags & OV_WILDCARD || same_address(m->address, g->r->s->address);
-	c->place = at;
 	c->position = position;
 	c->slot = slot;
 }

@@ -32,9 +32,8 @@
  *
  *     char LICENSE[] __attribute__((section("license"), used)) = "GPL";
  *
- * Some requests are asked about twice: a client that gets no answer calls again, and in a
- * flood the end of a handshake (an ACK with a SYN cookie) has to come to the member that
- * its SYN came to. Where that matters choose by `hash`, not by chance.
+ * A client that gets no answer calls again, and is asked about again. Where it is to come
+ * to the same member then, choose by `hash`, not by chance.
  *
  * docs/ways/dispatcher.md tells more; examples/dispatchers/ has three that are of use.
  */
@@ -68,9 +67,9 @@ struct overspill_candidate {
 	__u8 called; /* bound to the called address, or to a wildcard that covers it */
 	__u8 reserved;
 	/* for overspill: leave these as they are */
-	__u32 place; /* in `candidates` */
 	__u32 position;
 	__u32 slot;
+	__u32 reserved2;
 };
 
 /* A request. Addresses are in network order, IPv4 ones as ::ffff:a.b.c.d. */
@@ -86,9 +85,9 @@ struct overspill_request {
 	__u32 cpu; /* where it arrived */
 	__u32 node; /* the NUMA node of that CPU */
 	__u32 service; /* the service's number: for maps of your own */
-	/* for overspill: leave it as it is */
+	__u32 zero; /* always; but the verifier does not know it: see OVERSPILL_FOR_EACH */
+	/* for overspill: leave these as they are */
 	__u32 answer;
-	__u32 zero;
 	__u32 reserved[2];
 	/* The first is the one that next-available would choose. They are called members,
 	 * if any of these has room, else siblings of those. */
@@ -134,7 +133,7 @@ struct overspill_request {
 			return 1; /* not reached: the map has this one entry */             \
 		answer = name##_answers(asked);                                             \
 		if (answer)                                                                 \
-			asked->answer = answer->place;                                      \
+			asked->answer = overspill_place(asked, answer);                     \
 		overspill_tail_call(ctx, &overspill_finish, 0);                             \
 		return 1; /* SK_PASS; not reached: overspill goes on from there */          \
 	}                                                                                   \
@@ -152,14 +151,23 @@ overspill_candidate(struct overspill_request *request, __u64 place)
 	return &request->candidates[place];
 }
 
+/* The place of a candidate. */
+static inline __attribute__((always_inline)) __u32
+overspill_place(struct overspill_request *request, struct overspill_candidate *c)
+{
+	/* Not as a difference of pointers: that is a signed division, which v1 to v3 have not. */
+	return ((__u64)c - (__u64)request->candidates) / sizeof(*c);
+}
+
 /*
  * Goes through the candidates: `c` (a pointer) is each of them.
  *
  * The verifier follows every turn of a loop. What it knows exactly, as it does a counter, it
  * follows through the rest of the program, value by value: a `best = c` would make as many
- * programs as there are candidates. So a zero that it does not know of is mixed in. The
- * compiler is kept from knowing the counter, or it would turn the loop into one whose end
- * the verifier can't see.
+ * programs as there are candidates. So a zero that it does not know is mixed in. A counter
+ * of your own that is asked for after the loop begins with it too: `n = request->zero`. The
+ * compiler is kept from knowing the turn, or it would make a loop of it whose end the
+ * verifier can't see.
  */
 #define OVERSPILL_FOR_EACH(c, request)                                                    \
 	for (__u64 overspill_turn = 0;                                                    \

@@ -31,7 +31,7 @@ OVERSPILL_DISPATCHER(canary, request)
 		/* Another one, each as often as the others: if it were always the next, that
 		 * one would get the canary's share as well as its own. */
 		nth = overspill_share(overspill_mix(hash), request->count - 1);
-		return overspill_candidate(request, nth < c->place ? nth : nth + 1);
+		return overspill_candidate(request, nth < overspill_place(request, c) ? nth : nth + 1);
 	}
 	/* The canary is full, or does not run: as if there were none. */
 	return overspill_candidate(request, 0);

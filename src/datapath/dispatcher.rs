@@ -24,10 +24,6 @@ const VERSION: u32 = 1;
 /// Where the header puts the version that it has.
 const VERSION_MAP: &str = ".rodata.overspill";
 
-/// The maps of the header, each with the one of the namespace that it stands for.
-const MAPS: [(&str, &str); 2] =
-    [("overspill_requests", "requests"), ("overspill_finish", "finish")];
-
 /// A dispatcher that the kernel has taken.
 #[derive(Debug)]
 pub(crate) struct Dispatcher(OwnedFd);
@@ -41,14 +37,15 @@ impl Dispatcher {
     /// Loads the one in the file.
     pub(crate) fn load(path: &Path, datapath: &Datapath) -> Result<Self> {
         let mut object = open(path)?;
-        for (name, own) in MAPS {
-            let pin = datapath.folder.join(own);
+        let maps = &datapath.maps;
+        for (name, own) in
+            [("overspill_requests", &maps.requests), ("overspill_finish", &maps.finish)]
+        {
             let mut map = object
                 .maps_mut()
                 .find(|map| map.name() == name)
                 .ok_or_else(|| not_one(path, format!("it has no map {name}")))?;
-            map.reuse_pinned_map(&pin)
-                .map_err(|error| Error::bpf("open", pin.display().to_string(), error))?;
+            map.reuse_fd(own.as_fd()).map_err(|error| Error::bpf("use", "the map", error))?;
         }
         let (loaded, said) = listen(|| object.load());
         let object = loaded.map_err(|error| match verdict(&said) {
@@ -115,7 +112,7 @@ impl Datapath {
         let Some(new) = change.dispatcher else { return Ok(None) };
         let old = self.dispatcher(change.id)?;
         let old = old.map(|program| {
-            libbpf_rs::Program::get_fd_by_id(program)
+            libbpf_rs::Program::fd_from_id(program)
                 .map(Dispatcher)
                 .map_err(|error| Error::bpf("open", "the dispatcher before", error))
         });

@@ -5,7 +5,11 @@ mod beside;
 mod capacity;
 mod changes;
 mod connections;
+<<<<<<< HEAD
 mod flood;
+=======
+mod dispatcher;
+>>>>>>> a590f8e (Hold dispatchers against the model, and test what is refused)
 mod history;
 mod hooks;
 mod library;
