@@ -125,6 +125,12 @@ pub enum Error {
         /// The service that it is a member of.
         service: String,
     },
+    /// The socket is a member of no service of the network namespace.
+    #[error("{socket} is no member of a service here")]
+    NotAMember {
+        /// Which socket.
+        socket: String,
+    },
     /// The address belongs to another service.
     #[error("{address} is served by service {service}")]
     AddressTaken {
@@ -310,6 +316,7 @@ impl Error {
             Self::OtherNamespace { .. } => "make one service in each network namespace",
             Self::OtherPort { .. } => "make one service for each port",
             Self::AlreadyMember { .. } => "take it out there first (overspill rm SERVICE MEMBER)",
+            Self::NotAMember { .. } => "let it join a service first",
             Self::AddressTaken { .. } => {
                 "let the socket join that service, or remove the service first"
             }

@@ -47,6 +47,7 @@ mod roster;
 mod service;
 mod status;
 mod sys;
+mod words;
 
 pub use cgroup::Cgroup;
 pub use datapath::{
@@ -58,3 +59,4 @@ pub use namespace::Namespace;
 pub use policy::{OnFull, Policy, Rules};
 pub use service::{Builder, Change, Looker, Name, Service, empty_queue, listeners};
 pub use status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
+pub use words::{Word, Words};

@@ -15,7 +15,7 @@ mod read;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -167,6 +167,11 @@ impl Datapath {
         }
         inodes.sort_unstable();
         Ok(inodes)
+    }
+
+    /// The map that user space writes the members' words to.
+    pub(crate) fn words(&self) -> BorrowedFd<'_> {
+        self.maps.words.as_fd()
     }
 
     pub(crate) fn seed(&self) -> u32 {

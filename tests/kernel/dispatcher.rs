@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use libbpf_rs::query::ProgInfoIter;
-use overspill::{Change, Error, MemberId, Policy, Service};
+use overspill::{Change, Error, MemberId, Namespace, Policy, Service, Word, Words};
 use tempfile::TempDir;
 use world::{at, wait_until};
 
@@ -496,4 +496,101 @@ fn other_members_take_over_from_a_canary_that_is_out() {
     let _others = connect_times(9);
     assert_eq!(given(&service)[0], 5);
     assert_eq!(given(&service).iter().sum::<u64>(), 14);
+}
+
+#[test]
+fn the_member_on_the_cpu_where_a_request_arrives_is_preferred() {
+    world::enter();
+    let (service, listeners) = group(3, 4);
+    let words = Words::open(service.namespace()).unwrap().unwrap();
+    let object = Object::compile("examples/dispatchers/local_cpu.bpf.c", &[]);
+    service.set(&asks(object.path())).unwrap();
+    // What a client sends over the loopback device arrives on the CPU that it sends from.
+    world::pin_to_cpu(0);
+    for (local, listener) in listeners.iter().enumerate() {
+        for (member, other) in listeners.iter().enumerate() {
+            words.of(other).unwrap().store(if member == local { 1 } else { 2 });
+        }
+        let _clients = connect_times(2);
+        let mut expected = [0; 3];
+        expected[local] = 2;
+        assert_eq!(queued(&service), expected);
+        listener.accept().unwrap();
+        listener.accept().unwrap();
+    }
+    assert!(words.of(&listeners[1]).unwrap().store(1));
+    assert!(words.of(&listeners[2]).unwrap().store(0));
+    let _clients = connect_times(12);
+    let queued = queued(&service);
+    assert_eq!(queued[1], 5, "full");
+    assert_eq!(queued.iter().sum::<u32>(), 12, "the others take the rest");
+    assert_eq!(fallback(&service), 0);
+}
+
+/// How many connections wait in each queue.
+fn queued(service: &Service) -> Vec<u32> {
+    service.status().unwrap().members.iter().map(|member| member.queued).collect()
+}
+
+#[test]
+fn members_are_chosen_by_the_figure_that_they_publish() {
+    world::enter();
+    let (service, listeners) = group(3, 64);
+    let object = Object::compile("examples/dispatchers/published.bpf.c", &[]);
+    service.set(&asks(object.path())).unwrap();
+    let words = Words::open(service.namespace()).unwrap().unwrap();
+    let words: Vec<Word> = listeners.iter().map(|it| words.of(it).unwrap()).collect();
+    let mut expected = [0; 3];
+    for figures in [[5, 3, 9], [5, 7, 9], [u64::MAX, 1 << 40, (1 << 40) - 1]] {
+        for (word, figure) in words.iter().zip(figures) {
+            assert!(word.store(figure));
+            assert_eq!(word.load(), Some(figure));
+        }
+        let least = figures.iter().min().unwrap();
+        let _clients = connect_times(4);
+        expected[figures.iter().position(|figure| figure == least).unwrap()] += 4;
+        assert_eq!(given(&service), expected);
+    }
+}
+
+#[test]
+fn a_word_is_its_members_alone() {
+    world::enter();
+    assert!(Words::open(&Namespace::current().unwrap()).unwrap().is_none());
+    let (service, mut listeners) = group(2, 64);
+    let words = Words::open(service.namespace()).unwrap().unwrap();
+    let stranger = listener(at("10.0.0.9:81"));
+    let error = words.of(&stranger).unwrap_err();
+    assert!(matches!(error, Error::NotAMember { .. }), "{error:?}");
+    let old = words.of(&listeners[1]).unwrap();
+    assert!(old.store(7));
+    service.leave(MemberId(1)).unwrap();
+    let new = Listening::at(at(CALLED)).reuse_port().open();
+    service.join(&new).unwrap();
+    assert_eq!((old.store(8), old.load()), (false, None), "its place is another's");
+    assert_eq!(words.of(&new).unwrap().load(), Some(0));
+    let successor = Listening::at(at(CALLED)).reuse_port().open();
+    service.replace(MemberId(0), &successor).unwrap();
+    assert!(words.of(&successor).unwrap().store(9));
+    listeners.clear();
+}
+
+#[test]
+fn each_instruction_set_will_do() {
+    world::enter();
+    let (service, _listeners) = group(4, 64);
+    let sources = ["local_cpu", "published", "canary"]
+        .map(|name| format!("examples/dispatchers/{name}.bpf.c"))
+        .into_iter()
+        .chain(["tests/kernel/history/asked.bpf.c".to_owned()]);
+    for source in sources {
+        for set in ["-mcpu=v1", "-mcpu=v2", "-mcpu=v3"] {
+            for level in ["-O1", "-O2"] {
+                let object = Object::compile(&source, &[set, level]);
+                service
+                    .set(&asks(object.path()))
+                    .unwrap_or_else(|e| panic!("{source} {set} {level}: {e}"));
+            }
+        }
+    }
 }

@@ -126,6 +126,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     backlog: u32,
 
+    /// Give each worker shared memory, with the number of its descriptor in OVERSPILL_WORDS,
+    /// in which it tells a dispatcher a figure of its own; only with --listen
+    #[arg(long)]
+    words: bool,
+
     /// The user that the workers run as, by name or number
     #[arg(long)]
     user: Option<String>,
@@ -189,6 +194,11 @@ impl Args {
                         out, or --listen"
                 .to_owned());
         }
+        if !hands_over && self.words {
+            return Err(
+                "--words is for workers that get their sockets: give --listen too".to_owned()
+            );
+        }
         let workers = self.workers()?;
         let everywhere = self.listen.iter().map(|&address| vec![address; workers]);
         let each = self.listen_each.into_iter().map(|Addresses(each)| each);
@@ -205,6 +215,7 @@ impl Args {
             rules: self.rules.of_new(self.spread),
             dispatcher: self.rules.dispatcher(),
             capacity: self.capacity,
+            words: self.words,
             user: self.user,
             grace: Duration::from_secs(self.grace.into()),
             output: self.output,
