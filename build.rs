@@ -18,6 +18,7 @@ fn main() {
     }
     println!("cargo::rustc-env=OVERSPILL_BUILD={digest}");
     println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed=include/overspill_dispatcher.h");
 }
 
 /// Makes the object and the skeleton of `bpf/NAME.bpf.c` in `OUT_DIR`.

@@ -308,6 +308,7 @@ struct search {
 	__be32 address[4]; /* the called one; IPv4 as ::ffff:a.b.c.d */
 	__be32 remote[4]; /* of an IPv4 client, only the last word is set */
 	__u32 service;
+	__u32 row; /* the number of its endpoint row */
 	__u32 takes; /* the flag that a member must have */
 	__u32 ports; /* remote, local */
 	struct ov_endpoint_key key; /* of the endpoint */
@@ -788,6 +789,7 @@ static __always_inline bool find_at_once(struct request *r, struct ov_endpoint_k
 	if (!found)
 		return false;
 	r->s->service = found->to.service;
+	r->s->row = found->to.row;
 	return find_roster(r, r->s->service) && find_row(r, found->to.row, key);
 }
 
@@ -1385,6 +1387,73 @@ static __noinline bool place_back(struct request *r)
 	return assign(r, m);
 }
 
+/* --- from one program to the next ---------------------------------------------
+ *
+ * Most requests end in `overspill`. What it does not place it hands to `by_rules`, in a
+ * tail call: the verifier goes through the loops once, not for each program that may come
+ * to need them. No RCU read section ends in between: what `searches` says of the request
+ * holds; the roster may have been replaced by another, once.
+ */
+int by_rules(struct bpf_sk_lookup *ctx);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, int(struct bpf_sk_lookup *));
+} rules SEC(".maps") = { .values = { [0] = (void *)&by_rules } };
+
+/* False where the service or the address was given up since the request was found. */
+static __always_inline bool find_again(struct request *r)
+{
+	__u32 zero = 0;
+
+	r->s = bpf_map_lookup_elem(&searches, &zero);
+	if (!r->s)
+		return false; /* not reached: the map has this one entry */
+	if (!find_roster(r, r->s->service)) {
+		COUNT_EXIT(no_roster);
+		return false;
+	}
+	if (!find_row(r, r->s->row, &r->s->key)) {
+		COUNT_EXIT(unserved_address);
+		return false;
+	}
+	return true;
+}
+
+/* Never attached: what follows where the request was not placed at once. */
+SEC("sk_lookup")
+int by_rules(struct bpf_sk_lookup *ctx)
+{
+	struct request r = { .ctx = ctx };
+
+	if (!find_again(&r))
+		return SK_PASS;
+	start_anew(&r);
+	r.s->since = 0;
+	bpf_loop(STEPS, step, &r, 0);
+	if (r.s->rule == RULE_RESET) {
+		/* The user's wish, or only draining members are left: the client
+		 * is told at once (RST). */
+		COUNT_SERVICE(r.s->service, reset);
+		return SK_DROP;
+	}
+	if (r.s->rule == RULE_LEFT)
+		/* No member has a socket any more: whatever else listens there
+		 * may take the request, or nothing does. */
+		COUNT_SERVICE(r.s->service, left);
+	return SK_PASS;
+}
+
+static __always_inline int place_by_rules(struct request *r)
+{
+	bpf_tail_call(r->ctx, &rules, 0);
+	return SK_PASS; /* not reached: the program is there */
+}
+
+#include "dispatcher.h"
+
 /* --- the program ------------------------------------------------------------- */
 
 SEC("sk_lookup")
@@ -1427,6 +1496,7 @@ int overspill(struct bpf_sk_lookup *ctx)
 			return SK_PASS;
 		}
 		r.s->service = endpoint->service;
+		r.s->row = endpoint->row;
 		if (!find_roster(&r, endpoint->service)) {
 			/* Taken out this moment: the kernel finds its sockets
 			 * itself. */
@@ -1442,21 +1512,9 @@ int overspill(struct bpf_sk_lookup *ctx)
 	r.s->ports = (__u32)bpf_ntohs(ctx->remote_port) << 16 | port;
 	if (expects_cookies(r.endpoint) && place_back(&r))
 		return SK_PASS;
-	if (place_at_once(&r))
-		return SK_PASS;
-	start_anew(&r);
-	bpf_loop(STEPS, step, &r, 0);
-	if (r.s->rule == RULE_RESET) {
-		/* The user's wish, or only draining members are left: the client
-		 * is told at once (RST). */
-		COUNT_SERVICE(r.s->service, reset);
-		return SK_DROP;
-	}
-	if (r.s->rule == RULE_LEFT)
-		/* No member has a socket any more: whatever else listens there
-		 * may take the request, or nothing does. */
-		COUNT_SERVICE(r.s->service, left);
-	return SK_PASS;
+	if (r.endpoint->policy == OV_DISPATCHER && r.endpoint->flags & OV_REDIRECT)
+		ask_dispatcher(&r);
+	return place_at_once(&r) ? SK_PASS : place_by_rules(&r);
 }
 
 /* --- reading and marking for user space ------------------------------------- */

@@ -125,6 +125,12 @@ pub enum Error {
         /// The service that it is a member of.
         service: String,
     },
+    /// The socket is a member of no service of the network namespace.
+    #[error("{socket} is no member of a service here")]
+    NotAMember {
+        /// Which socket.
+        socket: String,
+    },
     /// The address belongs to another service.
     #[error("{address} is served by service {service}")]
     AddressTaken {
@@ -207,6 +213,38 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// The service is to ask a dispatcher and has none.
+    #[error("service {service} has no dispatcher to ask")]
+    NoDispatcher {
+        /// The service.
+        service: String,
+    },
+    /// The file is no dispatcher.
+    #[error("{path} is not a dispatcher: {why}", path = path.display())]
+    NotADispatcher {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The dispatcher was made for another version of its header.
+    #[error("{path} was made for version {version} of overspill_dispatcher.h; this is version {own}", path = path.display())]
+    DispatcherVersion {
+        /// The file.
+        path: PathBuf,
+        /// The version that it was made for.
+        version: u32,
+        /// The version of this build.
+        own: u32,
+    },
+    /// The kernel's verifier does not take the dispatcher.
+    #[error("the kernel refuses {path}: {verdict}", path = path.display())]
+    DispatcherRefused {
+        /// The file.
+        path: PathBuf,
+        /// The verifier's last words.
+        verdict: String,
+    },
     /// No BPF file system is mounted.
     #[error("no BPF file system is mounted")]
     NoBpffs,
@@ -278,6 +316,7 @@ impl Error {
             Self::OtherNamespace { .. } => "make one service in each network namespace",
             Self::OtherPort { .. } => "make one service for each port",
             Self::AlreadyMember { .. } => "take it out there first (overspill rm SERVICE MEMBER)",
+            Self::NotAMember { .. } => "let it join a service first",
             Self::AddressTaken { .. } => {
                 "let the socket join that service, or remove the service first"
             }
@@ -297,6 +336,17 @@ impl Error {
             Self::Damaged { .. } => {
                 "remove that folder with everything in it (the services in it end), and make \
                  them anew"
+            }
+            Self::NoDispatcher { .. } => "give the file: --policy dispatcher=FILE",
+            Self::NotADispatcher { .. } => {
+                "make it from a C file with OVERSPILL_DISPATCHER in it: clang -target bpf -O2 -g -c"
+            }
+            Self::DispatcherVersion { .. } => {
+                "compile it anew with the header that this version of overspill comes with"
+            }
+            Self::DispatcherRefused { .. } => {
+                "change the program so that the kernel's verifier sees that it ends and stays \
+                 within its memory; bpftool prog load tells all that it says"
             }
             Self::NoBpffs => "mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf",
             Self::NoCgroup2 => "mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup",

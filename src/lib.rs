@@ -47,12 +47,16 @@ mod roster;
 mod service;
 mod status;
 mod sys;
+mod words;
 
 pub use cgroup::Cgroup;
-pub use datapath::{Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request};
+pub use datapath::{
+    Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, check_dispatcher,
+};
 pub use error::{Error, Result};
 pub use member::{Address, Families, Health, MemberId};
 pub use namespace::Namespace;
 pub use policy::{OnFull, Policy, Rules};
 pub use service::{Builder, Change, Looker, Name, Service, empty_queue, listeners};
 pub use status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
+pub use words::{Word, Words};

@@ -254,7 +254,8 @@ impl Candidates<'_> {
     /// The policy's choice among those with room.
     fn choose(&self, policy: Policy, turn: usize, two: (usize, usize)) -> Option<usize> {
         match policy {
-            Policy::NextAvailable => self.first(Member::room),
+            // A dispatcher that cannot choose leaves it to next-available.
+            Policy::NextAvailable | Policy::Dispatcher => self.first(Member::room),
             Policy::RoundRobin => self.with_room(turn).next(),
             Policy::ShortestQueue => {
                 self.with_room(turn).min_by_key(|&index| self.at(index).used())
@@ -262,6 +263,13 @@ impl Candidates<'_> {
             Policy::LeastLoaded => self.lightest(turn),
             Policy::TwoChoices => self.lighter_of_two(two),
         }
+    }
+
+    /// The position that a dispatcher answers, if it answers one.
+    fn ask(&self, dispatcher: &mut Dispatcher<'_>) -> Option<usize> {
+        let candidates: Vec<usize> =
+            self.with_room(self.start).map(|index| self.list[index]).collect();
+        candidates.get(dispatcher(&candidates)?).copied()
     }
 
     /// The index of the first at or after a position, in the order of the list.
@@ -283,6 +291,8 @@ fn endpoint(members: &[Member], called: IpAddr) -> Option<IpAddr> {
 
 /// Where `request` is placed among `members`, by `rules`. `turns` are moved on, and `cookies`
 /// remember it where it may be answered with one.
+///
+/// By [`Policy::Dispatcher`], as if the dispatcher refused: see [`place_asking`].
 #[must_use]
 pub fn place(
     rules: Rules,
@@ -291,12 +301,31 @@ pub fn place(
     cookies: &mut Cookies,
     request: Request,
 ) -> Verdict {
+    place_asking(rules, members, turns, cookies, request, &mut |_| None)
+}
+
+/// What is asked by [`Policy::Dispatcher`]: it gets the positions of the candidates, those
+/// with room among the called members or, if there are none, among the others, in the order
+/// of [`Policy::NextAvailable`]. Its answer is an index of these.
+pub type Dispatcher<'a> = dyn FnMut(&[usize]) -> Option<usize> + 'a;
+
+/// As [`place`], with a dispatcher. Where it answers `None`, or an index that there is not,
+/// next-available chooses.
+#[must_use]
+pub fn place_asking(
+    rules: Rules,
+    members: &[Member],
+    turns: &mut Turns,
+    cookies: &mut Cookies,
+    request: Request,
+    dispatcher: &mut Dispatcher<'_>,
+) -> Verdict {
     let is_apart = members.windows(2).any(|pair| pair[0].address != pair[1].address);
     if !(rules.redirect && is_apart) {
-        return choose(rules, members, turns, None, request);
+        return choose(rules, members, turns, None, request, dispatcher);
     }
     let sender = cookies.sender(members, request);
-    let verdict = choose(rules, members, turns, sender, request);
+    let verdict = choose(rules, members, turns, sender, request, dispatcher);
     if let Verdict::Placed(to) | Verdict::Redirected { to, .. } = verdict {
         cookies.remember(request.hash, members, to.member);
     }
@@ -310,6 +339,7 @@ fn choose(
     turns: &mut Turns,
     sender: Option<usize>,
     request: Request,
+    dispatcher: &mut Dispatcher<'_>,
 ) -> Verdict {
     let Some(endpoint) = endpoint(members, request.called) else {
         return Verdict::NotOurs;
@@ -354,6 +384,15 @@ fn choose(
     let mut siblings = Candidates { members, list: able, start: 0 };
     siblings.start = siblings.index_at(from);
 
+    if rules.policy == Policy::Dispatcher {
+        let has_room = |scope: &&Candidates<'_>| scope.first(Member::room).is_some();
+        let scope = [&called, &siblings].into_iter().find(has_room);
+        if let Some(position) = scope.and_then(|scope| scope.ask(dispatcher)) {
+            let to = choice(position, false);
+            let called = calls(&position);
+            return if called { Verdict::Placed(to) } else { Verdict::Redirected { from, to } };
+        }
+    }
     let turn = turns.called.get(&endpoint).copied().unwrap_or(0);
     let two = flow::two_indexes(request.hash, called.list.len());
     if let Some(index) = called.choose(rules.policy, turn, two) {
@@ -639,6 +678,38 @@ mod tests {
         (policy, on_full, any::<bool>(), any::<bool>()).prop_map(
             |(policy, on_full, redirect, spread)| Rules { policy, on_full, redirect, spread },
         )
+    }
+
+    #[test]
+    fn a_dispatcher_chooses_among_those_with_room() {
+        let members = [
+            member("10.0.0.1", 4, 3),
+            member("10.0.0.1", 1, 3),
+            member("10.0.0.2", 0, 3),
+            member("10.0.0.1", 2, 3),
+        ];
+        let place = |members: &[Member], answer: Option<usize>| {
+            let mut asked = Vec::new();
+            let mut dispatcher = |candidates: &[usize]| {
+                asked = candidates.to_vec();
+                answer
+            };
+            let rules = rules(Policy::Dispatcher);
+            let call = request("10.0.0.1");
+            let (turns, cookies) = (&mut Turns::default(), &mut Cookies::default());
+            let verdict = place_asking(rules, members, turns, cookies, call, &mut dispatcher);
+            (asked, member_of(verdict))
+        };
+        assert_eq!(place(&members, Some(1)), (vec![1, 3], 3));
+        assert_eq!(place(&members, Some(2)), (vec![1, 3], 1), "there is none at 2");
+        assert_eq!(place(&members, None), (vec![1, 3], 1));
+        let mut full = members.clone();
+        (full[1].queued, full[3].queued) = (4, 4);
+        assert_eq!(place(&full, Some(0)), (vec![2], 2), "siblings, where no called one has room");
+        full[2].queued = 4;
+        full[3].queued = 3;
+        full[3].half_open = 1;
+        assert_eq!(place(&full, Some(0)), (vec![], 3), "nothing to ask: crowded");
     }
 
     proptest! {

@@ -26,6 +26,9 @@ pub enum Policy {
     /// The better of two that the flow's hash gives, by the measure of `LeastLoaded`: near
     /// to it in effect, at the cost of two members however many there are.
     TwoChoices,
+    /// The member that a program of the user's own chooses
+    /// ([`Change::dispatcher`](crate::Change::dispatcher)).
+    Dispatcher,
 }
 
 /// What becomes of a request when every member's accept queue is full.
@@ -66,7 +69,8 @@ impl Default for Rules {
 }
 
 impl Policy {
-    /// Every policy, in the order of the documentation.
+    /// Every policy of overspill's own, i.e. but for [`Policy::Dispatcher`], in the order of
+    /// the documentation.
     pub const ALL: [Self; 5] = [
         Self::NextAvailable,
         Self::ShortestQueue,
@@ -84,6 +88,7 @@ impl Policy {
             Self::RoundRobin => "round-robin",
             Self::LeastLoaded => "least-loaded",
             Self::TwoChoices => "two-choices",
+            Self::Dispatcher => "dispatcher",
         }
     }
 
@@ -95,6 +100,7 @@ impl Policy {
             Self::RoundRobin => 2,
             Self::LeastLoaded => 3,
             Self::TwoChoices => 4,
+            Self::Dispatcher => 5,
         }
     }
 
@@ -104,7 +110,8 @@ impl Policy {
     }
 
     pub(crate) fn from_number(number: u8) -> Option<Self> {
-        Self::ALL.into_iter().find(|policy| policy.number() == number)
+        let mut all = Self::ALL.into_iter().chain([Self::Dispatcher]);
+        all.find(|policy| policy.number() == number)
     }
 }
 
@@ -139,7 +146,8 @@ impl FromStr for Policy {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        parse("policy", text, &Self::ALL, Self::name)
+        let all: Vec<Self> = Self::ALL.into_iter().chain([Self::Dispatcher]).collect();
+        parse("policy", text, &all, Self::name)
     }
 }
 
@@ -169,7 +177,7 @@ mod tests {
 
     #[test]
     fn names_and_numbers_lead_back() {
-        for policy in Policy::ALL {
+        for policy in Policy::ALL.into_iter().chain([Policy::Dispatcher]) {
             assert_eq!(policy.name().parse::<Policy>().unwrap(), policy);
             assert_eq!(Policy::from_number(policy.number()), Some(policy));
         }

@@ -5,10 +5,11 @@ use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use crate::adopt::Adopted;
-use crate::datapath::{self, Capacity, Datapath, Joining, Lock, Snapshot};
+use crate::datapath::{self, Capacity, Datapath, Dispatcher, Joining, Lock, Snapshot};
 use crate::error::{Error, Result};
 use crate::member::{Health, MemberId};
 use crate::namespace::Namespace;
@@ -78,6 +79,7 @@ pub struct Service {
 pub struct Builder {
     name: String,
     rules: Rules,
+    dispatcher: Option<PathBuf>,
     namespace: Option<Namespace>,
     capacity: Option<Capacity>,
     seed: Option<u32>,
@@ -89,6 +91,9 @@ pub struct Builder {
 pub struct Change {
     /// See [`Rules::policy`].
     pub policy: Option<Policy>,
+    /// The object file of a program that is to choose from now on; the policy then is
+    /// [`Policy::Dispatcher`], whatever else `policy` says. See [`Builder::dispatcher`].
+    pub dispatcher: Option<PathBuf>,
     /// See [`Rules::on_full`].
     pub on_full: Option<OnFull>,
     /// See [`Rules::redirect`].
@@ -102,7 +107,8 @@ pub struct Change {
 
 impl Change {
     fn apply(&self, rules: &mut Rules) {
-        rules.policy = self.policy.unwrap_or(rules.policy);
+        let asked = self.dispatcher.as_ref().map(|_| Policy::Dispatcher);
+        rules.policy = asked.or(self.policy).unwrap_or(rules.policy);
         rules.on_full = self.on_full.unwrap_or(rules.on_full);
         rules.redirect = self.redirect.unwrap_or(rules.redirect);
         rules.spread = self.spread.unwrap_or(rules.spread);
@@ -143,6 +149,17 @@ impl Builder {
     #[must_use]
     pub fn policy(mut self, policy: Policy) -> Self {
         self.rules.policy = policy;
+        self
+    }
+
+    /// Lets a program of the user's own choose, by [`Policy::Dispatcher`]: that in this
+    /// object file, made with `include/overspill_dispatcher.h`. It is loaded when the
+    /// service is made; the file is not needed after that. Until another policy is chosen,
+    /// it stays with the service.
+    #[must_use]
+    pub fn dispatcher(mut self, path: impl Into<PathBuf>) -> Self {
+        self.rules.policy = Policy::Dispatcher;
+        self.dispatcher = Some(path.into());
         self
     }
 
@@ -241,6 +258,7 @@ impl Builder {
 
     fn make(self, candidates: &[Candidate<'_>]) -> Result<Service> {
         let name: Name = self.name.parse()?;
+        check_dispatcher(self.rules, self.dispatcher.as_deref(), None, &name)?;
         let Some(first) = candidates.first() else {
             return Err(Error::NoMembers { service: self.name });
         };
@@ -258,7 +276,10 @@ impl Builder {
             let id = datapath.free_id(&snapshot)?;
             check(&roster, id, candidates, &snapshot)?;
             let joining = join(&mut roster, &datapath, &snapshot, candidates)?;
-            let change = datapath::Change { id, old: None, new: Some(&roster), joining };
+            let dispatcher = load(self.dispatcher.as_deref(), &datapath)?;
+            let dispatcher = dispatcher.as_ref();
+            let change =
+                datapath::Change { id, old: None, new: Some(&roster), joining, dispatcher };
             datapath.apply(&snapshot, &change)
         });
         if let Err(error) = made {
@@ -313,6 +334,7 @@ impl Service {
         Builder {
             name: name.to_owned(),
             rules: Rules::default(),
+            dispatcher: None,
             namespace: None,
             capacity: None,
             seed: None,
@@ -575,15 +597,21 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchMember`] for a weight.
+    /// [`Error::NoSuchMember`] for a weight; [`Error::NoDispatcher`] when the policy is to be
+    /// [`Policy::Dispatcher`] and there is no program; what is wrong with a program given:
+    /// [`Error::NotADispatcher`], [`Error::DispatcherVersion`], [`Error::DispatcherRefused`],
+    /// or that it can't be read.
     pub fn set(&self, change: &Change) -> Result<()> {
-        self.change(|roster| {
+        let path = change.dispatcher.as_deref();
+        self.change_all(path, |_, _, roster| {
+            let before = roster.rules.policy;
             change.apply(&mut roster.rules);
+            check_dispatcher(roster.rules, path, Some(before), &self.name)?;
             for &(member, weight) in &change.weights {
                 let position = self.position(roster, member)?;
                 roster.members[position].weight = weight.get();
             }
-            Ok(())
+            Ok(Vec::new())
         })
     }
 
@@ -596,7 +624,13 @@ impl Service {
     /// [`Error::NoSuchService`].
     pub fn remove(self) -> Result<()> {
         let Open { lock, datapath, snapshot, id, roster } = self.open_for_change()?;
-        let change = datapath::Change { id, old: Some(&roster), new: None, joining: Vec::new() };
+        let change = datapath::Change {
+            id,
+            old: Some(&roster),
+            new: None,
+            joining: Vec::new(),
+            dispatcher: None,
+        };
         if datapath.apply(&snapshot, &change)?.is_empty() {
             datapath.remove(&lock)?;
         }
@@ -680,13 +714,25 @@ impl Service {
         &self,
         change: impl FnOnce(&Datapath, &Snapshot, &mut Roster) -> Result<Vec<Joining<'a>>>,
     ) -> Result<()> {
+        self.change_all(None, change)
+    }
+
+    /// The same, with the program of the file as its dispatcher.
+    fn change_all<'a>(
+        &self,
+        dispatcher: Option<&Path>,
+        change: impl FnOnce(&Datapath, &Snapshot, &mut Roster) -> Result<Vec<Joining<'a>>>,
+    ) -> Result<()> {
         let Open { lock: _lock, datapath, snapshot, id, roster } = self.open_for_change()?;
         let mut new = roster.clone();
         let joining = change(&datapath, &snapshot, &mut new)?;
-        if new == roster {
+        if new == roster && dispatcher.is_none() {
             return Ok(());
         }
-        let change = datapath::Change { id, old: Some(&roster), new: Some(&new), joining };
+        let dispatcher = load(dispatcher, &datapath)?;
+        let dispatcher = dispatcher.as_ref();
+        let change =
+            datapath::Change { id, old: Some(&roster), new: Some(&new), joining, dispatcher };
         datapath.apply(&snapshot, &change).map(drop)
     }
 
@@ -753,6 +799,25 @@ struct Open {
     snapshot: Snapshot,
     id: u32,
     roster: Roster,
+}
+
+fn load(dispatcher: Option<&Path>, datapath: &Datapath) -> Result<Option<Dispatcher>> {
+    dispatcher.map(|path| Dispatcher::load(path, datapath)).transpose()
+}
+
+/// Whether there is a program where the rules want one: a new one, or the one that is asked
+/// already.
+fn check_dispatcher(
+    rules: Rules,
+    new: Option<&Path>,
+    before: Option<Policy>,
+    service: &Name,
+) -> Result<()> {
+    let wanted = rules.policy == Policy::Dispatcher;
+    if wanted && new.is_none() && before != Some(Policy::Dispatcher) {
+        return Err(Error::NoDispatcher { service: service.0.clone() });
+    }
+    Ok(())
 }
 
 fn check_namespaces(candidates: &[Candidate<'_>], namespace: &Namespace) -> Result<()> {

@@ -12,6 +12,8 @@ pub struct Status {
     pub name: String,
     /// How a member is chosen among those with room.
     pub policy: Policy,
+    /// The name of the program that chooses, by the policy `dispatcher`: its first 15 letters.
+    pub dispatcher: Option<String>,
     /// What becomes of a request when every queue is full.
     pub on_full: OnFull,
     /// Whether requests are redirected at all; `"on"` or `"off"` in JSON.
@@ -201,6 +203,7 @@ mod tests {
         let status = Status {
             name: "web".to_owned(),
             policy: Policy::ShortestQueue,
+            dispatcher: None,
             on_full: OnFull::Drop,
             redirect: true,
             spread: false,

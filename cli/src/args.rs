@@ -10,14 +10,16 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use nix::sched::{CloneFlags, setns};
 use overspill::{Capacity, Change, MemberId, Name, Namespace, OnFull, Policy, Rules, Service};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Outcome};
 
 /// By which rules requests are placed; what is not given stays as it is.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RuleArgs {
-    /// How a member is chosen among those with room
-    #[arg(long, value_parser = policy())]
-    policy: Option<Policy>,
+    /// How a member is chosen among those with room [possible values: next-available,
+    /// shortest-queue, round-robin, least-loaded, two-choices; dispatcher=FILE asks a
+    /// program of your own]
+    #[arg(long, value_parser = policy)]
+    policy: Option<Chosen>,
 
     /// What becomes of a request when every queue is full
     #[arg(long, value_name = "ACTION", value_parser = on_full())]
@@ -33,17 +35,32 @@ impl RuleArgs {
     pub(crate) fn of_new(&self, spread: bool) -> Rules {
         let default = Rules::default();
         Rules {
-            policy: self.policy.unwrap_or(default.policy),
+            policy: self.policy.as_ref().map_or(default.policy, Chosen::policy),
             on_full: self.on_full.unwrap_or(default.on_full),
             redirect: self.redirect.unwrap_or(default.redirect),
             spread,
         }
     }
 
+    /// Whether the program that is to choose is fit for it, as far as can be told before
+    /// there is a service.
+    pub(crate) fn check_dispatcher(&self) -> Outcome {
+        Ok(self.dispatcher().map_or(Ok(()), overspill::check_dispatcher)?)
+    }
+
+    /// The file of the program that is to choose.
+    pub(crate) fn dispatcher(&self) -> Option<PathBuf> {
+        match &self.policy {
+            Some(Chosen::Dispatcher(path)) => Some(path.clone()),
+            _ => None,
+        }
+    }
+
     /// As a change of an existing service.
     pub(crate) fn as_change(&self) -> Change {
         Change {
-            policy: self.policy,
+            policy: self.policy.as_ref().map(Chosen::policy),
+            dispatcher: self.dispatcher(),
             on_full: self.on_full,
             redirect: self.redirect,
             ..Change::default()
@@ -51,8 +68,33 @@ impl RuleArgs {
     }
 }
 
-fn policy() -> impl TypedValueParser<Value = Policy> {
-    PossibleValuesParser::new(Policy::ALL.map(Policy::name)).try_map(|word| word.parse::<Policy>())
+/// A policy as it is given: with the program's file, where it needs one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Chosen {
+    Own(Policy),
+    Dispatcher(PathBuf),
+}
+
+impl Chosen {
+    fn policy(&self) -> Policy {
+        match self {
+            Self::Own(policy) => *policy,
+            Self::Dispatcher(_) => Policy::Dispatcher,
+        }
+    }
+}
+
+fn policy(text: &str) -> Result<Chosen, String> {
+    match text.split_once('=') {
+        Some(("dispatcher", path)) if !path.is_empty() => Ok(Chosen::Dispatcher(path.into())),
+        _ => match text.parse() {
+            Ok(Policy::Dispatcher) | Err(_) if text.starts_with("dispatcher") => {
+                Err("give the program's object file too: dispatcher=FILE".to_owned())
+            }
+            Ok(policy) => Ok(Chosen::Own(policy)),
+            Err(error) => Err(error.to_string()),
+        },
+    }
 }
 
 fn on_full() -> impl TypedValueParser<Value = OnFull> {

@@ -4,16 +4,19 @@
 //!
 //! 1. new members' sockets enter `sockets`, in slots that no roster uses, and their
 //!    connections are counted from then on;
-//! 2. endpoints that the new roster does not have leave `endpoints` (their requests
+//! 2. the program that the new roster asks, if it does, is put in its place
+//!    (`dispatcher.rs`);
+//! 3. endpoints that the new roster does not have leave `endpoints` (their requests
 //!    go to the kernel's own look-up, as to any address that is not served), and the
 //!    connections of members that leave are not counted any more;
-//! 3. the new roster, whose rows have been written where nobody looks, replaces the old in
+//! 4. the new roster, whose rows have been written where nobody looks, replaces the old in
 //!    `services`, in one step; the kernel returns when no program reads the old one any more
 //!    (`maybe_wait_bpf_programs`), and its rows may be written over;
-//! 4. `endpoints`, `near` and `ports` are made to agree with the rosters (`index.rs`);
-//! 5. the members' sockets are looked up once, since the program `migrate` cannot do so;
-//! 6. sockets of members that left are taken out of `sockets`, and control groups in which
-//!    there are none any more are let go of.
+//! 5. `endpoints`, `near` and `ports` are made to agree with the rosters (`index.rs`);
+//! 6. the members' sockets are looked up once, since the program `migrate` cannot do so;
+//! 7. a program that is not asked any more is taken out of `dispatchers`, and sockets of
+//!    members that left out of `sockets`; control groups in which there are none any more
+//!    are let go of.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
@@ -23,7 +26,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes;
 
 use super::layout::{EndpointKey, MemberCounters, ServiceCounters};
-use super::{Datapath, Lock, index};
+use super::{Datapath, Dispatcher, Lock, index};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
 
@@ -47,6 +50,8 @@ pub(crate) struct Change<'a> {
     pub(crate) old: Option<&'a Roster>,
     pub(crate) new: Option<&'a Roster>,
     pub(crate) joining: Vec<Joining<'a>>,
+    /// The program to be asked from now on; `None` leaves the one that is, if the policy does.
+    pub(crate) dispatcher: Option<&'a Dispatcher>,
 }
 
 impl Snapshot {
@@ -141,13 +146,16 @@ impl Datapath {
         // First what takes memory, and so may fail: nothing has changed then.
         let rows =
             self.prepare(change, new.as_mut()).inspect_err(|_| self.forget(change, before))?;
+        let asked = self.place_dispatcher(change).inspect_err(|_| self.forget(change, before))?;
         let after = before.after(change.id, new);
         if let Err(error) = self.replace(change, rows.as_ref(), &after) {
             // The cause is reported, not the trouble on the way back.
             let _ = self.restore(change, before);
+            let _ = self.restore_dispatcher(change, asked.as_ref());
             self.forget(change, before);
             return Err(error);
         }
+        self.drop_dispatcher(change)?;
         self.free(leaving(change.old, change.new));
         self.detach_from_others(&after)?;
         Ok(after)
@@ -176,7 +184,7 @@ impl Datapath {
         let _ = self.detach_from_others(before);
     }
 
-    /// Steps 2 to 5.
+    /// Steps 3 to 6.
     fn replace(
         &self,
         change: &Change<'_>,
@@ -267,7 +275,7 @@ fn cpus() -> Result<usize> {
     libbpf_rs::num_possible_cpus().map_err(|error| Error::bpf("count", "the CPUs", error))
 }
 
-fn ignore_absent(result: libbpf_rs::Result<()>) -> libbpf_rs::Result<()> {
+pub(super) fn ignore_absent(result: libbpf_rs::Result<()>) -> libbpf_rs::Result<()> {
     match result {
         Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => Ok(()),
         result => result,

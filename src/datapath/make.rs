@@ -165,6 +165,7 @@ fn load(
     };
     size(&mut maps.services, capacity.services)?;
     size(&mut maps.service_counters, capacity.services)?;
+    size(&mut maps.dispatchers, capacity.services)?;
     size(&mut maps.sockets, capacity.members)?;
     size(&mut maps.member_counters, capacity.members)?;
     size(&mut maps.figures, capacity.members)?;
@@ -187,7 +188,7 @@ fn check_readable(skeleton: &OverspillSkel<'_>) -> Result<()> {
 fn pin_all(mut skeleton: OverspillSkel<'_>, namespace: &Namespace, folder: &Path) -> Result<()> {
     let failed = |path: &PathBuf, error| Error::bpf("pin", path.display().to_string(), error);
     let object = skeleton.object_mut();
-    let names = super::Maps::NAMES.iter().chain(&[pin::STATE]);
+    let names = super::Maps::NAMES.iter().chain(&[pin::STATE, pin::RULES]);
     for &name in names {
         let path = folder.join(name);
         let mut map =

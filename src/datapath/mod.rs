@@ -5,6 +5,7 @@
 
 mod change;
 mod connections;
+mod dispatcher;
 mod hooks;
 mod index;
 pub(crate) mod layout;
@@ -15,7 +16,7 @@ mod rows;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,8 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, Pr
 use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
+pub(crate) use dispatcher::Dispatcher;
+pub use dispatcher::check_dispatcher;
 pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub(crate) use lock::Lock;
 
@@ -68,6 +71,8 @@ mod pin {
     /// Followed by the id of the control group that it is attached to.
     pub(super) const COUNTED: &str = "connections-";
     pub(super) const STATE: &str = "state";
+    /// Programs leave an array that nobody holds.
+    pub(super) const RULES: &str = "rules";
 }
 
 macro_rules! maps {
@@ -99,7 +104,10 @@ maps!(
     figures,
     loads,
     words,
-    origins
+    origins,
+    dispatchers,
+    requests,
+    finish
 );
 
 /// The state of one network namespace.
@@ -166,6 +174,11 @@ impl Datapath {
         Ok(inodes)
     }
 
+    /// The map that user space writes the members' words to.
+    pub(crate) fn words(&self) -> BorrowedFd<'_> {
+        self.maps.words.as_fd()
+    }
+
     pub(crate) fn seed(&self) -> u32 {
         self.state.seed
     }
@@ -223,7 +236,7 @@ pub(crate) fn bpffs() -> Result<PathBuf> {
 /// Keeps libbpf from writing to standard error: what it has to say is in the errors that
 /// it returns. Called before whatever else is asked of it.
 fn hush() {
-    libbpf_rs::set_print(Some((PrintLevel::Debug, |_, _| {})));
+    libbpf_rs::set_print(Some((PrintLevel::Warn, |level, text| dispatcher::hear(level, &text))));
 }
 
 /// The inode number of a file, or `None` where there is none.

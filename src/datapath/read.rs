@@ -9,6 +9,7 @@ use super::layout::{Counters, ExitCounters, Figures, MemberCounters, ServiceCoun
 use super::{Datapath, pin};
 use crate::error::{Error, Result};
 use crate::member::Health;
+use crate::policy::Policy;
 use crate::roster::{Member, Roster, health_flags};
 use crate::status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
 use crate::sys;
@@ -80,6 +81,10 @@ impl Datapath {
         Ok(Status {
             name: roster.name.clone(),
             policy: roster.rules.policy,
+            dispatcher: match roster.rules.policy {
+                Policy::Dispatcher => self.dispatcher_name(id)?,
+                _ => None,
+            },
             on_full: roster.rules.on_full,
             redirect: roster.rules.redirect,
             spread: roster.rules.spread,

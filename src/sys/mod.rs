@@ -1,9 +1,11 @@
 //! Sockets and descriptors: the only module with hand-written `unsafe`.
 
 mod descriptor;
+mod memory;
 mod socket;
 
 pub(crate) use descriptor::{
-    attach_to_cgroup, attach_to_group, netns_of, pin, read_array, test_run,
+    attach_to_cgroup, attach_to_group, netns_of, own_descriptor, pin, read_array, test_run,
 };
+pub(crate) use memory::Shared;
 pub(crate) use socket::{Listener, bind_unbound, empty_queue, inspect, listen};

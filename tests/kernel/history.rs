@@ -8,6 +8,7 @@
 //! `OVERSPILL_SEED=N` replays the history with that seed, which a failure names;
 //! `OVERSPILL_HISTORIES=N` sets how many are run.
 
+mod asked;
 mod bench;
 
 use std::time::{SystemTime, UNIX_EPOCH};

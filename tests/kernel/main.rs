@@ -5,6 +5,7 @@ mod beside;
 mod capacity;
 mod changes;
 mod connections;
+mod dispatcher;
 mod flood;
 mod history;
 mod hooks;

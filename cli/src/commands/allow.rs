@@ -65,6 +65,7 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
+    args.rules.check_dispatcher()?;
     let cgroups = args.cgroup.iter().map(|path| cgroup(path));
     let units = args.unit.iter().map(|unit| of_unit(unit));
     allow::run(Peers {
@@ -72,6 +73,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         name: args.name,
         ports: args.port,
         rules: args.rules.of_new(args.spread),
+        dispatcher: args.rules.dispatcher(),
         capacity: args.capacity,
         patience: Duration::from_millis(args.hang.into()),
     })

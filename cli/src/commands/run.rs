@@ -126,6 +126,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 4096)]
     backlog: u32,
 
+    /// Give each worker shared memory, in which it tells a dispatcher a figure of its own;
+    /// only with --listen
+    #[arg(long)]
+    words: bool,
+
     /// The user that the workers run as, by name or number
     #[arg(long)]
     user: Option<String>,
@@ -173,6 +178,7 @@ pub(crate) struct Args {
 struct Addresses(Vec<SocketAddr>);
 
 pub(crate) fn run(args: Args) -> Outcome {
+    args.rules.check_dispatcher()?;
     match args.plan() {
         Ok(plan) => supervisor::run(plan),
         Err(message) => wrong_usage(&message),
@@ -188,6 +194,11 @@ impl Args {
                         out, or --listen"
                 .to_owned());
         }
+        if !hands_over && self.words {
+            return Err(
+                "--words is for workers that get their sockets: give --listen too".to_owned()
+            );
+        }
         let workers = self.workers()?;
         let everywhere = self.listen.iter().map(|&address| vec![address; workers]);
         let each = self.listen_each.into_iter().map(|Addresses(each)| each);
@@ -202,7 +213,9 @@ impl Args {
             addresses: everywhere.chain(each).collect(),
             backlog: self.backlog,
             rules: self.rules.of_new(self.spread),
+            dispatcher: self.rules.dispatcher(),
             capacity: self.capacity,
+            words: self.words,
             user: self.user,
             grace: Duration::from_secs(self.grace.into()),
             output: self.output,

@@ -67,6 +67,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     } else {
         let rules = args.rules.of_new(args.spread);
         let mut builder = Service::builder(args.name.as_str()).rules(rules).namespace(namespace);
+        if let Some(dispatcher) = args.rules.dispatcher() {
+            builder = builder.dispatcher(dispatcher);
+        }
         if let Some(capacity) = args.capacity {
             builder = builder.capacity(capacity);
         }

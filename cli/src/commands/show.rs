@@ -44,11 +44,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
 /// The rules in the words with which `overspill set` changes them.
 fn header(status: &Status) -> String {
     format!(
-        "{}: {} on port {}\npolicy {}, on-full {}, redirect {}, spread {}",
+        "{}: {} on port {}\npolicy {}{}, on-full {}, redirect {}, spread {}",
         status.name,
         output::count(status.members.len(), "member"),
         status.port,
         status.policy,
+        status.dispatcher.as_ref().map_or_else(String::new, |name| format!(" {name}")),
         status.on_full,
         on_off(status.redirect),
         on_off(status.spread),

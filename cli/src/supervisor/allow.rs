@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ pub(crate) struct Peers {
     pub(crate) cgroups: Vec<Cgroup>,
     pub(crate) ports: Vec<u16>,
     pub(crate) rules: Rules,
+    pub(crate) dispatcher: Option<PathBuf>,
     pub(crate) capacity: Option<Capacity>,
     pub(crate) patience: Duration,
 }

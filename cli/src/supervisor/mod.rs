@@ -21,14 +21,18 @@ mod watching;
 pub(crate) mod worker;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use overspill::adopt::Adopted;
-use overspill::{Capacity, Cgroup, Hooks, HooksEvent, Listening, Name, Request, Rules};
+use overspill::{
+    Capacity, Cgroup, Hooks, HooksEvent, Listening, Name, Namespace, Request, Rules, Words,
+};
 use rustix::io::Errno;
 
 use crate::failure::{Failure, Outcome};
@@ -68,7 +72,10 @@ pub(crate) struct Plan {
     pub(crate) private: Vec<u16>,
     pub(crate) backlog: u32,
     pub(crate) rules: Rules,
+    pub(crate) dispatcher: Option<PathBuf>,
     pub(crate) capacity: Option<Capacity>,
+    /// Whether the workers get the words of the members, to write their own.
+    pub(crate) words: bool,
     pub(crate) user: Option<String>,
     pub(crate) grace: Duration,
     /// How long a worker that is replaced may go on with the connections it has.
@@ -119,10 +126,16 @@ pub(crate) fn run(plan: Plan) -> Outcome {
     watch_signals(&ignored, sender.clone())?;
     let user = plan.user.as_deref().map(worker::find_user).transpose()?;
     // Before the sockets: those of a second supervisor would take requests from the first.
-    let control = Control::bind(&plan.name, plan.addresses.len())?;
+    let control = Control::bind(&plan.name, plan.addresses.len() + usize::from(plan.words))?;
     // First of all descriptors: they fill the numbers from 3 on, which those of the workers
     // get, so that nothing that starting a worker needs can lie there.
     let sockets = Sockets::make(&plan.addresses, plan.backlog)?;
+    // A lone worker's sockets leave the number free that the words get.
+    let _place = plan
+        .words
+        .then(|| File::open("/dev/null"))
+        .transpose()
+        .map_err(|error| Failure::new(format!("cannot open /dev/null: {error}; mount /dev")))?;
     let asked = sender.clone();
     control.serve(move |request, reply| {
         // Nobody listens any more once the supervisor has ended.
@@ -139,6 +152,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         relay,
         cgroup,
         hooks: None,
+        words: None,
         given: Given::default(),
         instances: Vec::new(),
         next_id: InstanceId::default(),
@@ -168,6 +182,8 @@ struct Supervisor {
     /// Of all workers that make their sockets themselves, and the hooks on it.
     cgroup: Option<Cgroup>,
     hooks: Option<Hooks>,
+    /// What the workers are given, if they are.
+    words: Option<Words>,
     /// What the workers name by the socket option.
     given: Given,
     crew: Crew,
@@ -228,6 +244,9 @@ impl Supervisor {
     fn begin(&mut self) -> Outcome {
         if self.plan.hands_over() {
             self.services.make(&self.sockets)?;
+            if self.plan.words {
+                self.words = Words::open(&Namespace::current()?)?;
+            }
             self.start_all()?;
             self.begun = true;
             self.tell_services();
@@ -349,6 +368,7 @@ impl Supervisor {
             user: self.plan.user.as_deref(),
             command: &self.plan.command,
             cgroup: cgroup.as_ref(),
+            words: self.words.as_ref(),
         }
         .start(self.sockets.of(worker), outputs);
         let child = started.inspect_err(|_| {

@@ -2,6 +2,7 @@
 //! seat, which stays when the socket's process ends, for its successor.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use nix::sys::stat::fstat;
@@ -20,6 +21,7 @@ use crate::failure::Failure;
 pub(crate) struct Services {
     name: Name,
     rules: Rules,
+    dispatcher: Option<PathBuf>,
     capacity: Option<overspill::Capacity>,
     made: Vec<Service>,
     seats: Vec<Seat>,
@@ -69,6 +71,7 @@ impl Services {
         Self {
             name: plan.name.clone(),
             rules: plan.rules,
+            dispatcher: plan.dispatcher.clone(),
             capacity: plan.capacity,
             made: Vec::new(),
             seats: Vec::new(),
@@ -83,6 +86,7 @@ impl Services {
         Self {
             name: peers.name.clone(),
             rules: peers.rules,
+            dispatcher: peers.dispatcher.clone(),
             capacity: peers.capacity,
             made: Vec::new(),
             seats: Vec::new(),
@@ -229,6 +233,10 @@ impl Services {
 
     fn builder(&self, name: &Name) -> overspill::Builder {
         let builder = Service::builder(name.as_str()).rules(self.rules);
+        let builder = match &self.dispatcher {
+            Some(path) => builder.dispatcher(path),
+            None => builder,
+        };
         match self.capacity {
             Some(capacity) => builder.capacity(capacity),
             None => builder,
@@ -489,6 +497,7 @@ impl Services {
             }
             let change = overspill::Change {
                 policy: Some(self.rules.policy),
+                dispatcher: self.dispatcher.clone(),
                 on_full: Some(self.rules.on_full),
                 redirect: Some(true),
                 spread: Some(self.rules.spread),

@@ -19,7 +19,7 @@ use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::SigSet;
 use nix::unistd::{Uid, User, initgroups, setgid, setuid};
 
-use overspill::Cgroup;
+use overspill::{Cgroup, Words};
 
 use super::sockets::descriptor_name;
 use crate::failure::{Failure, Outcome};
@@ -57,6 +57,8 @@ pub(crate) struct Start<'a> {
     pub(crate) command: &'a [OsString],
     /// Where it belongs to, if it makes its sockets itself.
     pub(crate) cgroup: Option<&'a Cgroup>,
+    /// What it is to write its words to, if it is to.
+    pub(crate) words: Option<&'a Words>,
 }
 
 impl Start<'_> {
@@ -94,6 +96,11 @@ impl Start<'_> {
             names.push(descriptor_name(address));
             mappings.push(FdMapping { parent_fd: listener.try_clone()?.into(), child_fd });
         }
+        let words = FIRST_DESCRIPTOR + i32::try_from(names.len()).expect("descriptors are few");
+        if let Some(map) = self.words {
+            let parent_fd = map.as_fd().try_clone_to_owned()?;
+            mappings.push(FdMapping { parent_fd, child_fd: words });
+        }
         let (report, stdin) = UnixStream::pair()?;
         let mut worker = Command::new("/proc/self/exe");
         worker.arg0("overspill").arg("worker");
@@ -109,6 +116,10 @@ impl Start<'_> {
             worker.env("LISTEN_FDS", names.len().to_string());
             worker.env("LISTEN_FDNAMES", names.join(":"));
         }
+        match self.words {
+            Some(_) => worker.env(Words::VARIABLE, words.to_string()),
+            None => worker.env_remove(Words::VARIABLE),
+        };
         worker
             .arg("--")
             .args(self.command)

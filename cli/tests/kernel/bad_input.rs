@@ -241,7 +241,8 @@ fn without_privilege() {
 fn the_documented_capabilities_suffice() {
     world::enter();
     let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
-    let (_folder, copy) = public_copy();
+    let (folder, copy) = public_copy();
+    let dispatcher = crate::dispatcher::compile("canary", folder.path());
     let documented = "-all,+bpf,+perfmon,+net_admin,+sys_admin,+sys_ptrace,+dac_read_search";
     let run = |arguments: &str| {
         let mut command = Command::new("setpriv");
@@ -253,7 +254,10 @@ fn the_documented_capabilities_suffice() {
     };
     run("check").done();
     run(&format!("share web --pid {} --port 80", server.pid())).done();
-    for arguments in ["drain web 0", "resume web 0", "set web --redirect off", "rm web 0"] {
+    let ask = format!("set web --policy dispatcher={dispatcher}");
+    for arguments in
+        ["drain web 0", "resume web 0", &ask, "show web", "set web --redirect off", "rm web 0"]
+    {
         run(arguments).done();
     }
     let shown = run("show web --json").done();

@@ -6,6 +6,7 @@ mod bad_input;
 mod commands;
 mod control;
 mod demo;
+mod dispatcher;
 mod hang;
 mod option;
 mod output;

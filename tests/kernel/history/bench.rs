@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use overspill::model::{self, Choice, Cookies, Request, Turns, Verdict};
@@ -15,6 +17,8 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::asked::Asked;
+use crate::dispatcher::Object;
 use crate::syn::{self, Wire};
 
 const PORT: u16 = 8080;
@@ -91,6 +95,8 @@ pub(super) struct Bench {
     requests: Requests,
     next_id: u32,
     next_port: u16,
+    /// Whether the dispatcher has left the last request to next-available.
+    fell_back: bool,
 }
 
 impl Bench {
@@ -98,11 +104,12 @@ impl Bench {
         let rules = random_rules(&mut random);
         let (seed, count) = (random.random(), random.random_range(1..=5));
         let listeners: Vec<TcpListener> = (0..count).map(|_| listener(kind, &mut random)).collect();
-        let service = Service::builder("history")
-            .policy(rules.policy)
-            .on_full(rules.on_full)
-            .redirect(rules.redirect)
-            .spread(rules.spread)
+        let builder = Service::builder("history").rules(rules);
+        let builder = match dispatcher(rules.policy) {
+            Some(path) => builder.dispatcher(path),
+            None => builder,
+        };
+        let service = builder
             .capacity(Capacity { services: 2, members: 32 })
             .seed(seed)
             .share(&listeners)
@@ -127,6 +134,7 @@ impl Bench {
             requests,
             next_id,
             next_port: 1024,
+            fell_back: false,
         };
         for listener in listeners {
             bench.enter(listener);
@@ -233,8 +241,17 @@ impl Bench {
         let members: Vec<model::Member> =
             self.members.iter().map(|member| member.model.clone()).collect();
         let hash = flow::hash(self.seed, client, called);
+        let ids: Vec<MemberId> = self.members.iter().map(|it| it.expected.member).collect();
+        let asked = Asked { hash, client, called, members: &members, ids: &ids };
+        self.fell_back = false;
+        let mut dispatcher = |candidates: &[usize]| {
+            let answer = asked.answer(candidates);
+            self.fell_back = answer.is_none_or(|answer| answer >= candidates.len());
+            answer
+        };
         let request = Request { called: called.ip(), hash };
-        model::place(self.rules, &members, &mut self.turns, &mut self.cookies, request)
+        let (turns, cookies) = (&mut self.turns, &mut self.cookies);
+        model::place_asking(self.rules, &members, turns, cookies, request, &mut dispatcher)
     }
 
     /// Whether the kernel's own look-up may find a member for a request left to it: one on
@@ -306,6 +323,7 @@ impl Bench {
 
     /// What the counters must say of a request.
     fn count(&mut self, verdict: Verdict) {
+        self.requests.fallback += u64::from(self.fell_back);
         match verdict {
             Verdict::NotOurs => {}
             Verdict::Placed(to) => {
@@ -476,6 +494,7 @@ impl Bench {
         let rules = random_rules(&mut self.random);
         let change = Change {
             policy: Some(rules.policy),
+            dispatcher: dispatcher(rules.policy),
             on_full: Some(rules.on_full),
             redirect: Some(rules.redirect),
             spread: Some(rules.spread),
@@ -559,12 +578,20 @@ fn chosen(verdict: Verdict) -> Option<usize> {
 }
 
 fn random_rules(random: &mut StdRng) -> Rules {
+    let policies: Vec<Policy> = Policy::ALL.into_iter().chain([Policy::Dispatcher]).collect();
     Rules {
-        policy: *Policy::ALL.choose(random).unwrap(),
+        policy: *policies.choose(random).unwrap(),
         on_full: *OnFull::ALL.choose(random).unwrap(),
         redirect: random.random_bool(0.9),
         spread: random.random_bool(0.2),
     }
+}
+
+/// The program that a policy needs.
+fn dispatcher(policy: Policy) -> Option<PathBuf> {
+    static ASKED: LazyLock<Object> =
+        LazyLock::new(|| Object::compile("tests/kernel/history/asked.bpf.c", &[]));
+    (policy == Policy::Dispatcher).then(|| ASKED.path().to_owned())
 }
 
 /// A listener at one of the kind's addresses, with a small queue.
