@@ -138,7 +138,7 @@ impl Keeper {
     fn take_from(&mut self, pid: u32) {
         for port in self.ports.clone() {
             // It has none there, or ends.
-            let Ok(sockets) = adopt::listeners(&[pid], port) else { continue };
+            let Ok(sockets) = adopt::fit_listeners(&[pid], port) else { continue };
             for socket in sockets {
                 self.take_in(socket).unwrap_or_else(tell);
             }

@@ -69,7 +69,25 @@ fn sockets_that_cannot_be_members() {
         let server = Server::start(sockets);
         good.refuses(&format!("share web --pid {} --port 80", server.pid()), parts);
     }
-    // One unfit process among fit ones spoils it all.
+    // An unfit socket beside a fit one of the same process spoils it all,
+    for (unfit, what) in [("mptcp", "is an MPTCP socket"), ("device", "is bound to the device lo")]
+    {
+        for (first, second) in [(unfit, "tcp"), ("tcp", unfit)] {
+            let server = Server::start(&format!("{first}=10.0.0.1:80 {second}=10.0.0.2:80"));
+            let address = if first == unfit { "10.0.0.1:80" } else { "10.0.0.2:80" };
+            for command in ["share web --pid", "share good --join --pid"] {
+                let arguments = format!("{command} {} --port 80", server.pid());
+                good.refuses(&arguments, &[address, what, "; "]);
+            }
+        }
+    }
+    // but none on another port, or that does not listen, or is not TCP;
+    let others = "tcp=10.0.0.1:80 mptcp=10.0.0.2:81 bound=10.0.0.3:80 udp=10.0.0.4:80";
+    let server = Server::start(others);
+    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    overspill("rm web").done();
+    drop(server);
+    // and one unfit process among fit ones does.
     let (fit, unfit) = (Server::start("tcp=10.0.0.1:80"), Server::start("udp=10.0.0.2:80"));
     let pids = format!("{},{}", fit.pid(), unfit.pid());
     good.refuses(&format!("share web --pid {pids} --port 80"), &[&unfit.pid().to_string(), "UDP"]);
