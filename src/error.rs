@@ -1,5 +1,6 @@
 //! What can go wrong, with what was tried, on what, why, and what to do about it.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -207,6 +208,14 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// The state was made by another user, who could change under our hands what we make.
+    #[error("the state in {path} belongs to user {owner}", path = path.display())]
+    OtherOwner {
+        /// Where the states are.
+        path: PathBuf,
+        /// The user's number.
+        owner: u32,
+    },
     /// No BPF file system is mounted.
     #[error("no BPF file system is mounted")]
     NoBpffs,
@@ -255,11 +264,19 @@ fn hint(nearest: Option<&String>) -> String {
 impl Error {
     /// What can be done about it, as a sentence without a full stop.
     #[must_use]
-    pub fn remedy(&self) -> Option<&'static str> {
+    pub fn remedy(&self) -> Option<Cow<'static, str>> {
         if self.lacks_descriptors() {
-            return Some("raise the limit of open files (ulimit -n, or LimitNOFILE= of a unit)");
+            let raise = "raise the limit of open files (ulimit -n, or LimitNOFILE= of a unit)";
+            return Some(raise.into());
         }
-        Some(match self {
+        let remedy = match self {
+            Self::OtherOwner { owner, .. } => {
+                let remedy = format!(
+                    "do it as that user; if nobody should have made it as user {owner}, remove \
+                     that folder with everything in it (the services in it end)"
+                );
+                return Some(remedy.into());
+            }
             Self::BadName { .. } => {
                 "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
             }
@@ -313,7 +330,8 @@ impl Error {
                 _ => return None,
             },
             _ => return None,
-        })
+        };
+        Some(remedy.into())
     }
 
     /// By its text: where libbpf was asked, the number is nowhere else.

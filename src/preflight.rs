@@ -135,7 +135,7 @@ fn missing(name: &str, error: &Error) -> Item {
     Item::missing(
         name,
         error.with_causes(),
-        error.remedy().unwrap_or("look at the kernel's log (dmesg)"),
+        error.remedy().unwrap_or("look at the kernel's log (dmesg)".into()),
     )
 }
 

@@ -100,8 +100,7 @@ fn check_owner(root: &File, path: &Path) -> Result<()> {
     if owner == 0 || owner == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
-    let what = format!("it belongs to user {owner}");
-    Err(Error::Damaged { path: path.to_owned(), what })
+    Err(Error::OtherOwner { path: path.to_owned(), owner })
 }
 
 fn is_same(file: &File, path: &Path) -> bool {

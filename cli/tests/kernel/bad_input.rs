@@ -276,6 +276,11 @@ fn the_documented_capabilities_suffice() {
     }
     let shown = run("show web --json").done();
     assert_eq!(shown, overspill("show web --json").done(), "root may look");
+    for arguments in ["drain web 1", "rm web"] {
+        let line = overspill(arguments).failed();
+        let whose = "the state in /sys/fs/bpf/overspill belongs to user 65534; do it as that user";
+        assert!(line.contains(whose), "{line}");
+    }
     run("rm web").done();
     assert!(!std::path::Path::new("/sys/fs/bpf/overspill").exists());
 }
