@@ -216,6 +216,23 @@ pub enum Error {
         /// The user's number.
         owner: u32,
     },
+    /// Another writer does not let go of the lock that every change takes.
+    #[error(
+        "{} has kept {path} locked for {seconds} s: nobody else can change services",
+        holder(*pid, command),
+        path = path.display()
+    )]
+    Locked {
+        /// Where the states are.
+        path: PathBuf,
+        /// The writer's process; `None` where that lives in a pid namespace that can't be
+        /// seen into from here.
+        pid: Option<u32>,
+        /// Its command; empty where it can't be read.
+        command: String,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+    },
     /// No BPF file system is mounted.
     #[error("no BPF file system is mounted")]
     NoBpffs,
@@ -261,6 +278,14 @@ fn hint(nearest: Option<&String>) -> String {
     nearest.map_or_else(String::new, |nearest| format!("; there is {nearest}"))
 }
 
+fn holder(pid: Option<u32>, command: &str) -> String {
+    match pid {
+        None => "a process that can't be seen from here".to_owned(),
+        Some(pid) if command.is_empty() => format!("process {pid}"),
+        Some(pid) => format!("process {pid} ({command})"),
+    }
+}
+
 impl Error {
     /// What can be done about it, as a sentence without a full stop.
     #[must_use]
@@ -269,13 +294,12 @@ impl Error {
             let raise = "raise the limit of open files (ulimit -n, or LimitNOFILE= of a unit)";
             return Some(raise.into());
         }
+        if let Some(remedy) = self.remedy_by_name() {
+            return Some(remedy.into());
+        }
         let remedy = match self {
-            Self::OtherOwner { owner, .. } => {
-                let remedy = format!(
-                    "do it as that user; if nobody should have made it as user {owner}, remove \
-                     that folder with everything in it (the services in it end)"
-                );
-                return Some(remedy.into());
+            Self::Locked { pid: None, .. } => {
+                "look for it with lslocks where all processes can be seen (the host), and end it"
             }
             Self::BadName { .. } => {
                 "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
@@ -332,6 +356,21 @@ impl Error {
             _ => return None,
         };
         Some(remedy.into())
+    }
+
+    /// One that names what is to be dealt with.
+    fn remedy_by_name(&self) -> Option<String> {
+        Some(match self {
+            Self::OtherOwner { owner, .. } => format!(
+                "do it as that user; if nobody should have made it as user {owner}, remove that \
+                 folder with everything in it (the services in it end)"
+            ),
+            Self::Locked { pid: Some(pid), .. } => format!(
+                "if it is stopped, let it go on (kill -CONT {pid}), or else end it (kill -KILL \
+                 {pid}): the next change puts right what it leaves"
+            ),
+            _ => return None,
+        })
     }
 
     /// By its text: where libbpf was asked, the number is nowhere else.
