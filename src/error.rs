@@ -125,6 +125,18 @@ pub enum Error {
         socket: String,
         /// The service that it is a member of.
         service: String,
+        /// Which member.
+        member: MemberId,
+        /// Whether it is the service's only one.
+        only: bool,
+        /// The network namespace, by inode number, where it is not the caller's.
+        netns: Option<u64>,
+    },
+    /// The socket stands twice in the list.
+    #[error("{socket} is given twice")]
+    GivenTwice {
+        /// Which socket.
+        socket: String,
     },
     /// The address belongs to another service.
     #[error("{address} is served by service {service}")]
@@ -318,7 +330,7 @@ impl Error {
             Self::BoundToDevice { .. } => "bind it to an address of the device instead",
             Self::OtherNamespace { .. } => "make one service in each network namespace",
             Self::OtherPort { .. } => "make one service for each port",
-            Self::AlreadyMember { .. } => "take it out there first (overspill rm SERVICE MEMBER)",
+            Self::GivenTwice { .. } => "give it once",
             Self::AddressTaken { .. } => {
                 "let the socket join that service, or remove the service first"
             }
@@ -361,6 +373,14 @@ impl Error {
     /// One that names what is to be dealt with.
     fn remedy_by_name(&self) -> Option<String> {
         Some(match self {
+            Self::AlreadyMember { service, member, only, netns, .. } => {
+                let netns = netns.map(|inode| format!(" --netns {inode}")).unwrap_or_default();
+                if *only {
+                    format!("remove that service first (overspill rm {service}{netns})")
+                } else {
+                    format!("take it out there first (overspill rm {service} {member}{netns})")
+                }
+            }
             Self::OtherOwner { owner, .. } => format!(
                 "do it as that user; if nobody should have made it as user {owner}, remove that \
                  folder with everything in it (the services in it end)"

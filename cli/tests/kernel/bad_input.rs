@@ -98,7 +98,7 @@ fn sockets_that_are_members_already() {
     world::enter();
     let good = Bystander::new("");
     let pid = good.pid();
-    let member = &["10.9.0.1:1000 is already a member of service good", "rm SERVICE MEMBER"];
+    let member = &["10.9.0.1:1000 is already a member of service good", "(overspill rm good 0)"];
     good.refuses(&format!("share web --pid {pid} --port 1000"), member);
     good.refuses(&format!("share good --pid {pid} --port 1000 --join"), member);
     let rival = Server::start("tcp=0.0.0.0:1001 tcp=0.0.0.0:80");
@@ -106,6 +106,27 @@ fn sockets_that_are_members_already() {
     good.refuses(&format!("share good --pid {} --port 80 --join", rival.pid()), port);
     let port = &["listens on port 80, the service on 81", "one service for each port"];
     good.refuses(&format!("share web:81 --pid {} --port 80", rival.pid()), port);
+}
+
+/// What is to be typed is what it says.
+#[test]
+fn the_only_member_already() {
+    world::enter();
+    add_namespace("blue");
+    for (netns, option) in [(None, ""), (Some("/run/netns/blue"), " --netns ")] {
+        let sockets = "tcp=0.0.0.0:80";
+        let server =
+            netns.map_or_else(|| Server::start(sockets), |at| Server::start_in(at, sockets));
+        let share = |name| overspill(&format!("share {name} --pid {} --port 80", server.pid()));
+        share("one").done();
+        let line = share("two").failed();
+        let (_, remedy) = line.split_once("remove that service first (overspill ").unwrap();
+        let remedy = remedy.strip_suffix(')').unwrap();
+        assert!(remedy.starts_with(&format!("rm one{option}")), "{line}");
+        overspill(remedy).done();
+        share("two").done();
+        overspill(&remedy.replace("one", "two")).done();
+    }
 }
 
 #[test]
