@@ -99,6 +99,9 @@ pub fn report() -> Vec<Item> {
     ));
     items.push(open_files(rustix::process::getrlimit(Resource::Nofile).current));
     items.extend(services());
+    // Where nothing has been made, or nothing can be read, there is no more to say.
+    let root = datapath::root().unwrap_or_default();
+    items.extend(datapath::leftovers(&root).unwrap_or_default().iter().map(|it| leftover(it)));
     items
 }
 
@@ -332,6 +335,15 @@ fn services() -> Vec<Item> {
             })
         })
         .collect()
+}
+
+/// A folder among the states that is none, or none yet.
+fn leftover(folder: &Path) -> Item {
+    let found = format!(
+        "{} is no whole state: a writer that was killed has left it, or one is at work",
+        folder.display()
+    );
+    Item::note("services", found).with_remedy("the next change of any service sweeps it away")
 }
 
 /// The services of a namespace; `None` when the last has been removed meanwhile.

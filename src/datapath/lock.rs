@@ -69,28 +69,8 @@ impl Lock {
         &self.root
     }
 
-    /// Removes folders that no state lives in: half made, or of a namespace that ended.
     fn sweep(&self) -> Result<()> {
-        let object = self.root.display().to_string();
-        let entries = fs::read_dir(&self.root).map_err(|e| Error::system("read", &*object, e))?;
-        for entry in entries {
-            let folder = entry.map_err(|e| Error::system("read", &*object, e))?.path();
-            let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let alive = match name.parse::<u64>() {
-                // What is neither a state nor begun as one is somebody else's.
-                Err(_) => !name.starts_with(ASIDE),
-                Ok(inode) => match attached_to(&folder.join(pin::LINK)) {
-                    Ok(attached) => attached == inode,
-                    Err(Error::Damaged { .. }) => true,
-                    // No link: its maker or its remover was killed on the way.
-                    Err(_) => folder.join(pin::LINK).exists(),
-                },
-            };
-            if !alive {
-                remove_folder(&folder)?;
-            }
-        }
-        Ok(())
+        leftovers(&self.root)?.iter().try_for_each(|folder| remove_folder(folder))
     }
 }
 
@@ -177,6 +157,31 @@ fn is_same(file: &File, path: &Path) -> bool {
         (Ok(open), Ok(named)) => open.ino() == named.ino() && open.dev() == named.dev(),
         _ => false,
     }
+}
+
+/// The folders that no state lives in: half made, or of a namespace that ended. While a
+/// writer is at work, the one that it makes is among them.
+pub(crate) fn leftovers(root: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error| Error::system("read", root.display().to_string(), error);
+    let mut leftovers = Vec::new();
+    for entry in fs::read_dir(root).map_err(failed)? {
+        let folder = entry.map_err(failed)?.path();
+        let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let alive = match name.parse::<u64>() {
+            // What is neither a state nor begun as one is somebody else's.
+            Err(_) => !name.starts_with(ASIDE),
+            Ok(inode) => match attached_to(&folder.join(pin::LINK)) {
+                Ok(attached) => attached == inode,
+                Err(Error::Damaged { .. }) => true,
+                // No link: its maker or its remover was killed on the way.
+                Err(_) => folder.join(pin::LINK).exists(),
+            },
+        };
+        if !alive {
+            leftovers.push(folder);
+        }
+    }
+    Ok(leftovers)
 }
 
 /// Removes a namespace's folder: the link first, so that nothing redirects while the

@@ -23,7 +23,7 @@ use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
 pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
-pub(crate) use lock::Lock;
+pub(crate) use lock::{Lock, leftovers};
 
 use crate::error::{Error, Result};
 use crate::mounts;

@@ -192,7 +192,14 @@ fn names_members_and_namespaces_that_are_not_there() {
     good.refuses("ls --netns nowhere", nowhere);
     good.refuses("rm good --netns nowhere", nowhere);
     good.refuses("ls --netns /etc/passwd", &["/etc/passwd", "not a namespace", "ip netns"]);
-    good.refuses("show good --netns 1", &["there is no service good", "--netns"]);
+    for arguments in ["ls --netns 5", "show good --netns 5", "rm good --netns 5"] {
+        good.refuses(arguments, &["there is no network namespace 5", "lsns -t net"]);
+    }
+    // One without services is there all the same, by its name alone too.
+    add_namespace("blue");
+    let blue = Namespace::at("/run/netns/blue").unwrap().inode();
+    assert_eq!(cells(&overspill(&format!("ls --netns {blue}")).done()).len(), 1);
+    good.refuses(&format!("show good --netns {blue}"), &["there is no service good", "--netns"]);
 }
 
 #[test]
@@ -221,6 +228,20 @@ fn over_capacity() {
     overspill("rm one").done();
     let other = &["capacity", "set up for 2 services and 4 members", "last service is removed"];
     good.refuses(&format!("share two --pid {} --port 82 --capacity 9,9", one.pid()), other);
+}
+
+#[test]
+fn check_tells_of_what_a_killed_writer_has_left() {
+    world::enter();
+    let half = format!("/sys/fs/bpf/overspill/new-{}", Namespace::current().unwrap().inode());
+    fs::create_dir_all(&half).unwrap();
+    let report = overspill("check").done();
+    assert!(report.contains(&format!("{half} is no whole state")), "{report}");
+    assert!(report.contains("-> the next change of any service sweeps it away"), "{report}");
+    let good = Bystander::new("");
+    let report = overspill("check").done();
+    assert!(!report.contains(&half), "{report}");
+    assert_eq!(overspill("show good --json").done(), good.before);
 }
 
 #[test]
