@@ -263,9 +263,13 @@ fn cgroup(points: Result<Vec<std::path::PathBuf>>) -> Item {
     let name = "cgroup v2";
     match points {
         Ok(points) => match points.first() {
-            Some(point) => Item::ok(name, point.display().to_string()),
-            None => Item::note(name, "not mounted; only run without --listen needs it")
-                .with_remedy("mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
+            Some(point) => Item::ok(name, format!("{}, to count connections", point.display())),
+            None => Item::note(
+                name,
+                "not mounted: connections are not counted (least-loaded and two-choices go by \
+                 queues alone); allow, and run without --listen, do not work",
+            )
+            .with_remedy("mount -t cgroup2 cgroup2 /sys/fs/cgroup; then make the services anew"),
         },
         Err(error) => Item::note(name, error.with_causes()),
     }
@@ -431,7 +435,9 @@ mod tests {
 
     #[test]
     fn cgroup_v2_is_only_noted() {
-        assert_eq!(cgroup(Ok(Vec::new())).verdict, Verdict::Note);
+        let absent = cgroup(Ok(Vec::new()));
+        assert_eq!(absent.verdict, Verdict::Note);
+        assert!(absent.found.contains("connections are not counted"), "{absent:?}");
         assert_eq!(cgroup(Ok(vec!["/sys/fs/cgroup".into()])).verdict, Verdict::Ok);
     }
 
