@@ -109,15 +109,32 @@ impl AsFd for Adopted {
 /// # Errors
 ///
 /// [`Error::NoSuchProcess`], or [`Error::NoSuchSocket`] for a process without such a
-/// socket, saying what it has instead; [`Error::Mptcp`] where it is an MPTCP socket.
+/// socket, saying what it has instead. [`Error::Mptcp`], or why else it can't be a member,
+/// where one of the sockets is unfit: left out, it would go on losing requests, and nobody
+/// would know.
 pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
+    take(pids, port, true)
+}
+
+/// As [`listeners`], but an unfit socket is passed over where its process has a fit one too.
+///
+/// # Errors
+///
+/// As [`listeners`], for a process without a fit one.
+pub fn fit_listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
+    take(pids, port, false)
+}
+
+fn take(pids: &[u32], port: u16, all: bool) -> Result<Vec<Adopted>> {
     let mut seen = HashSet::new();
     let mut adopted = Vec::new();
     for &pid in pids {
         let mut found = Found::default();
         each_socket(pid, |socket| found.sort(socket, port))?;
-        if found.listening.is_empty() {
-            return Err(found.error(pid, port));
+        match found.refused.take() {
+            Some(error) if all || found.listening.is_empty() => return Err(error),
+            None if found.listening.is_empty() => return Err(found.error(pid, port)),
+            _ => {}
         }
         for socket in found.listening {
             let cookie = socket.cookie()?;
@@ -229,7 +246,7 @@ fn each_socket(pid: u32, mut visit: impl FnMut(Adopted)) -> Result<()> {
 #[derive(Default)]
 struct Found {
     listening: Vec<Adopted>,
-    /// Why one on the port, perhaps the one that is meant, can't be taken.
+    /// Why one that listens on the port can't be taken.
     refused: Option<Error>,
     /// Where it listens besides.
     elsewhere: Vec<String>,
@@ -242,22 +259,20 @@ impl Found {
         let local =
             socket2::SockRef::from(&socket.socket).local_addr().ok().and_then(|a| a.as_socket());
         let same_port = local.is_some_and(|local| local.port() == port);
+        let listens = socket.listens();
         match sys::inspect(socket.as_fd()) {
             // What else may keep it out (a device, ...) is said when it is to join.
             Ok(_) | Err(Error::BoundToDevice { .. }) if same_port => self.listening.push(socket),
             Ok(listener) => self.elsewhere.push(listener.address.to_string()),
-            Err(error @ (Error::NotTcp { .. } | Error::NotListening { .. })) if same_port => {
-                self.unfit.push(error.to_string());
+            Err(error) if same_port && !matches!(error, Error::NotTcp { .. }) && listens => {
+                self.refused = Some(error);
             }
-            Err(error) if same_port => self.refused = Some(error),
+            Err(error) if same_port => self.unfit.push(error.to_string()),
             Err(_) => {}
         }
     }
 
     fn error(self, pid: u32, port: u16) -> Error {
-        if let Some(error) = self.refused {
-            return error;
-        }
         let command = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let found = enumerate("; ", &self.unfit) + &enumerate("; it listens on ", &self.elsewhere);
         Error::NoSuchSocket { pid, command: command.trim_end().to_owned(), port, found }

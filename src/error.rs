@@ -1,5 +1,6 @@
 //! What can go wrong, with what was tried, on what, why, and what to do about it.
 
+use std::borrow::Cow;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -124,6 +125,18 @@ pub enum Error {
         socket: String,
         /// The service that it is a member of.
         service: String,
+        /// Which member.
+        member: MemberId,
+        /// Whether it is the service's only one.
+        only: bool,
+        /// The network namespace, by inode number, where it is not the caller's.
+        netns: Option<u64>,
+    },
+    /// The socket stands twice in the list.
+    #[error("{socket} is given twice")]
+    GivenTwice {
+        /// Which socket.
+        socket: String,
     },
     /// The socket is a member of no service of the network namespace.
     #[error("{socket} is no member of a service here")]
@@ -245,6 +258,31 @@ pub enum Error {
         /// The verifier's last words.
         verdict: String,
     },
+    /// The state was made by another user, who could change under our hands what we make.
+    #[error("the state in {path} belongs to user {owner}", path = path.display())]
+    OtherOwner {
+        /// Where the states are.
+        path: PathBuf,
+        /// The user's number.
+        owner: u32,
+    },
+    /// Another writer does not let go of the lock that every change takes.
+    #[error(
+        "{} has kept {path} locked for {seconds} s: nobody else can change services",
+        holder(*pid, command),
+        path = path.display()
+    )]
+    Locked {
+        /// Where the states are.
+        path: PathBuf,
+        /// The writer's process; `None` where that lives in a pid namespace that can't be
+        /// seen into from here.
+        pid: Option<u32>,
+        /// Its command; empty where it can't be read.
+        command: String,
+        /// How long it was waited for, in seconds.
+        seconds: u64,
+    },
     /// No BPF file system is mounted.
     #[error("no BPF file system is mounted")]
     NoBpffs,
@@ -290,14 +328,29 @@ fn hint(nearest: Option<&String>) -> String {
     nearest.map_or_else(String::new, |nearest| format!("; there is {nearest}"))
 }
 
+fn holder(pid: Option<u32>, command: &str) -> String {
+    match pid {
+        None => "a process that can't be seen from here".to_owned(),
+        Some(pid) if command.is_empty() => format!("process {pid}"),
+        Some(pid) => format!("process {pid} ({command})"),
+    }
+}
+
 impl Error {
     /// What can be done about it, as a sentence without a full stop.
     #[must_use]
-    pub fn remedy(&self) -> Option<&'static str> {
+    pub fn remedy(&self) -> Option<Cow<'static, str>> {
         if self.lacks_descriptors() {
-            return Some("raise the limit of open files (ulimit -n, or LimitNOFILE= of a unit)");
+            let raise = "raise the limit of open files (ulimit -n, or LimitNOFILE= of a unit)";
+            return Some(raise.into());
         }
-        Some(match self {
+        if let Some(remedy) = self.remedy_by_name() {
+            return Some(remedy.into());
+        }
+        let remedy = match self {
+            Self::Locked { pid: None, .. } => {
+                "look for it with lslocks where all processes can be seen (the host), and end it"
+            }
             Self::BadName { .. } => {
                 "use 1 to 64 letters, digits, '.', '_' or '-', beginning with a letter or digit"
             }
@@ -315,8 +368,8 @@ impl Error {
             Self::BoundToDevice { .. } => "bind it to an address of the device instead",
             Self::OtherNamespace { .. } => "make one service in each network namespace",
             Self::OtherPort { .. } => "make one service for each port",
-            Self::AlreadyMember { .. } => "take it out there first (overspill rm SERVICE MEMBER)",
             Self::NotAMember { .. } => "let it join a service first",
+            Self::GivenTwice { .. } => "give it once",
             Self::AddressTaken { .. } => {
                 "let the socket join that service, or remove the service first"
             }
@@ -362,6 +415,30 @@ impl Error {
                 io::ErrorKind::ReadOnlyFilesystem => "mount it writable (mount -o remount,rw)",
                 _ => return None,
             },
+            _ => return None,
+        };
+        Some(remedy.into())
+    }
+
+    /// One that names what is to be dealt with.
+    fn remedy_by_name(&self) -> Option<String> {
+        Some(match self {
+            Self::AlreadyMember { service, member, only, netns, .. } => {
+                let netns = netns.map(|inode| format!(" --netns {inode}")).unwrap_or_default();
+                if *only {
+                    format!("remove that service first (overspill rm {service}{netns})")
+                } else {
+                    format!("take it out there first (overspill rm {service} {member}{netns})")
+                }
+            }
+            Self::OtherOwner { owner, .. } => format!(
+                "do it as that user; if nobody should have made it as user {owner}, remove that \
+                 folder with everything in it (the services in it end)"
+            ),
+            Self::Locked { pid: Some(pid), .. } => format!(
+                "if it is stopped, let it go on (kill -CONT {pid}), or else end it (kill -KILL \
+                 {pid}): the next change puts right what it leaves"
+            ),
             _ => return None,
         })
     }

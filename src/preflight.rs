@@ -99,6 +99,9 @@ pub fn report() -> Vec<Item> {
     ));
     items.push(open_files(rustix::process::getrlimit(Resource::Nofile).current));
     items.extend(services());
+    // Where nothing has been made, or nothing can be read, there is no more to say.
+    let root = datapath::root().unwrap_or_default();
+    items.extend(datapath::leftovers(&root).unwrap_or_default().iter().map(|it| leftover(it)));
     items
 }
 
@@ -135,7 +138,7 @@ fn missing(name: &str, error: &Error) -> Item {
     Item::missing(
         name,
         error.with_causes(),
-        error.remedy().unwrap_or("look at the kernel's log (dmesg)"),
+        error.remedy().unwrap_or("look at the kernel's log (dmesg)".into()),
     )
 }
 
@@ -260,9 +263,13 @@ fn cgroup(points: Result<Vec<std::path::PathBuf>>) -> Item {
     let name = "cgroup v2";
     match points {
         Ok(points) => match points.first() {
-            Some(point) => Item::ok(name, point.display().to_string()),
-            None => Item::note(name, "not mounted; only run without --listen needs it")
-                .with_remedy("mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
+            Some(point) => Item::ok(name, format!("{}, to count connections", point.display())),
+            None => Item::note(
+                name,
+                "not mounted: connections are not counted (least-loaded and two-choices go by \
+                 queues alone); allow, and run without --listen, do not work",
+            )
+            .with_remedy("mount -t cgroup2 cgroup2 /sys/fs/cgroup; then make the services anew"),
         },
         Err(error) => Item::note(name, error.with_causes()),
     }
@@ -332,6 +339,15 @@ fn services() -> Vec<Item> {
             })
         })
         .collect()
+}
+
+/// A folder among the states that is none, or none yet.
+fn leftover(folder: &Path) -> Item {
+    let found = format!(
+        "{} is no whole state: a writer that was killed has left it, or one is at work",
+        folder.display()
+    );
+    Item::note("services", found).with_remedy("the next change of any service sweeps it away")
 }
 
 /// The services of a namespace; `None` when the last has been removed meanwhile.
@@ -419,7 +435,9 @@ mod tests {
 
     #[test]
     fn cgroup_v2_is_only_noted() {
-        assert_eq!(cgroup(Ok(Vec::new())).verdict, Verdict::Note);
+        let absent = cgroup(Ok(Vec::new()));
+        assert_eq!(absent.verdict, Verdict::Note);
+        assert!(absent.found.contains("connections are not counted"), "{absent:?}");
         assert_eq!(cgroup(Ok(vec!["/sys/fs/cgroup".into()])).verdict, Verdict::Ok);
     }
 

@@ -840,7 +840,7 @@ fn check(
     snapshot: &Snapshot,
 ) -> Result<()> {
     let mut cookies = HashSet::new();
-    for Listener { cookie, address, name, .. } in
+    for Listener { cookie, address, name, namespace } in
         candidates.iter().map(|candidate| &candidate.listener)
     {
         let socket = || name.clone();
@@ -848,9 +848,18 @@ fn check(
             let (actual, expected) = (address.port, roster.port);
             return Err(Error::OtherPort { socket: socket(), actual, expected });
         }
-        let twice = (!cookies.insert(*cookie)).then_some(roster.name.as_str());
-        if let Some(service) = snapshot.service_of(*cookie).or(twice) {
-            return Err(Error::AlreadyMember { socket: socket(), service: service.to_owned() });
+        if !cookies.insert(*cookie) {
+            return Err(Error::GivenTwice { socket: socket() });
+        }
+        if let Some((of, member)) = snapshot.membership(*cookie) {
+            let is_elsewhere = Namespace::current().is_ok_and(|current| current != *namespace);
+            return Err(Error::AlreadyMember {
+                socket: socket(),
+                service: of.name.clone(),
+                member,
+                only: of.members.len() == 1,
+                netns: is_elsewhere.then(|| namespace.inode()),
+            });
         }
         for ip in address.endpoints() {
             let address = SocketAddr::new(ip, roster.port);

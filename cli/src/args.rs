@@ -158,7 +158,7 @@ impl Place {
     pub(crate) fn namespace(&self) -> Result<Namespace, Failure> {
         let opened = match &self.netns {
             None => return Ok(Namespace::current()?),
-            Some(Netns::Inode(inode)) => return Ok(Namespace::numbered(*inode)),
+            Some(Netns::Inode(inode)) => return numbered(*inode),
             Some(Netns::Path(path)) => Namespace::at(path),
         };
         opened.map_err(|error| {
@@ -176,7 +176,7 @@ impl Place {
         let namespace = self.namespace()?;
         let path = match &self.netns {
             None => return Ok(namespace),
-            Some(Netns::Inode(inode)) => of_some_process(*inode)?,
+            Some(Netns::Inode(inode)) => find_namespace(*inode)?,
             Some(Netns::Path(path)) => path.clone(),
         };
         // To enter one takes privilege, even where one is already.
@@ -196,16 +196,36 @@ impl Place {
     }
 }
 
-/// The network namespace of that number, as one of the processes in it has it.
-fn of_some_process(inode: u64) -> Result<PathBuf, Failure> {
+/// The network namespace of that number. One with services exists, and no more is needed to
+/// get at them; any other has to be found.
+fn numbered(inode: u64) -> Result<Namespace, Failure> {
+    let namespace = Namespace::numbered(inode);
+    let known = Namespace::with_services();
+    if known.as_ref().is_ok_and(|known| known.contains(&namespace)) {
+        return Ok(namespace);
+    }
+    match find_namespace(inode) {
+        Ok(path) => Ok(Namespace::at(path)?),
+        // It may have services that can't be seen.
+        Err(failure) => known.map_or_else(|error| Err(error.into()), |_| Err(failure)),
+    }
+}
+
+/// The network namespace of that number, as one of the processes in it has it, or by the
+/// name that `ip netns` has given it.
+fn find_namespace(inode: u64) -> Result<PathBuf, Failure> {
     let processes = std::fs::read_dir("/proc")
         .map_err(|error| Failure::new(format!("cannot read /proc: {error}; mount it")))?;
+    let named = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
     // What else there is in /proc has no such file.
-    let mut paths = processes.flatten().map(|process| process.path().join("ns/net"));
-    paths.find(|path| path.metadata().is_ok_and(|file| file.ino() == inode)).ok_or_else(|| {
+    let paths = processes.flatten().map(|process| process.path().join("ns/net"));
+    let mut paths = paths.chain(named.map(|file| file.path()));
+    let is_it = |path: &PathBuf| {
+        path.metadata().is_ok_and(|file| file.ino() == inode) && Namespace::at(path).is_ok()
+    };
+    paths.find(is_it).ok_or_else(|| {
         Failure::new(format!(
-            "no process runs in network namespace {inode}, as far as you may look; look with \
-             lsns -t net"
+            "there is no network namespace {inode}, as far as you may look; look with lsns -t net"
         ))
     })
 }

@@ -28,6 +28,7 @@ use zerocopy::IntoBytes;
 use super::layout::{EndpointKey, MemberCounters, ServiceCounters};
 use super::{Datapath, Dispatcher, Lock, index};
 use crate::error::{Error, Result};
+use crate::member::MemberId;
 use crate::roster::Roster;
 
 /// All services of a namespace at the moment that the lock was taken.
@@ -70,10 +71,12 @@ impl Snapshot {
         self.rosters.is_empty()
     }
 
-    /// The service that a socket is a member of.
-    pub(crate) fn service_of(&self, cookie: u64) -> Option<&str> {
-        let holds = |roster: &&Roster| roster.members.iter().any(|member| member.cookie == cookie);
-        self.rosters.values().find(holds).map(|roster| roster.name.as_str())
+    /// The service that a socket is a member of, and which one.
+    pub(crate) fn membership(&self, cookie: u64) -> Option<(&Roster, MemberId)> {
+        self.rosters.values().find_map(|roster| {
+            let member = roster.members.iter().find(|member| member.cookie == cookie)?;
+            Some((roster, member.id))
+        })
     }
 
     /// The service, other than number `id`, that serves an address.

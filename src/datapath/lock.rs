@@ -1,15 +1,26 @@
 //! One writer at a time.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{attached_to, pin, root};
 use crate::error::{Error, Result};
 
 /// How the name of a folder begins in which a state is being made.
 pub(super) const ASIDE: &str = "new-";
+
+/// How long one writer may be seen to hold the lock until it is taken for stopped. A change
+/// takes milliseconds; where the kernel is to verify the programs first, or the machine is
+/// emulated, a second or two.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often a waiting writer tries to get the lock, and how many times between two looks
+/// at who has it. `flock(2)` knows no deadline, so it is not waited for inside the kernel.
+const LOOK: Duration = Duration::from_millis(5);
+const LOOKS: u32 = 200;
 
 /// The right to change states, over all namespaces: a lock on `BPFFS/overspill`.
 ///
@@ -21,6 +32,9 @@ pub(crate) struct Lock {
 
 impl Lock {
     /// Waits for it, and sweeps away what a writer that was killed left half made.
+    ///
+    /// [`Error::Locked`] when one and the same writer has it all the time; a crowd of them
+    /// that take turns is waited for however long it takes.
     pub(crate) fn acquire() -> Result<Self> {
         let root = root()?;
         let failed = |operation| {
@@ -39,7 +53,7 @@ impl Lock {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(failed("open")(error)),
             };
-            file.lock().map_err(failed("lock"))?;
+            take_turn(&file, &root)?;
             // Whoever had the lock before may have removed the folder at its end.
             if is_same(&file, &root) {
                 check_owner(&file, &root)?;
@@ -55,28 +69,8 @@ impl Lock {
         &self.root
     }
 
-    /// Removes folders that no state lives in: half made, or of a namespace that ended.
     fn sweep(&self) -> Result<()> {
-        let object = self.root.display().to_string();
-        let entries = fs::read_dir(&self.root).map_err(|e| Error::system("read", &*object, e))?;
-        for entry in entries {
-            let folder = entry.map_err(|e| Error::system("read", &*object, e))?.path();
-            let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            let alive = match name.parse::<u64>() {
-                // What is neither a state nor begun as one is somebody else's.
-                Err(_) => !name.starts_with(ASIDE),
-                Ok(inode) => match attached_to(&folder.join(pin::LINK)) {
-                    Ok(attached) => attached == inode,
-                    Err(Error::Damaged { .. }) => true,
-                    // No link: its maker or its remover was killed on the way.
-                    Err(_) => folder.join(pin::LINK).exists(),
-                },
-            };
-            if !alive {
-                remove_folder(&folder)?;
-            }
-        }
-        Ok(())
+        leftovers(&self.root)?.iter().try_for_each(|folder| remove_folder(folder))
     }
 }
 
@@ -90,6 +84,61 @@ impl Drop for Lock {
     }
 }
 
+/// Takes the lock as soon as no other writer has it.
+fn take_turn(file: &File, root: &Path) -> Result<()> {
+    let mut suspect: Option<(Option<u32>, Instant)> = None;
+    loop {
+        for _ in 0..LOOKS {
+            match file.try_lock() {
+                Ok(()) => return Ok(()),
+                Err(TryLockError::WouldBlock) => thread::sleep(LOOK),
+                Err(TryLockError::Error(error)) => {
+                    return Err(Error::system("lock", root.display().to_string(), error));
+                }
+            }
+        }
+        let holder = holder(file);
+        match suspect {
+            Some((known, since)) if known == holder && since.elapsed() >= PATIENCE => {
+                return Err(locked(root, holder, since.elapsed()));
+            }
+            Some((known, _)) if known == holder => {}
+            _ => suspect = Some((holder, Instant::now())),
+        }
+    }
+}
+
+fn locked(root: &Path, pid: Option<u32>, waited: Duration) -> Error {
+    let command = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok());
+    Error::Locked {
+        path: root.to_owned(),
+        pid,
+        command: command.unwrap_or_default().trim_end().to_owned(),
+        seconds: waited.as_secs(),
+    }
+}
+
+/// The process that has locked a file, unless it lives in a pid namespace that can't be seen
+/// into from here.
+fn holder(file: &File) -> Option<u32> {
+    let file = file.metadata().ok()?;
+    let (major, minor) = (rustix::fs::major(file.dev()), rustix::fs::minor(file.dev()));
+    let name = format!("{major:02x}:{minor:02x}:{}", file.ino());
+    holder_in(&fs::read_to_string("/proc/locks").ok()?, &name)
+}
+
+/// `proc_locks(5)`: NUMBER, "FLOCK", mode, kind of access, pid, file, and a range. Who waits
+/// has an arrow behind the number.
+fn holder_in(locks: &str, name: &str) -> Option<u32> {
+    locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields.as_slice() {
+            [_, "FLOCK", _, _, pid, file, ..] if *file == name => pid.parse().ok(),
+            _ => None,
+        }
+    })
+}
+
 /// Where anybody may make folders in the file system, another user could have made this
 /// one, to move away or to hold up what is made in it.
 fn check_owner(root: &File, path: &Path) -> Result<()> {
@@ -100,8 +149,7 @@ fn check_owner(root: &File, path: &Path) -> Result<()> {
     if owner == 0 || owner == rustix::process::geteuid().as_raw() {
         return Ok(());
     }
-    let what = format!("it belongs to user {owner}");
-    Err(Error::Damaged { path: path.to_owned(), what })
+    Err(Error::OtherOwner { path: path.to_owned(), owner })
 }
 
 fn is_same(file: &File, path: &Path) -> bool {
@@ -109,6 +157,31 @@ fn is_same(file: &File, path: &Path) -> bool {
         (Ok(open), Ok(named)) => open.ino() == named.ino() && open.dev() == named.dev(),
         _ => false,
     }
+}
+
+/// The folders that no state lives in: half made, or of a namespace that ended. While a
+/// writer is at work, the one that it makes is among them.
+pub(crate) fn leftovers(root: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error| Error::system("read", root.display().to_string(), error);
+    let mut leftovers = Vec::new();
+    for entry in fs::read_dir(root).map_err(failed)? {
+        let folder = entry.map_err(failed)?.path();
+        let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let alive = match name.parse::<u64>() {
+            // What is neither a state nor begun as one is somebody else's.
+            Err(_) => !name.starts_with(ASIDE),
+            Ok(inode) => match attached_to(&folder.join(pin::LINK)) {
+                Ok(attached) => attached == inode,
+                Err(Error::Damaged { .. }) => true,
+                // No link: its maker or its remover was killed on the way.
+                Err(_) => folder.join(pin::LINK).exists(),
+            },
+        };
+        if !alive {
+            leftovers.push(folder);
+        }
+    }
+    Ok(leftovers)
 }
 
 /// Removes a namespace's folder: the link first, so that nothing redirects while the
@@ -129,4 +202,23 @@ pub(super) fn remove_folder(folder: &Path) -> Result<()> {
         fs::remove_file(&path).map_err(|error| failed(&path, error))?;
     }
     fs::remove_dir(folder).map_err(|error| failed(folder, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_holder_is_told_from_those_who_wait() {
+        let locks = "1: POSIX  ADVISORY  WRITE 11 00:2d:7 0 EOF\n\
+                     2: FLOCK  ADVISORY  WRITE 12 00:2e:7 0 EOF\n\
+                     3: FLOCK  ADVISORY  WRITE 13 00:2d:7 0 EOF\n\
+                     3: -> FLOCK  ADVISORY  WRITE 14 00:2d:7 0 EOF\n";
+        assert_eq!(holder_in(locks, "00:2d:7"), Some(13));
+        assert_eq!(holder_in(locks, "00:2d:8"), None);
+        let own = tempfile::tempfile().unwrap();
+        assert_eq!(holder(&own), None);
+        own.lock().unwrap();
+        assert_eq!(holder(&own), Some(std::process::id()));
+    }
 }

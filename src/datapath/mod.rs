@@ -27,7 +27,7 @@ pub(crate) use change::{Change, Joining, Snapshot};
 pub(crate) use dispatcher::Dispatcher;
 pub use dispatcher::check_dispatcher;
 pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
-pub(crate) use lock::Lock;
+pub(crate) use lock::{Lock, leftovers};
 
 use crate::error::{Error, Result};
 use crate::mounts;

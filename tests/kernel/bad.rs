@@ -139,14 +139,14 @@ fn a_socket_twice_or_of_another_service() {
     let ground = Ground::new();
     let twice = listener(at("10.0.0.3:80"));
     let error = ground.error(|| Service::builder("new").share(&[&twice, &twice]));
-    assert!(matches!(error, Error::AlreadyMember { service, .. } if service == "new"));
+    assert!(matches!(error, Error::GivenTwice { .. }));
     // A duplicate of the descriptor is the same socket.
     let copy: OwnedFd = rustix::io::dup(&twice).unwrap();
     let error = ground.error(|| Service::builder("new").share(&[twice.as_fd(), copy.as_fd()]));
-    assert!(matches!(error, Error::AlreadyMember { .. }));
+    assert!(matches!(error, Error::GivenTwice { .. }));
     ground.errors(
         &ground.listeners[0],
-        |error| matches!(error, Error::AlreadyMember { service, .. } if service == "web"),
+        |error| matches!(error, Error::AlreadyMember { service, only: false, .. } if service == "web"),
     );
 }
 

@@ -236,7 +236,7 @@ const SERVER: &str = "import socket\ninput()\n\
     s = socket.create_server(('127.0.0.2', 80))\nprint(end='.', flush=True)\ninput()";
 
 /// The kernel's own list of the connections on port 80 of this namespace, on the server's
-/// side, that are ESTABLISHED or in CLOSE_WAIT.
+/// side, that are `ESTABLISHED` or in `CLOSE_WAIT`.
 fn of_the_kernel() -> u32 {
     let text = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
     let count = text
@@ -259,7 +259,9 @@ fn under_churn_they_are_exact() {
     let called = at("127.0.0.1:80");
     let (listeners, service) = group(called, 4);
     service.keep_requests(&listeners[0]).unwrap();
-    listeners.iter().for_each(|listener| listener.set_nonblocking(true).unwrap());
+    for listener in &listeners {
+        listener.set_nonblocking(true).unwrap();
+    }
     let clients = |seed: u64| {
         let mut random = StdRng::seed_from_u64(seed);
         let mut open: Vec<TcpStream> = Vec::new();

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -328,10 +327,10 @@ fn a_second_writer_waits() {
             service.drain(MemberId(0)).unwrap();
             released.load(Ordering::SeqCst)
         });
-        let inode = format!(":{} ", lock.metadata().unwrap().ino());
-        wait_until("the writer waits", || {
-            let locks = fs::read_to_string("/proc/locks").unwrap();
-            locks.lines().any(|line| line.contains("->") && line.contains(&inode))
+        wait_until("the writer is about to take the lock", || {
+            let open = fs::read_dir("/proc/thread-self/fd").unwrap();
+            let links = open.flatten().flat_map(|entry| fs::read_link(entry.path()));
+            links.filter(|link| link == Path::new(ROOT)).count() == 2
         });
         // Who only looks does not wait, and sees that nothing has changed.
         assert_eq!(state(&service, 0), MemberState::Active);
@@ -340,6 +339,32 @@ fn a_second_writer_waits() {
         assert!(writer.join().unwrap(), "it did not wait");
     });
     assert_eq!(state(&service, 0), MemberState::Draining);
+}
+
+#[test]
+fn a_writer_that_is_stopped_is_not_waited_for_without_end() {
+    world::enter();
+    let (service, _listeners) = Service::builder("web").listen([at("10.0.0.1:80")]).unwrap();
+    let mut stopped = Command::new("flock")
+        .args(["--no-fork", ROOT, "sh", "-c", "echo ready; exec cat"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(stopped.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let error = service.drain(MemberId(0)).unwrap_err();
+    let pid = stopped.id();
+    assert!(
+        matches!(&error, Error::Locked { pid: Some(holder), command, .. }
+            if *holder == pid && command == "cat"),
+        "{error:?}"
+    );
+    assert!(error.remedy().unwrap().contains(&format!("kill -KILL {pid}")));
+    assert_eq!(state(&service, 0), MemberState::Active);
+    drop(stopped.stdin.take());
+    stopped.wait().unwrap();
+    service.drain(MemberId(0)).unwrap();
 }
 
 #[test]
@@ -432,7 +457,7 @@ fn a_folder_of_another_user_is_not_trusted() {
     std::os::unix::fs::chown(ROOT, Some(65_534), None).unwrap();
     let socket = listener(at("10.0.0.1:80"));
     let error = Service::builder("web").share(&[&socket]).unwrap_err();
-    assert!(matches!(&error, Error::Damaged { what, .. } if what.contains("65534")), "{error}");
+    assert!(matches!(&error, Error::OtherOwner { owner: 65_534, .. }), "{error}");
     std::os::unix::fs::chown(ROOT, Some(0), None).unwrap();
     Service::builder("web").share(&[socket]).unwrap().remove().unwrap();
 }

@@ -11,6 +11,7 @@ use crate::output;
 ///
 /// Takes every TCP socket that the processes listen on at the port, in the order of the
 /// list, in the network namespace of the first process. The processes notice nothing.
+/// Where one of the sockets can't be a member, nothing is changed.
 ///
 /// Unless other rules are given, the policy is next-available, a request that finds every
 /// queue full is dropped, and redirecting is on.

@@ -140,9 +140,9 @@ impl Keeper {
     fn take_from(&mut self, pid: u32) {
         for port in self.ports.clone() {
             // It has none there, or ends.
-            let Ok(sockets) = adopt::listeners(&[pid], port) else { continue };
+            let Ok(sockets) = adopt::fit_listeners(&[pid], port) else { continue };
             for socket in sockets {
-                self.take_in(socket).unwrap_or_else(tell);
+                self.welcome(socket, port);
             }
         }
     }
@@ -157,8 +157,19 @@ impl Keeper {
             return;
         }
         if let Some(socket) = sockets::find(cookie, Some(pid), || self.processes()) {
-            self.take_in(socket).unwrap_or_else(tell);
+            self.welcome(socket, port);
         }
+    }
+
+    /// Takes a socket in; if another writer stands in the way, again behind all that waits.
+    fn welcome(&mut self, socket: Adopted, port: u16) {
+        let (pid, cookie) = (socket.pid(), socket.cookie());
+        let Err(error) = self.take_in(socket) else { return };
+        if let (Error::Locked { .. }, Ok(cookie)) = (&error, cookie) {
+            let again = HooksEvent::Listening(Listening { pid, cookie, port });
+            let _ = self.sender.send(Event::Hooks(again));
+        }
+        tell(error);
     }
 
     /// A socket listens: it becomes a member.

@@ -31,7 +31,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, Signal};
 use overspill::adopt::Adopted;
 use overspill::{
-    Capacity, Cgroup, Hooks, HooksEvent, Listening, Name, Namespace, Request, Rules, Words,
+    Capacity, Cgroup, Error, Hooks, HooksEvent, Listening, Name, Namespace, Request, Rules, Words,
 };
 use rustix::io::Errno;
 
@@ -466,11 +466,17 @@ impl Supervisor {
             return Ok(());
         }
         if let Err(error) = self.take_in(id, socket) {
+            let locked = matches!(error, Error::Locked { .. });
             let failure = Failure::from(error);
             if !self.begun {
                 return Err(failure);
             }
             log::line(format_args!("worker {worker}: {failure}"));
+            if locked {
+                // Behind all that waits, it is tried again.
+                self.instance(id).cookies.retain(|&it| it != listening.cookie);
+                let _ = self.sender.send(Event::Hooks(HooksEvent::Listening(listening)));
+            }
         }
         Ok(())
     }

@@ -169,6 +169,7 @@ pub(crate) fn errno(error: &Error) -> Errno {
     match error {
         Error::AddressTaken { .. } | Error::NameTaken { .. } => Errno::ADDRINUSE,
         Error::AlreadyMember { .. } | Error::HeldElsewhere { .. } => Errno::BUSY,
+        Error::GivenTwice { .. } => Errno::INVAL,
         Error::MixedFamilies { .. } => Errno::AFNOSUPPORT,
         Error::OverCapacity { .. } => Errno::NOSPC,
         Error::BoundToDevice { .. } => Errno::OPNOTSUPP,

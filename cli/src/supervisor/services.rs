@@ -557,7 +557,7 @@ impl Services {
             left.push(Left { id: new_id(), cgroup, serves: true });
             left.len() - 1
         });
-        let sockets = overspill::adopt::listeners(&[member.pid], member.address.port)?;
+        let sockets = overspill::adopt::fit_listeners(&[member.pid], member.address.port)?;
         let socket = sockets
             .into_iter()
             .find(|socket| socket.address().is_ok_and(|address| address == member.address));

@@ -69,7 +69,25 @@ fn sockets_that_cannot_be_members() {
         let server = Server::start(sockets);
         good.refuses(&format!("share web --pid {} --port 80", server.pid()), parts);
     }
-    // One unfit process among fit ones spoils it all.
+    // An unfit socket beside a fit one of the same process spoils it all,
+    for (unfit, what) in [("mptcp", "is an MPTCP socket"), ("device", "is bound to the device lo")]
+    {
+        for (first, second) in [(unfit, "tcp"), ("tcp", unfit)] {
+            let server = Server::start(&format!("{first}=10.0.0.1:80 {second}=10.0.0.2:80"));
+            let address = if first == unfit { "10.0.0.1:80" } else { "10.0.0.2:80" };
+            for command in ["share web --pid", "share good --join --pid"] {
+                let arguments = format!("{command} {} --port 80", server.pid());
+                good.refuses(&arguments, &[address, what, "; "]);
+            }
+        }
+    }
+    // but none on another port, or that does not listen, or is not TCP;
+    let others = "tcp=10.0.0.1:80 mptcp=10.0.0.2:81 bound=10.0.0.3:80 udp=10.0.0.4:80";
+    let server = Server::start(others);
+    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    overspill("rm web").done();
+    drop(server);
+    // and one unfit process among fit ones does.
     let (fit, unfit) = (Server::start("tcp=10.0.0.1:80"), Server::start("udp=10.0.0.2:80"));
     let pids = format!("{},{}", fit.pid(), unfit.pid());
     good.refuses(&format!("share web --pid {pids} --port 80"), &[&unfit.pid().to_string(), "UDP"]);
@@ -80,7 +98,7 @@ fn sockets_that_are_members_already() {
     world::enter();
     let good = Bystander::new("");
     let pid = good.pid();
-    let member = &["10.9.0.1:1000 is already a member of service good", "rm SERVICE MEMBER"];
+    let member = &["10.9.0.1:1000 is already a member of service good", "(overspill rm good 0)"];
     good.refuses(&format!("share web --pid {pid} --port 1000"), member);
     good.refuses(&format!("share good --pid {pid} --port 1000 --join"), member);
     let rival = Server::start("tcp=0.0.0.0:1001 tcp=0.0.0.0:80");
@@ -88,6 +106,27 @@ fn sockets_that_are_members_already() {
     good.refuses(&format!("share good --pid {} --port 80 --join", rival.pid()), port);
     let port = &["listens on port 80, the service on 81", "one service for each port"];
     good.refuses(&format!("share web:81 --pid {} --port 80", rival.pid()), port);
+}
+
+/// What is to be typed is what it says.
+#[test]
+fn the_only_member_already() {
+    world::enter();
+    add_namespace("blue");
+    for (netns, option) in [(None, ""), (Some("/run/netns/blue"), " --netns ")] {
+        let sockets = "tcp=0.0.0.0:80";
+        let server =
+            netns.map_or_else(|| Server::start(sockets), |at| Server::start_in(at, sockets));
+        let share = |name| overspill(&format!("share {name} --pid {} --port 80", server.pid()));
+        share("one").done();
+        let line = share("two").failed();
+        let (_, remedy) = line.split_once("remove that service first (overspill ").unwrap();
+        let remedy = remedy.strip_suffix(')').unwrap();
+        assert!(remedy.starts_with(&format!("rm one{option}")), "{line}");
+        overspill(remedy).done();
+        share("two").done();
+        overspill(&remedy.replace("one", "two")).done();
+    }
 }
 
 #[test]
@@ -153,7 +192,14 @@ fn names_members_and_namespaces_that_are_not_there() {
     good.refuses("ls --netns nowhere", nowhere);
     good.refuses("rm good --netns nowhere", nowhere);
     good.refuses("ls --netns /etc/passwd", &["/etc/passwd", "not a namespace", "ip netns"]);
-    good.refuses("show good --netns 1", &["there is no service good", "--netns"]);
+    for arguments in ["ls --netns 5", "show good --netns 5", "rm good --netns 5"] {
+        good.refuses(arguments, &["there is no network namespace 5", "lsns -t net"]);
+    }
+    // One without services is there all the same, by its name alone too.
+    add_namespace("blue");
+    let blue = Namespace::at("/run/netns/blue").unwrap().inode();
+    assert_eq!(cells(&overspill(&format!("ls --netns {blue}")).done()).len(), 1);
+    good.refuses(&format!("show good --netns {blue}"), &["there is no service good", "--netns"]);
 }
 
 #[test]
@@ -182,6 +228,20 @@ fn over_capacity() {
     overspill("rm one").done();
     let other = &["capacity", "set up for 2 services and 4 members", "last service is removed"];
     good.refuses(&format!("share two --pid {} --port 82 --capacity 9,9", one.pid()), other);
+}
+
+#[test]
+fn check_tells_of_what_a_killed_writer_has_left() {
+    world::enter();
+    let half = format!("/sys/fs/bpf/overspill/new-{}", Namespace::current().unwrap().inode());
+    fs::create_dir_all(&half).unwrap();
+    let report = overspill("check").done();
+    assert!(report.contains(&format!("{half} is no whole state")), "{report}");
+    assert!(report.contains("-> the next change of any service sweeps it away"), "{report}");
+    let good = Bystander::new("");
+    let report = overspill("check").done();
+    assert!(!report.contains(&half), "{report}");
+    assert_eq!(overspill("show good --json").done(), good.before);
 }
 
 #[test]
@@ -262,6 +322,11 @@ fn the_documented_capabilities_suffice() {
     }
     let shown = run("show web --json").done();
     assert_eq!(shown, overspill("show web --json").done(), "root may look");
+    for arguments in ["drain web 1", "rm web"] {
+        let line = overspill(arguments).failed();
+        let whose = "the state in /sys/fs/bpf/overspill belongs to user 65534; do it as that user";
+        assert!(line.contains(whose), "{line}");
+    }
     run("rm web").done();
     assert!(!std::path::Path::new("/sys/fs/bpf/overspill").exists());
 }

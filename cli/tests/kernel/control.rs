@@ -121,7 +121,7 @@ fn a_supervisor_is_found_in_its_network_namespace() {
         restarts(overspill(&format!("restart web --netns {netns}")));
     }
     fails(elsewhere(&[]), &["there is no supervisor of web", "--netns looks elsewhere"]);
-    restart_fails("web --netns 1", &["no process runs in network namespace 1", "lsns"]);
+    restart_fails("web --netns 1", &["there is no network namespace 1", "lsns"]);
     restart_fails("web --netns nowhere", &["/run/netns/nowhere", "No such file", "ip netns"]);
     run.ends_at(Signal::SIGTERM);
 }

@@ -65,9 +65,14 @@ impl Run {
 
     /// The next line with that text in it.
     pub(crate) fn line(&self, text: &str) -> String {
+        self.line_within(DEADLINE, text)
+    }
+
+    /// The same where it may take longer.
+    pub(crate) fn line_within(&self, deadline: Duration, text: &str) -> String {
         let start = Instant::now();
         loop {
-            let left = DEADLINE.saturating_sub(start.elapsed());
+            let left = deadline.saturating_sub(start.elapsed());
             match self.lines.recv_timeout(left) {
                 Ok(line) if line.contains(text) => return line,
                 Ok(_) => {}

@@ -1,7 +1,7 @@
 //! `overspill run` with servers that know nothing of it and make their sockets themselves.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -360,6 +360,21 @@ fn without_cgroup2_it_says_so() {
     }
     Run::start("--name web -n 1", &python(&[IPV4])).fails("cgroup2");
     assert_no_state();
+}
+
+#[test]
+fn a_worker_joins_when_a_stopped_writer_lets_it() {
+    world::enter();
+    let run = start("", &python(&[IPV4]), 1);
+    let lock = File::open("/sys/fs/bpf/overspill").unwrap();
+    lock.lock().unwrap();
+    kill(pids("web")[1]);
+    let line = run.line_within(2 * DEADLINE, "has kept /sys/fs/bpf/overspill locked for ");
+    assert!(line.contains(&format!("(kill -CONT {})", std::process::id())), "{line}");
+    lock.unlock().unwrap();
+    run.line(" listens on ");
+    assert!(members("web").iter().all(|member| member.state == MemberState::Active));
+    end(run);
 }
 
 #[test]
