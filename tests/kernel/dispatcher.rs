@@ -350,20 +350,20 @@ fn it_ends_with_the_policy_and_with_the_service() {
              {{ return overspill_candidate(request, request->count - 1); }}\n"
         ))
     };
-    let names = ["ends_replaced", "ends_policy", "ends_service"];
+    let programs = ["ends_replaced", "ends_policy", "ends_service"];
     let (service, listeners) = group(2, 64);
-    for (name, other) in [(names[0], names[1]), (names[1], names[0])] {
+    for (name, other) in [(programs[0], programs[1]), (programs[1], programs[0])] {
         service.set(&asks(named(name).path())).unwrap();
         assert!(is_loaded(name));
         wait_until("the one before is gone", || !is_loaded(other));
     }
     service.set(&Change { policy: Some(Policy::RoundRobin), ..Change::default() }).unwrap();
-    wait_until("it is gone", || !is_loaded(names[1]));
-    service.set(&asks(named(names[2]).path())).unwrap();
+    wait_until("it is gone", || !is_loaded(programs[1]));
+    service.set(&asks(named(programs[2]).path())).unwrap();
     let other = listener(at("10.0.0.9:81"));
     let _kept = Service::builder("other").share(&[&other]).unwrap();
     service.remove().unwrap();
-    wait_until("it is gone with its service", || !is_loaded(names[2]));
+    wait_until("it is gone with its service", || !is_loaded(programs[2]));
     // The number is free: whoever gets it does not get the program.
     let next = Service::builder("next").share(&listeners).unwrap();
     let _clients = connect_times(4);
