@@ -1317,27 +1317,85 @@ static __always_inline enum answer put_on_shortest(struct request *r)
 	return PUT;
 }
 
-static __always_inline enum answer choose(struct request *r)
+static __always_inline enum answer put_on(struct request *r, __u32 index)
 {
-	return r->s->want == WANT_ROOM ? walk(r) : put_on_shortest(r);
+	struct ov_member *m = member_at(r, position_of(r, index));
+
+	if (!m || put(r, m) != PUT)
+		return UNCLEAR;
+	r->s->index = index;
+	move_turn(r);
+	count_placed(r, m);
+	return PUT;
 }
 
-/* By the load: the first if it holds nothing, or the better of two. */
-static __always_inline bool put_on_lightest(struct request *r)
+/* As many members as one has workers, mostly: weighed without the loops' calls. */
+#define FEW 16
+
+static __always_inline enum answer put_on_lightest(struct request *r)
+{
+	__u32 i, index, used, half_open, backlog, best = 0, weight = 0;
+	struct search *s = r->s;
+	__u64 at, load, least = 0;
+	struct ov_member *m;
+
+	if (s->count > FEW)
+		return UNCLEAR;
+	for (i = 0; i < FEW && i < s->count; i++) {
+		index = index_of(s, i);
+		m = member_at(r, position_of(r, index));
+		if (!m)
+			return UNCLEAR;
+		at = m->sk;
+		if (at == OV_GONE || !(m->flags & s->takes) || m->flags & OV_DRAINING)
+			continue;
+		if (!at || m->flags & OV_HUNG)
+			return UNCLEAR;
+		LOAD(half_open, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
+		LOAD(used, sock, at, sk_ack_backlog);
+		LOAD(backlog, sock, at, sk_max_ack_backlog);
+		used += half_open;
+		if (used > backlog)
+			continue;
+		load = used + established(m->slot);
+		if (weight && load * weight >= least * m->weight)
+			continue;
+		best = index;
+		least = load;
+		weight = m->weight;
+		if (!load)
+			break; /* nobody holds less */
+	}
+	return weight ? put_on(r, best) : NO;
+}
+
+static __always_inline bool put_on_one_of_two(struct request *r)
 {
 	struct search *s = r->s;
 	struct ov_member *m = look_at(r, s->start, position_of(r, s->start));
 
-	if (m && s->want == WANT_ONE && s->count > 1) {
+	if (m && s->count > 1) {
 		aim_at_other(r);
 		m = look_at(r, s->start, position_of(r, s->start)) ?: m;
 	}
 	return m && is_best(s) && assign(r, m);
 }
 
+static __always_inline enum answer choose(struct request *r)
+{
+	switch (r->s->want) {
+	case WANT_ROOM:
+		return walk(r);
+	case WANT_LIGHTEST:
+		return put_on_lightest(r);
+	}
+	return put_on_shortest(r);
+}
+
 static __always_inline bool place_at_once(struct request *r)
 {
 	enum answer answer;
+	__u32 scope;
 
 	start_anew(r);
 	r->s->patient = true;
@@ -1346,16 +1404,19 @@ static __always_inline bool place_at_once(struct request *r)
 	switch (r->s->want) {
 	case WANT_ACTIVE:
 		return false;
-	case WANT_LIGHTEST:
 	case WANT_ONE:
-		return put_on_lightest(r);
+		return put_on_one_of_two(r);
 	}
-	answer = choose(r);
-	if (answer != NO)
-		return answer == PUT;
-	r->s->siblings = true;
-	aim(r);
-	return choose(r) == PUT;
+	/* Once the called, once all: twice the code would take twice the cache. */
+#pragma clang loop unroll(disable)
+	for (scope = 0; scope < 2; scope++) {
+		answer = choose(r);
+		if (answer != NO)
+			return answer == PUT;
+		r->s->siblings = true;
+		aim(r);
+	}
+	return false;
 }
 
 /* A flow that was sent a cookie goes back to the member that sent it. Where another flow's
