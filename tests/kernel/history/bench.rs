@@ -591,7 +591,7 @@ fn random_rules(random: &mut StdRng) -> Rules {
 fn dispatcher(policy: Policy) -> Option<PathBuf> {
     static ASKED: LazyLock<Object> =
         LazyLock::new(|| Object::compile("tests/kernel/history/asked.bpf.c", &[]));
-    (policy == Policy::Dispatcher).then(|| ASKED.path().clone())
+    (policy == Policy::Dispatcher).then(|| ASKED.path())
 }
 
 /// A listener at one of the kind's addresses, with a small queue.
