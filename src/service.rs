@@ -125,15 +125,26 @@ struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     fn own<F: AsFd>(sockets: &'a [F]) -> Result<Vec<Self>> {
         let pid = std::process::id();
-        sockets.iter().map(|socket| Self::new(socket.as_fd(), pid)).collect()
+        Self::all(sockets.iter().map(|socket| (socket.as_fd(), pid)))
     }
 
     fn adopted(sockets: &'a [Adopted]) -> Result<Vec<Self>> {
-        sockets.iter().map(|adopted| Self::new(adopted.as_fd(), adopted.pid())).collect()
+        Self::all(sockets.iter().map(|adopted| (adopted.as_fd(), adopted.pid())))
     }
 
-    fn new(socket: BorrowedFd<'a>, pid: u32) -> Result<Self> {
-        Ok(Self { socket, pid, listener: sys::inspect(socket)? })
+    fn all(sockets: impl Iterator<Item = (BorrowedFd<'a>, u32)>) -> Result<Vec<Self>> {
+        let mut all: Vec<Self> = Vec::new();
+        for (socket, pid) in sockets {
+            let mut listener = sys::inspect(socket)?;
+            // One descriptor of a namespace is enough: each socket would take two of what
+            // the process may have.
+            let known = all.first().map(|first| &first.listener.namespace);
+            if let Some(known) = known.filter(|&known| *known == listener.namespace) {
+                listener.namespace = known.clone();
+            }
+            all.push(Self { socket, pid, listener });
+        }
+        Ok(all)
     }
 }
 
