@@ -20,7 +20,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use field::{Field, Shape};
 use machine::Machine;
-use memory::Bytes;
+use memory::Charge;
 use operation::{Clock, Sample};
 
 /// Measure what services cost to change, to read and to keep
@@ -44,7 +44,7 @@ struct Args {
 pub(crate) struct Findings {
     shapes: Vec<Shape>,
     samples: Vec<Sample>,
-    bytes: Vec<Bytes>,
+    charges: Vec<Charge>,
 }
 
 fn main() -> Result<()> {
@@ -57,8 +57,7 @@ fn main() -> Result<()> {
         benches.join("runs").join(&machine.date).join("scale")
     };
     let out = args.out.unwrap_or(usual);
-    let (shapes, rounds) =
-        if args.quick { (Shape::QUICK, 3) } else { (Shape::FULL, args.rounds) };
+    let (shapes, rounds) = if args.quick { (Shape::QUICK, 3) } else { (Shape::FULL, args.rounds) };
     raise_descriptor_limit()?;
     let mut findings = Findings { shapes: shapes.to_vec(), ..Findings::default() };
     for &shape in shapes {
@@ -66,7 +65,7 @@ fn main() -> Result<()> {
         apart(|| measure(shape, rounds, &mut findings)).with_context(|| shape.to_string())?;
     }
     for capacity in memory::CAPACITIES {
-        findings.bytes.extend(apart(|| memory::of_empty_state(capacity))?);
+        findings.charges.extend(apart(|| memory::of_empty_state(capacity))?);
     }
     fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
     fs::write(out.join("samples.csv"), report::samples(&findings))?;
@@ -86,7 +85,7 @@ fn measure(shape: Shape, rounds: u32, findings: &mut Findings) -> Result<()> {
     }
     // They have been members, and hold what these hold.
     field.guests.clear();
-    findings.bytes.extend(memory::of_services(shape)?);
+    findings.charges.extend(memory::of_services(shape)?);
     field.remove()
 }
 

@@ -18,17 +18,17 @@ use overspill::{Capacity, Namespace, Service};
 
 use crate::field::Shape;
 
-/// Bytes that the kernel holds.
+/// Bytes that the kernel holds for something.
 #[derive(Debug, Clone)]
-pub(crate) struct Bytes {
+pub(crate) struct Charge {
     pub(crate) capacity: Capacity,
     pub(crate) shape: Shape,
     pub(crate) what: String,
     pub(crate) bytes: u64,
 }
 
-/// All rosters together.
-pub(crate) const ROSTERS: &str = "rosters";
+/// The maps that lead to the rosters, all together.
+pub(crate) const ROSTERS: &str = "ways to rosters";
 /// All programs together.
 pub(crate) const PROGRAMS: &str = "programs";
 /// Storage in the members' sockets.
@@ -44,7 +44,7 @@ pub(crate) const CAPACITIES: [Capacity; 3] = [
 ];
 
 /// The state of a namespace that has a single service of a single member.
-pub(crate) fn of_empty_state(capacity: Capacity) -> Result<Vec<Bytes>> {
+pub(crate) fn of_empty_state(capacity: Capacity) -> Result<Vec<Charge>> {
     let (service, _listeners) =
         Service::builder("one").capacity(capacity).listen([world::at("10.0.0.1:80")])?;
     let found = of_services(Shape { services: 1, members: 1 })?;
@@ -53,7 +53,7 @@ pub(crate) fn of_empty_state(capacity: Capacity) -> Result<Vec<Bytes>> {
 }
 
 /// What the namespace of the calling thread has.
-pub(crate) fn of_services(shape: Shape) -> Result<Vec<Bytes>> {
+pub(crate) fn of_services(shape: Shape) -> Result<Vec<Charge>> {
     let inode = Namespace::current()?.inode();
     let folder = PathBuf::from(format!("/sys/fs/bpf/overspill/{inode}"));
     let services = MapHandle::from_pinned_path(folder.join("services"))?;
@@ -72,7 +72,7 @@ pub(crate) fn of_services(shape: Shape) -> Result<Vec<Bytes>> {
     maps.push((ENTRIES.to_owned(), members * entry()?));
     let sockets = MapHandle::from_pinned_path(folder.join("sockets"))?;
     let capacity = Capacity { services: services.max_entries(), members: sockets.max_entries() };
-    Ok(maps.into_iter().map(|(what, bytes)| Bytes { capacity, shape, what, bytes }).collect())
+    Ok(maps.into_iter().map(|(what, bytes)| Charge { capacity, shape, what, bytes }).collect())
 }
 
 /// What the pinned programs cost, and the numbers of the maps that they use.
@@ -124,7 +124,7 @@ fn storage() -> Result<u64> {
     Ok(fields.filter_map(|bytes| bytes.parse::<u64>().ok()).sum())
 }
 
-/// What `sock_map_link` allocates for each socket (net/core/sock_map.c).
+/// What `sock_map_link` allocates for each socket (`net/core/sock_map.c`).
 fn entry() -> Result<u64> {
     let btf = Btf::from_vmlinux()?;
     let size = |name: &str| -> Result<u64> {

@@ -102,9 +102,8 @@ impl Clock<'_> {
 /// Each operation once, each on a service and a member taken at random. It leaves all as it
 /// was.
 pub(crate) fn round(field: &mut Field, clock: &mut Clock<'_>) -> Result<()> {
-    let guests = clock.time(Operation::Make, || {
-        Ok(Service::builder("guests").share(&field.guests)?)
-    })?;
+    let guests =
+        clock.time(Operation::Make, || Ok(Service::builder("guests").share(&field.guests)?))?;
     clock.time(Operation::Remove, || Ok(guests.remove()?))?;
     come_and_go(field, clock)?;
     replace(field, clock)?;

@@ -8,7 +8,7 @@ use overspill::Capacity;
 use crate::Findings;
 use crate::field::Shape;
 use crate::machine::Machine;
-use crate::memory::{CAPACITIES, ENTRIES, ROSTERS, STORAGE};
+use crate::memory::{CAPACITIES, Charge, ENTRIES, ROSTERS, STORAGE};
 use crate::operation::Operation;
 
 /// Every operation.
@@ -26,7 +26,7 @@ pub(crate) fn samples(findings: &Findings) -> String {
 pub(crate) fn memory(findings: &Findings) -> String {
     let mut text =
         String::from("capacity services,capacity members,services,members each,what,bytes\n");
-    for it in &findings.bytes {
+    for it in &findings.charges {
         let Capacity { services, members } = it.capacity;
         let Shape { services: own, members: each } = it.shape;
         let (what, bytes) = (&it.what, it.bytes);
@@ -89,7 +89,7 @@ fn states(page: &mut String, findings: &Findings) {
     head(page, "", heads.into_iter().chain(adds));
     let one = Shape { services: 1, members: 1 };
     let states = CAPACITIES.map(|capacity| {
-        let own = findings.bytes.iter().filter(|it| it.capacity == capacity && it.shape == one);
+        let own = findings.charges.iter().filter(|it| it.capacity == capacity && it.shape == one);
         own.map(|it| (it.what.as_str(), it.bytes as f64)).collect::<Vec<_>>()
     });
     let [usual, more_members, more_services] = CAPACITIES;
@@ -109,15 +109,18 @@ fn states(page: &mut String, findings: &Findings) {
 
 /// What grows with those that there are.
 fn services(page: &mut String, findings: &Findings) {
-    let kinds = [ROSTERS, STORAGE, ENTRIES];
-    head(page, "services × members", kinds.iter().map(|kind| format!("{kind}, a member")));
-    for shape in &findings.shapes {
-        let cells = kinds.map(|kind| {
-            let own = |it: &&crate::Bytes| it.shape == *shape && it.what == kind;
-            let bytes = findings.bytes.iter().find(own).map_or(0, |it| it.bytes);
-            format!("{:.1}", bytes as f64 / f64::from(shape.services * shape.members))
-        });
-        row(page, &shape.to_string(), cells);
+    let of = |shape: Shape, kind: &str, among: u32| {
+        let own = |it: &&Charge| it.shape == shape && it.what == kind;
+        let bytes = findings.charges.iter().find(own).map_or(0, |it| it.bytes);
+        format!("{:.1}", bytes as f64 / f64::from(among))
+    };
+    let sockets = [STORAGE, ENTRIES];
+    let heads = sockets.iter().map(|kind| format!("{kind}, a member"));
+    head(page, "services × members", [format!("{ROSTERS}, a service")].into_iter().chain(heads));
+    for &shape in &findings.shapes {
+        let rosters = of(shape, ROSTERS, shape.services);
+        let sockets = sockets.map(|kind| of(shape, kind, shape.services * shape.members));
+        row(page, &shape.to_string(), [rosters].into_iter().chain(sockets));
     }
 }
 
