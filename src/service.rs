@@ -295,7 +295,7 @@ impl Builder {
         });
         if let Err(error) = made {
             // A state made for this service alone is taken away again.
-            if datapath.rosters()?.is_empty() {
+            if datapath.is_empty()? {
                 datapath.remove(&lock)?;
             }
             return Err(error);
@@ -379,11 +379,11 @@ impl Service {
     /// All services of a network namespace, by name.
     pub fn all(namespace: &Namespace) -> Result<Vec<Self>> {
         let Some(datapath) = Datapath::open(namespace)? else { return Ok(Vec::new()) };
-        let rosters = datapath.rosters()?;
-        let mut services: Vec<Self> = rosters
-            .into_iter()
-            .map(|(_, roster)| Self { name: Name(roster.name), namespace: namespace.clone() })
-            .collect();
+        let service = |name| Self { name: Name(name), namespace: namespace.clone() };
+        let mut services = datapath
+            .names()
+            .map(|named| named.map(|(_, name)| service(name)))
+            .collect::<Result<Vec<_>>>()?;
         services.sort_by(|a, b| a.name.0.cmp(&b.name.0));
         Ok(services)
     }
@@ -391,11 +391,7 @@ impl Service {
     /// What all services of a network namespace look like, by name: one look at its state.
     pub fn statuses(namespace: &Namespace) -> Result<Vec<Status>> {
         let Some(datapath) = Datapath::open(namespace)? else { return Ok(Vec::new()) };
-        let mut statuses = datapath
-            .rosters()?
-            .iter()
-            .filter_map(|&(id, _)| datapath.status(id).transpose())
-            .collect::<Result<Vec<_>>>()?;
+        let mut statuses = datapath.statuses()?;
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(statuses)
     }
@@ -419,7 +415,7 @@ impl Service {
     /// [`Error::NoSuchService`] when it was removed.
     pub fn status(&self) -> Result<Status> {
         let datapath = self.datapath()?;
-        let (id, _) = self.find(&datapath)?;
+        let id = self.find(&datapath)?;
         // Its number may have been given to another service since.
         let status = datapath.status(id)?.filter(|status| status.name == self.name.0);
         status.ok_or_else(|| self.unknown(std::iter::empty()))
@@ -451,7 +447,11 @@ impl Service {
     /// [`Error::NoSuchService`] when it was removed; the socket does not listen.
     pub fn member(&self, socket: &impl AsFd) -> Result<Option<MemberId>> {
         let cookie = sys::inspect(socket.as_fd())?.cookie;
-        let (_, roster) = self.find(&self.datapath()?)?;
+        let datapath = self.datapath()?;
+        let roster = datapath.roster(self.find(&datapath)?)?;
+        // As in `status`.
+        let roster = roster.filter(|roster| roster.name == self.name.0);
+        let roster = roster.ok_or_else(|| self.unknown(std::iter::empty()))?;
         Ok(roster.members.iter().find(|it| it.cookie == cookie).map(|it| it.id))
     }
 
@@ -573,7 +573,7 @@ impl Service {
     /// [`Error::NoSuchService`].
     pub fn looker(&self) -> Result<Looker> {
         let datapath = self.datapath()?;
-        let (id, _) = self.find(&datapath)?;
+        let id = self.find(&datapath)?;
         Ok(Looker { service: self.clone(), datapath, id })
     }
 
@@ -652,12 +652,16 @@ impl Service {
         Datapath::open(&self.namespace)?.ok_or_else(|| self.unknown(std::iter::empty()))
     }
 
-    fn find(&self, datapath: &Datapath) -> Result<(u32, Roster)> {
-        let rosters = datapath.rosters()?;
-        match rosters.iter().position(|(_, roster)| roster.name == self.name.0) {
-            Some(at) => Ok(rosters.into_iter().nth(at).expect("it was found there")),
-            None => Err(self.unknown(rosters.iter().map(|(_, roster)| roster.name.as_str()))),
+    /// Its number.
+    fn find(&self, datapath: &Datapath) -> Result<u32> {
+        let mut others = Vec::new();
+        for named in datapath.names() {
+            match named? {
+                (id, name) if name == self.name.0 => return Ok(id),
+                (_, name) => others.push(name),
+            }
         }
+        Err(self.unknown(others.iter().map(String::as_str)))
     }
 
     fn unknown<'a>(&self, names: impl Iterator<Item = &'a str>) -> Error {
