@@ -44,6 +44,7 @@ bench: root ## Measure overspill beside what else there is (needs root)
 	$(CARGO) run --release --package overspill-benches --bin bench $(RUNNER) -- $(ARGS)
 	$(CARGO) run --release --package overspill-benches --bin survive $(RUNNER) -- $(filter --quick,$(ARGS))
 	$(CARGO) run --release --package overspill-benches --bin tail $(RUNNER) -- $(filter --quick,$(ARGS))
+	$(CARGO) run --release --package overspill-benches --bin scale $(RUNNER) -- $(filter --quick,$(ARGS))
 
 root:
 	@test "$$(id -u)" = 0 || command -v sudo >/dev/null || { \

@@ -354,7 +354,7 @@ fn leftover(folder: &Path) -> Item {
 fn state(namespace: &Namespace) -> Result<Option<Item>> {
     let Some(datapath) = Datapath::open(namespace)? else { return Ok(None) };
     datapath.check_writable()?;
-    let count = datapath.rosters()?.len();
+    let count = datapath.names().collect::<Result<Vec<_>>>()?.len();
     let found = format!("{count} in network namespace {}, of this build", namespace.inode());
     Ok(Some(Item::ok("services", found)))
 }

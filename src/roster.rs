@@ -296,8 +296,6 @@ impl Roster {
         if header.members == 0 {
             return None;
         }
-        let name = rows.get(1..ROW_ENDPOINTS)?.concat();
-        let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
         let endpoints = rows.get(ROW_ENDPOINTS..)?.get(..header.endpoints as usize)?;
         let members = rows[ROW_ENDPOINTS + endpoints.len()..].get(..header.members as usize)?;
         let endpoints: Vec<EndpointRow> = endpoints
@@ -305,7 +303,7 @@ impl Roster {
             .map(|row| EndpointRow::read_from_bytes(row).ok())
             .collect::<Option<_>>()?;
         Some(Self {
-            name: String::from_utf8(name[..end].to_vec()).ok()?,
+            name: name_from(rows.get(1..ROW_ENDPOINTS)?)?,
             port: header.port,
             rules: Rules {
                 policy: Policy::from_number(header.policy)?,
@@ -347,9 +345,16 @@ fn to_row(value: &(impl IntoBytes + zerocopy::Immutable)) -> Row {
 }
 
 fn name_rows(name: &str) -> Vec<Row> {
-    let mut bytes = [0; layout::NAME_ROWS * ROW_SIZE];
+    let mut bytes = [0; layout::NAME_ROWS as usize * ROW_SIZE];
     bytes[..name.len()].copy_from_slice(name.as_bytes());
     bytes.as_chunks::<ROW_SIZE>().0.to_vec()
+}
+
+/// The name in those rows of a roster that hold it.
+pub(crate) fn name_from(rows: &[Row]) -> Option<String> {
+    let mut name = rows.concat();
+    name.truncate(name.iter().position(|&byte| byte == 0).unwrap_or(name.len()));
+    String::from_utf8(name).ok()
 }
 
 pub(crate) fn health_flags(health: Health) -> u8 {

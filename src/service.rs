@@ -125,15 +125,26 @@ struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     fn own<F: AsFd>(sockets: &'a [F]) -> Result<Vec<Self>> {
         let pid = std::process::id();
-        sockets.iter().map(|socket| Self::new(socket.as_fd(), pid)).collect()
+        Self::all(sockets.iter().map(|socket| (socket.as_fd(), pid)))
     }
 
     fn adopted(sockets: &'a [Adopted]) -> Result<Vec<Self>> {
-        sockets.iter().map(|adopted| Self::new(adopted.as_fd(), adopted.pid())).collect()
+        Self::all(sockets.iter().map(|adopted| (adopted.as_fd(), adopted.pid())))
     }
 
-    fn new(socket: BorrowedFd<'a>, pid: u32) -> Result<Self> {
-        Ok(Self { socket, pid, listener: sys::inspect(socket)? })
+    fn all(sockets: impl Iterator<Item = (BorrowedFd<'a>, u32)>) -> Result<Vec<Self>> {
+        let mut all: Vec<Self> = Vec::new();
+        for (socket, pid) in sockets {
+            let mut listener = sys::inspect(socket)?;
+            // One descriptor of a namespace is enough: each socket would take two of what
+            // the process may have.
+            let known = all.first().map(|first| &first.listener.namespace);
+            if let Some(known) = known.filter(|&known| *known == listener.namespace) {
+                listener.namespace = known.clone();
+            }
+            all.push(Self { socket, pid, listener });
+        }
+        Ok(all)
     }
 }
 
@@ -284,7 +295,7 @@ impl Builder {
         });
         if let Err(error) = made {
             // A state made for this service alone is taken away again.
-            if datapath.rosters()?.is_empty() {
+            if datapath.is_empty()? {
                 datapath.remove(&lock)?;
             }
             return Err(error);
@@ -368,11 +379,11 @@ impl Service {
     /// All services of a network namespace, by name.
     pub fn all(namespace: &Namespace) -> Result<Vec<Self>> {
         let Some(datapath) = Datapath::open(namespace)? else { return Ok(Vec::new()) };
-        let rosters = datapath.rosters()?;
-        let mut services: Vec<Self> = rosters
-            .into_iter()
-            .map(|(_, roster)| Self { name: Name(roster.name), namespace: namespace.clone() })
-            .collect();
+        let service = |name| Self { name: Name(name), namespace: namespace.clone() };
+        let mut services = datapath
+            .names()
+            .map(|named| named.map(|(_, name)| service(name)))
+            .collect::<Result<Vec<_>>>()?;
         services.sort_by(|a, b| a.name.0.cmp(&b.name.0));
         Ok(services)
     }
@@ -380,11 +391,7 @@ impl Service {
     /// What all services of a network namespace look like, by name: one look at its state.
     pub fn statuses(namespace: &Namespace) -> Result<Vec<Status>> {
         let Some(datapath) = Datapath::open(namespace)? else { return Ok(Vec::new()) };
-        let mut statuses = datapath
-            .rosters()?
-            .iter()
-            .filter_map(|&(id, _)| datapath.status(id).transpose())
-            .collect::<Result<Vec<_>>>()?;
+        let mut statuses = datapath.statuses()?;
         statuses.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(statuses)
     }
@@ -408,7 +415,7 @@ impl Service {
     /// [`Error::NoSuchService`] when it was removed.
     pub fn status(&self) -> Result<Status> {
         let datapath = self.datapath()?;
-        let (id, _) = self.find(&datapath)?;
+        let id = self.find(&datapath)?;
         // Its number may have been given to another service since.
         let status = datapath.status(id)?.filter(|status| status.name == self.name.0);
         status.ok_or_else(|| self.unknown(std::iter::empty()))
@@ -440,7 +447,11 @@ impl Service {
     /// [`Error::NoSuchService`] when it was removed; the socket does not listen.
     pub fn member(&self, socket: &impl AsFd) -> Result<Option<MemberId>> {
         let cookie = sys::inspect(socket.as_fd())?.cookie;
-        let (_, roster) = self.find(&self.datapath()?)?;
+        let datapath = self.datapath()?;
+        let roster = datapath.roster(self.find(&datapath)?)?;
+        // As in `status`.
+        let roster = roster.filter(|roster| roster.name == self.name.0);
+        let roster = roster.ok_or_else(|| self.unknown(std::iter::empty()))?;
         Ok(roster.members.iter().find(|it| it.cookie == cookie).map(|it| it.id))
     }
 
@@ -562,7 +573,7 @@ impl Service {
     /// [`Error::NoSuchService`].
     pub fn looker(&self) -> Result<Looker> {
         let datapath = self.datapath()?;
-        let (id, _) = self.find(&datapath)?;
+        let id = self.find(&datapath)?;
         Ok(Looker { service: self.clone(), datapath, id })
     }
 
@@ -641,12 +652,16 @@ impl Service {
         Datapath::open(&self.namespace)?.ok_or_else(|| self.unknown(std::iter::empty()))
     }
 
-    fn find(&self, datapath: &Datapath) -> Result<(u32, Roster)> {
-        let rosters = datapath.rosters()?;
-        match rosters.iter().position(|(_, roster)| roster.name == self.name.0) {
-            Some(at) => Ok(rosters.into_iter().nth(at).expect("it was found there")),
-            None => Err(self.unknown(rosters.iter().map(|(_, roster)| roster.name.as_str()))),
+    /// Its number.
+    fn find(&self, datapath: &Datapath) -> Result<u32> {
+        let mut others = Vec::new();
+        for named in datapath.names() {
+            match named? {
+                (id, name) if name == self.name.0 => return Ok(id),
+                (_, name) => others.push(name),
+            }
         }
+        Err(self.unknown(others.iter().map(String::as_str)))
     }
 
     fn unknown<'a>(&self, names: impl Iterator<Item = &'a str>) -> Error {

@@ -26,14 +26,18 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes;
 
 use super::layout::{EndpointKey, MemberCounters, ServiceCounters};
+use super::rows::Run;
 use super::{Datapath, Dispatcher, Lock, index};
 use crate::error::{Error, Result};
 use crate::member::MemberId;
 use crate::roster::Roster;
 
 /// All services of a namespace at the moment that the lock was taken.
+#[derive(Clone)]
 pub(crate) struct Snapshot {
     rosters: BTreeMap<u32, Roster>,
+    /// Where they lay at that moment.
+    runs: Vec<Run>,
 }
 
 /// A socket that joins, with the slot and the name for messages.
@@ -95,19 +99,26 @@ impl Snapshot {
 
     /// What it will be after a change.
     fn after(&self, id: u32, new: Option<Roster>) -> Self {
-        let mut rosters = self.rosters.clone();
+        let mut after = self.clone();
         match new {
-            Some(new) => rosters.insert(id, new),
-            None => rosters.remove(&id),
+            Some(new) => after.rosters.insert(id, new),
+            None => after.rosters.remove(&id),
         };
-        Self { rosters }
+        after
     }
 }
 
 impl Datapath {
     /// All services, and their indexes in order.
     pub(crate) fn snapshot(&self, _lock: &Lock) -> Result<Snapshot> {
-        let snapshot = Snapshot { rosters: self.rosters()?.into_iter().collect() };
+        let mut snapshot = Snapshot { rosters: BTreeMap::new(), runs: Vec::new() };
+        for id in 0..self.state.services {
+            if let Some((place, roster)) = self.published(id)? {
+                snapshot.rosters.insert(id, roster);
+                snapshot.runs.push(Run { extent: place.extent, id });
+            }
+        }
+        snapshot.runs.sort_unstable_by_key(|run| run.extent.first);
         self.reindex(&snapshot)?;
         Ok(snapshot)
     }
@@ -147,11 +158,12 @@ impl Datapath {
     pub(crate) fn apply(&self, before: &Snapshot, change: &Change<'_>) -> Result<Snapshot> {
         let mut new = change.new.cloned();
         // First what takes memory, and so may fail: nothing has changed then.
-        let rows =
-            self.prepare(change, new.as_mut()).inspect_err(|_| self.forget(change, before))?;
+        let rows = self
+            .prepare(change, new.as_mut(), &before.runs)
+            .inspect_err(|_| self.forget(change, before))?;
         let asked = self.place_dispatcher(change).inspect_err(|_| self.forget(change, before))?;
         let after = before.after(change.id, new);
-        if let Err(error) = self.replace(change, rows.as_ref(), &after) {
+        if let Err(error) = self.replace(change, rows.as_ref(), before, &after) {
             // The cause is reported, not the trouble on the way back.
             let _ = self.restore(change, before);
             let _ = self.restore_dispatcher(change, asked.as_ref());
@@ -165,7 +177,12 @@ impl Datapath {
     }
 
     /// Step 1, and the rows to be published.
-    fn prepare(&self, change: &Change<'_>, new: Option<&mut Roster>) -> Result<Option<MapHandle>> {
+    fn prepare(
+        &self,
+        change: &Change<'_>,
+        new: Option<&mut Roster>,
+        runs: &[Run],
+    ) -> Result<Option<MapHandle>> {
         if change.old.is_none() {
             self.reset_counters(change.id)?;
         }
@@ -176,7 +193,7 @@ impl Datapath {
             let members = new.members.iter_mut().filter(|member| member.slot == joining.slot);
             members.for_each(|member| member.cgroup = u32::try_from(cgroup).unwrap_or(0));
         }
-        self.write_rows(new).map(Some)
+        self.write_rows(new, runs).map(Some)
     }
 
     /// Undoes step 1.
@@ -192,6 +209,7 @@ impl Datapath {
         &self,
         change: &Change<'_>,
         rows: Option<&MapHandle>,
+        before: &Snapshot,
         after: &Snapshot,
     ) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map endpoints", error);
@@ -203,7 +221,7 @@ impl Datapath {
         }
         self.end_to_count(leaving(change.old, change.new))?;
         self.publish(change.id, rows)?;
-        self.reindex(after)?;
+        self.reindex_after(before, after)?;
         self.refresh_figures(change.id)
     }
 
@@ -211,7 +229,8 @@ impl Datapath {
     fn restore(&self, change: &Change<'_>, before: &Snapshot) -> Result<()> {
         // If the old roster is still there, making it anew must not fail the rest.
         if self.roster(change.id)?.as_ref() != change.old {
-            let rows = change.old.map(|old| self.write_rows(old)).transpose()?;
+            let runs = self.runs()?;
+            let rows = change.old.map(|old| self.write_rows(old, &runs)).transpose()?;
             self.publish(change.id, rows.as_ref())?;
         }
         self.reindex(before)
@@ -230,7 +249,7 @@ impl Datapath {
     }
 
     fn insert(&self, joining: &Joining<'_>) -> Result<()> {
-        let zeros = vec![MemberCounters::default().as_bytes().to_vec(); cpus()?];
+        let zeros = vec![MemberCounters::default().as_bytes().to_vec(); super::cpus()?];
         self.maps
             .member_counters
             .update_percpu(&joining.slot.to_ne_bytes(), &zeros, MapFlags::ANY)
@@ -258,7 +277,7 @@ impl Datapath {
     }
 
     fn reset_counters(&self, id: u32) -> Result<()> {
-        let zeros = vec![ServiceCounters::default().as_bytes().to_vec(); cpus()?];
+        let zeros = vec![ServiceCounters::default().as_bytes().to_vec(); super::cpus()?];
         self.maps
             .service_counters
             .update_percpu(&id.to_ne_bytes(), &zeros, MapFlags::ANY)
@@ -272,10 +291,6 @@ fn leaving(old: Option<&Roster>, new: Option<&Roster>) -> Vec<u32> {
         roster.iter().flat_map(|roster| &roster.members).map(|member| member.slot).collect()
     };
     slots(old).difference(&slots(new)).copied().collect()
-}
-
-fn cpus() -> Result<usize> {
-    libbpf_rs::num_possible_cpus().map_err(|error| Error::bpf("count", "the CPUs", error))
 }
 
 pub(super) fn ignore_absent(result: libbpf_rs::Result<()>) -> libbpf_rs::Result<()> {

@@ -53,14 +53,6 @@ impl Datapath {
         Ok(())
     }
 
-    /// How many connections a member has; `None` if they are not counted.
-    pub(super) fn established(&self, member: &Member) -> Result<Option<u32>> {
-        let bytes = lookup(&self.maps.loads, member.slot)?;
-        let load = Load::read_from_bytes(&bytes).expect("the size of the map's values");
-        Ok((load.cookie == member.cookie)
-            .then(|| u32::try_from(load.established).unwrap_or(u32::MAX)))
-    }
-
     /// Asks the kernel, which has no other interface for it than by the socket.
     fn cgroup_of(&self, slot: u32) -> Result<u64> {
         let finder = self.program(pin::FINDER)?;
@@ -91,21 +83,29 @@ impl Datapath {
 
     /// Lets go of the control groups in which no member has its socket any more.
     pub(super) fn detach_from_others(&self, snapshot: &Snapshot) -> Result<()> {
-        let members = || snapshot.rosters().flat_map(|(_, roster)| &roster.members);
-        if members().any(|member| member.cgroup == 0) {
+        let members = snapshot.rosters().flat_map(|(_, roster)| &roster.members);
+        let needed: HashSet<u32> = members.map(|member| member.cgroup).collect();
+        if needed.contains(&0) {
             return Ok(()); // it does not say which one it needs
         }
-        let needed: HashSet<String> =
-            members().map(|member| format!("{}{}", pin::COUNTED, member.cgroup)).collect();
         let failed = |error| Error::system("read", self.folder.display().to_string(), error);
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.starts_with(pin::COUNTED) && !needed.contains(&name) {
+            let name = entry.file_name();
+            let cgroup = name.to_str().and_then(|name| name.strip_prefix(pin::COUNTED));
+            if cgroup.is_some_and(|id| !id.parse().is_ok_and(|id: u32| needed.contains(&id))) {
                 let object = entry.path().display().to_string();
                 fs::remove_file(entry.path()).map_err(|e| Error::system("remove", object, e))?;
             }
         }
         Ok(())
+    }
+}
+
+impl Load {
+    /// How many connections this member has; `None` if they are not counted.
+    pub(super) fn of(&self, member: &Member) -> Option<u32> {
+        let counted = self.cookie == member.cookie;
+        counted.then(|| u32::try_from(self.established).unwrap_or(u32::MAX))
     }
 }

@@ -4,14 +4,17 @@
 //! the lock makes them agree, whatever a writer that was killed has left.
 
 use std::collections::HashMap;
+use std::os::fd::AsFd as _;
 
 use libbpf_rs::{MapCore, MapFlags};
-use zerocopy::{FromZeros as _, IntoBytes};
+use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
+use super::change::ignore_absent;
 use super::layout::{Endpoint, EndpointKey, NEAR_FACTOR, Near, PORT_EXACT, PORT_WILDCARD};
 use super::{Datapath, Snapshot};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
+use crate::sys;
 
 /// The size of `ov_ports.kinds`.
 const PORTS: usize = 1 << 16;
@@ -21,70 +24,102 @@ pub(super) fn keys(roster: &Roster) -> impl Iterator<Item = (EndpointKey, u32)> 
     roster.endpoints().map(|(ip, row)| (EndpointKey::new(ip, roster.port), row))
 }
 
-impl Datapath {
-    /// Makes `endpoints` and `ports` say what the rosters say. The endpoints come first: a
-    /// port that is served without one costs a look-up, the reverse would cost requests.
-    pub(super) fn reindex(&self, snapshot: &Snapshot) -> Result<()> {
-        let failed = |error| Error::bpf("change", "the map endpoints", error);
-        let wanted: HashMap<Vec<u8>, Endpoint> = snapshot
-            .rosters()
-            .flat_map(|(service, roster)| {
-                keys(roster)
-                    .map(move |(key, row)| (key.as_bytes().to_vec(), Endpoint { service, row }))
-            })
-            .collect();
-        let strays: Vec<Vec<u8>> =
-            self.maps.endpoints.keys().filter(|key| !wanted.contains_key(key)).collect();
-        for key in strays {
-            self.maps.endpoints.delete(&key).map_err(failed)?;
-        }
-        for (key, endpoint) in wanted {
-            let is = self.maps.endpoints.lookup(&key, MapFlags::ANY).map_err(failed)?;
-            if is.as_deref() != Some(endpoint.as_bytes()) {
-                let update = self.maps.endpoints.update(&key, endpoint.as_bytes(), MapFlags::ANY);
-                update.map_err(failed)?;
-            }
-        }
-        self.set_near(snapshot)?;
-        self.set_ports(snapshot)
-    }
+/// What lies in the maps.
+pub(super) struct Index {
+    endpoints: HashMap<EndpointKey, Endpoint>,
+    near: Vec<Near>,
+    /// By port.
+    kinds: Vec<u8>,
+}
 
-    /// An entry may be read while it is written, or be out of date: who reads it compares
-    /// it with the endpoint row, and asks `endpoints` where they differ.
-    fn set_near(&self, snapshot: &Snapshot) -> Result<()> {
-        let failed = |error| Error::bpf("change", "the map near", error);
-        let mut wanted = vec![Near::new_zeroed(); self.maps.near.max_entries() as usize];
+impl Index {
+    /// What the rosters say.
+    pub(super) fn of(snapshot: &Snapshot, near: usize) -> Self {
+        let mut index = Self {
+            endpoints: HashMap::new(),
+            near: vec![Near::new_zeroed(); near],
+            kinds: vec![0; PORTS],
+        };
         for (service, roster) in snapshot.rosters() {
             for (key, row) in keys(roster) {
-                let index = near_index(&key, wanted.len());
-                wanted[index] = Near { key, to: Endpoint { service, row }, zero: 0 };
+                let to = Endpoint { service, row };
+                index.endpoints.insert(key, to);
+                index.near[near_index(&key, near)] = Near { key, to, zero: 0 };
             }
-        }
-        let current = super::read::all(&self.maps.near)?;
-        for ((index, wanted), current) in (0_u32..).zip(&wanted).zip(&current) {
-            if wanted.as_bytes() != current {
-                let update =
-                    self.maps.near.update(&index.to_ne_bytes(), wanted.as_bytes(), MapFlags::ANY);
-                update.map_err(failed)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set_ports(&self, snapshot: &Snapshot) -> Result<()> {
-        let mut kinds = vec![0; PORTS];
-        for (_, roster) in snapshot.rosters() {
             for (ip, _) in roster.endpoints() {
-                kinds[usize::from(roster.port)] |=
+                index.kinds[usize::from(roster.port)] |=
                     if ip.is_unspecified() { PORT_WILDCARD } else { PORT_EXACT };
             }
         }
-        if super::read::lookup(&self.maps.ports, 0)? == kinds {
+        index
+    }
+}
+
+impl Datapath {
+    /// Makes `endpoints`, `near` and `ports` say what the rosters say, whatever they do.
+    pub(super) fn reindex(&self, snapshot: &Snapshot) -> Result<()> {
+        self.rewrite(&self.index()?, &self.index_of(snapshot))
+    }
+
+    /// The same where they say what the rosters said before a change.
+    pub(super) fn reindex_after(&self, before: &Snapshot, after: &Snapshot) -> Result<()> {
+        self.rewrite(&self.index_of(before), &self.index_of(after))
+    }
+
+    fn index_of(&self, snapshot: &Snapshot) -> Index {
+        Index::of(snapshot, self.maps.near.max_entries() as usize)
+    }
+
+    /// What they say.
+    fn index(&self) -> Result<Index> {
+        let failed = |name| move |error| Error::system("read", name, error);
+        let map = &self.maps.endpoints;
+        let sizes = [size_of::<EndpointKey>(), size_of::<Endpoint>()];
+        let [keys, endpoints] = sys::read_hash(map.as_fd(), map.max_entries(), sizes)
+            .map_err(failed("the map endpoints"))?;
+        let key = |bytes| EndpointKey::read_from_bytes(bytes).expect("a whole key");
+        let endpoint = |bytes| Endpoint::read_from_bytes(bytes).expect("a whole value");
+        let endpoints = endpoints.chunks_exact(sizes[1]).map(endpoint);
+        let map = &self.maps.near;
+        let mut near = vec![Near::new_zeroed(); map.max_entries() as usize];
+        sys::read_array(map.as_fd(), 0, near.as_mut_bytes(), size_of::<Near>())
+            .map_err(failed("the map near"))?;
+        Ok(Index {
+            endpoints: keys.chunks_exact(sizes[0]).map(key).zip(endpoints).collect(),
+            near,
+            kinds: super::read::lookup(&self.maps.ports, 0)?,
+        })
+    }
+
+    /// Writes what differs. The endpoints come first: a port that is served without one costs
+    /// a look-up, the reverse would cost requests.
+    fn rewrite(&self, is: &Index, wanted: &Index) -> Result<()> {
+        let failed = |error| Error::bpf("change", "the map endpoints", error);
+        for key in is.endpoints.keys().filter(|key| !wanted.endpoints.contains_key(key)) {
+            // A change has taken them out already.
+            ignore_absent(self.maps.endpoints.delete(key.as_bytes())).map_err(failed)?;
+        }
+        for (key, endpoint) in &wanted.endpoints {
+            if is.endpoints.get(key) != Some(endpoint) {
+                let (key, endpoint) = (key.as_bytes(), endpoint.as_bytes());
+                self.maps.endpoints.update(key, endpoint, MapFlags::ANY).map_err(failed)?;
+            }
+        }
+        // An entry of `near` may be read while it is written, or be out of date: who reads it
+        // compares it with the endpoint row, and asks `endpoints` where they differ.
+        let failed = |error| Error::bpf("change", "the map near", error);
+        for ((number, is), wanted) in (0_u32..).zip(&is.near).zip(&wanted.near) {
+            if is != wanted {
+                let (number, near) = (number.to_ne_bytes(), wanted.as_bytes());
+                self.maps.near.update(&number, near, MapFlags::ANY).map_err(failed)?;
+            }
+        }
+        if is.kinds == wanted.kinds {
             return Ok(());
         }
         self.maps
             .ports
-            .update(&0_u32.to_ne_bytes(), &kinds, MapFlags::ANY)
+            .update(&0_u32.to_ne_bytes(), &wanted.kinds, MapFlags::ANY)
             .map_err(|error| Error::bpf("change", "the map ports", error))
     }
 }

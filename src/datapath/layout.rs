@@ -8,9 +8,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub(crate) const LAYOUT: u32 = 3;
 
 pub(crate) const ROW_SIZE: usize = 64;
+pub(crate) const ROW_NAME: u32 = 1;
 /// Rows 1 and 2.
-pub(crate) const NAME_ROWS: usize = 2;
-pub(crate) const ROW_ENDPOINTS: usize = 1 + NAME_ROWS;
+pub(crate) const NAME_ROWS: u32 = 2;
+pub(crate) const ROW_ENDPOINTS: usize = (ROW_NAME + NAME_ROWS) as usize;
 /// Stands in every endpoint row, in a place where no other row has it.
 pub(crate) const ENDPOINT_MARK: u32 = 0x6f76_0001;
 pub(crate) const POSITIONS_PER_ROW: usize = 16;
@@ -288,7 +289,7 @@ impl EndpointKey {
 
 /// Adds up the copies that the CPUs hold of a counter.
 pub(crate) trait Counters: FromBytes + IntoBytes + Immutable + Default {
-    fn sum<'a>(copies: impl IntoIterator<Item = &'a Vec<u8>>) -> Self {
+    fn sum<'a>(copies: impl IntoIterator<Item = &'a [u8]>) -> Self {
         let mut sum = Self::default();
         for copy in copies {
             let words = sum.as_mut_bytes().chunks_exact_mut(8).zip(copy.chunks_exact(8));
@@ -376,8 +377,8 @@ mod tests {
     fn counters_add_up_over_the_cpus() {
         let one = MemberCounters { placed: 3, special: 1, ..Default::default() };
         let two = MemberCounters { placed: 4, redirected_in: 2, ..Default::default() };
-        let copies = [one.as_bytes().to_vec(), two.as_bytes().to_vec()];
+        let copies = [one.as_bytes(), two.as_bytes()];
         let sum = MemberCounters { placed: 7, redirected_in: 2, special: 1, redirected_out: 0 };
-        assert_eq!(MemberCounters::sum(&copies), sum);
+        assert_eq!(MemberCounters::sum(copies), sum);
     }
 }

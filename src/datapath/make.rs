@@ -34,7 +34,7 @@ impl Datapath {
     ) -> Result<Self> {
         if let Some(datapath) = Self::open(namespace)? {
             datapath.check_writable()?;
-            if !datapath.rosters()?.is_empty() {
+            if !datapath.is_empty()? {
                 return datapath.with_capacity(capacity);
             }
             // Left by a writer that was killed: it has no say in how the new one is to be.

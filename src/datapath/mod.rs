@@ -262,6 +262,11 @@ fn attached_to(link: &Path) -> Result<u64> {
     }
 }
 
+/// As many as each counter has copies of.
+fn cpus() -> Result<usize> {
+    libbpf_rs::num_possible_cpus().map_err(|error| Error::bpf("count", "the CPUs", error))
+}
+
 fn open_map(folder: &Path, name: &str) -> Result<MapHandle> {
     let path = folder.join(name);
     MapHandle::from_pinned_path(&path)

@@ -5,12 +5,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::layout::{Counters, ExitCounters, Figures, MemberCounters, ServiceCounters};
+use super::layout::{
+    Counters, ExitCounters, Extent, Figures, Load, MemberCounters, NAME_ROWS, ROW_NAME,
+    ServiceCounters,
+};
+use super::rows::Place;
 use super::{Datapath, pin};
 use crate::error::{Error, Result};
 use crate::member::Health;
 use crate::policy::Policy;
-use crate::roster::{Member, Roster, health_flags};
+use crate::roster::{self, Member, Roster, Row, health_flags};
 use crate::status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
 use crate::sys;
 
@@ -20,39 +24,70 @@ pub(super) const READS: usize = 16;
 impl Datapath {
     /// The roster of service number `id`, or `None` where there is none.
     pub(crate) fn roster(&self, id: u32) -> Result<Option<Roster>> {
-        for _ in 0..READS {
-            let Some((map, extent)) = self.lies(id)? else { return Ok(None) };
-            let rows = self.read_rows(&extent)?;
-            // Replaced while it was read: the rows may be those of another by now.
-            if self.lies(id)?.is_none_or(|(now, _)| now != map) {
-                continue;
-            }
-            let roster = Roster::decode(&rows).ok_or_else(|| Error::Damaged {
-                path: self.folder.clone(),
-                what: format!("the roster of service number {id} can't be read"),
-            })?;
-            return Ok(Some(roster));
-        }
-        let what = format!("the roster of service number {id} can't be opened");
-        Err(Error::Damaged { path: self.folder.clone(), what })
+        Ok(self.published(id)?.map(|(_, roster)| roster))
     }
 
-    /// Every service's number and roster, in the order of the numbers.
-    pub(crate) fn rosters(&self) -> Result<Vec<(u32, Roster)>> {
-        let mut rosters = Vec::new();
-        for id in 0..self.state.services {
-            rosters.extend(self.roster(id)?.map(|roster| (id, roster)));
+    /// The same, with the place where it lies.
+    pub(super) fn published(&self, id: u32) -> Result<Option<(Place, Roster)>> {
+        let all = |extent: &Extent| (extent.first, extent.count);
+        let Some((place, rows)) = self.read(id, all)? else { return Ok(None) };
+        let roster = Roster::decode(&rows).ok_or_else(|| self.unreadable(id))?;
+        Ok(Some((place, roster)))
+    }
+
+    /// Some rows of a roster: of what its extent is, the first and how many.
+    fn read(
+        &self,
+        id: u32,
+        part: impl Fn(&Extent) -> (u32, u32),
+    ) -> Result<Option<(Place, Vec<Row>)>> {
+        for _ in 0..READS {
+            let Some(place) = self.place(id)? else { return Ok(None) };
+            let (first, count) = part(&place.extent);
+            let rows = self.read_rows(first, count)?;
+            // Otherwise it was replaced while it was read, and the rows may be those of
+            // another by now.
+            if self.roster_map(id)? == Some(place.map) {
+                return Ok(Some((place, rows)));
+            }
         }
-        Ok(rosters)
+        Err(self.unopenable(id))
+    }
+
+    fn unreadable(&self, id: u32) -> Error {
+        let what = format!("the roster of service number {id} can't be read");
+        Error::Damaged { path: self.folder.clone(), what }
+    }
+
+    /// Every service's number and name, in the order of the numbers: of each roster, that
+    /// alone is read.
+    pub(crate) fn names(&self) -> impl Iterator<Item = Result<(u32, String)>> + '_ {
+        (0..self.state.services).filter_map(|id| {
+            let name = |extent: &Extent| (extent.first + ROW_NAME, NAME_ROWS);
+            let name = self
+                .read(id, name)
+                .transpose()?
+                .and_then(|(_, rows)| roster::name_from(&rows).ok_or_else(|| self.unreadable(id)));
+            Some(name.map(|name| (id, name)))
+        })
+    }
+
+    pub(crate) fn is_empty(&self) -> Result<bool> {
+        Ok(self.names().next().transpose()?.is_none())
+    }
+
+    /// Every service with its figures, in the order of the numbers.
+    pub(crate) fn statuses(&self) -> Result<Vec<Status>> {
+        (0..self.state.services).filter_map(|id| self.status(id).transpose()).collect()
     }
 
     /// Service number `id` with its figures, or `None` where there is none.
     pub(crate) fn status(&self, id: u32) -> Result<Option<Status>> {
-        while let Some(roster) = self.roster(id)? {
+        while let Some((place, roster)) = self.published(id)? {
             let status = self.status_by(id, &roster)?;
             // The figures are read by the list that is published then: another one says
             // nothing of the members of this.
-            if self.publishes(id, &roster)? {
+            if self.still_published(id, &place, &roster)? {
                 return Ok(Some(status));
             }
         }
@@ -60,10 +95,13 @@ impl Datapath {
     }
 
     /// Whether service number `id` still is that roster, turns and marks aside.
-    fn publishes(&self, id: u32, roster: &Roster) -> Result<bool> {
+    fn still_published(&self, id: u32, place: &Place, roster: &Roster) -> Result<bool> {
         let sockets = |roster: &Roster| -> Vec<_> {
             roster.members.iter().map(|member| (member.id, member.cookie)).collect()
         };
+        if self.roster_map(id)? == Some(place.map) {
+            return Ok(true);
+        }
         let current = self.roster(id)?;
         Ok(current.is_some_and(|current| {
             current.name == roster.name && sockets(&current) == sockets(roster)
@@ -71,13 +109,14 @@ impl Datapath {
     }
 
     fn status_by(&self, id: u32, roster: &Roster) -> Result<Status> {
-        self.refresh_figures(id)?;
-        let members = roster
-            .members
-            .iter()
-            .map(|member| self.member_status(member))
-            .collect::<Result<_>>()?;
-        let counters: ServiceCounters = counters(&self.maps.service_counters, id)?;
+        let figures = self.figures(id, roster)?;
+        let counted = counters(&self.maps.member_counters, &slots(roster))?;
+        let loads: Vec<Load> = values(&self.maps.loads, &slots(roster))?;
+        let members = roster.members.iter().zip(figures).zip(&counted).zip(&loads);
+        let members = members.map(|(((member, figures), counters), load)| {
+            member_status(member, figures, counters, load)
+        });
+        let counters: ServiceCounters = counters(&self.maps.service_counters, &[id])?.remove(0);
         Ok(Status {
             name: roster.name.clone(),
             policy: roster.rules.policy,
@@ -89,7 +128,7 @@ impl Datapath {
             redirect: roster.rules.redirect,
             spread: roster.rules.spread,
             port: roster.port,
-            members,
+            members: members.collect(),
             requests: Requests {
                 placed: counters.placed,
                 redirected: counters.redirected,
@@ -104,31 +143,16 @@ impl Datapath {
         })
     }
 
-    fn member_status(&self, member: &Member) -> Result<MemberStatus> {
-        let figures = self.figures(member)?;
-        let gone = figures.is_none();
-        let figures = figures.unwrap_or_default();
-        let counters: MemberCounters = counters(&self.maps.member_counters, member.slot)?;
-        Ok(MemberStatus {
-            member: member.id,
-            address: member.address,
-            pid: member.pid,
-            state: match (gone, member.draining, member.health) {
-                (true, ..) => MemberState::Gone,
-                (false, true, _) => MemberState::Draining,
-                (false, false, Health::Well) => MemberState::Active,
-                (false, false, Health::Hung | Health::OnTrial) => MemberState::Hung,
-            },
-            weight: member.weight,
-            queued: figures.queued,
-            half_open: figures.half_open,
-            capacity: if gone { 0 } else { figures.backlog.saturating_add(1) },
-            established: self.established(member)?,
-            placed: counters.placed,
-            redirected_in: counters.redirected_in,
-            redirected_out: counters.redirected_out,
-            special: counters.special,
-        })
+    /// What `read_queues` finds of each member, in list order; `None` for one whose socket is
+    /// gone.
+    fn figures(&self, id: u32, roster: &Roster) -> Result<Vec<Option<Figures>>> {
+        self.refresh_figures(id)?;
+        let figures: Vec<Figures> = values(&self.maps.figures, &slots(roster))?;
+        let members = figures.into_iter().zip(&roster.members);
+        let of = |(figures, member): (Figures, &Member)| {
+            (figures.cookie == member.cookie).then_some(figures)
+        };
+        Ok(members.map(of).collect())
     }
 
     /// Lets the kernel program fill the map `figures` for a service, and look up the
@@ -143,49 +167,20 @@ impl Datapath {
     /// The queues of service number `id`, or `None` where that has another name.
     pub(crate) fn queues(&self, id: u32, name: &str) -> Result<Option<Vec<Queue>>> {
         loop {
-            let roster = self.roster(id)?.filter(|roster| roster.name == name);
-            let Some(roster) = roster else { return Ok(None) };
-            let queues = self.queues_of(id, &roster)?;
+            let published = self.published(id)?.filter(|(_, roster)| roster.name == name);
+            let Some((place, roster)) = published else { return Ok(None) };
+            // Before the queues: what is counted and not in its queue then was accepted.
+            let counters = counters(&self.maps.member_counters, &slots(&roster))?;
+            let figures = self.figures(id, &roster)?;
             // As in `status`: the figures of another list say nothing of this one's members.
-            if self.publishes(id, &roster)? {
-                return Ok(Some(queues));
+            if self.still_published(id, &place, &roster)? {
+                let members = roster.members.iter().zip(figures).zip(&counters);
+                let queue = |((member, figures), counters): ((&Member, _), _)| {
+                    queue(member, figures, counters)
+                };
+                return Ok(Some(members.map(queue).collect()));
             }
         }
-    }
-
-    fn queues_of(&self, id: u32, roster: &Roster) -> Result<Vec<Queue>> {
-        // Before the queues: what is counted and not in its queue then was accepted.
-        let counters = roster
-            .members
-            .iter()
-            .map(|member| counters::<MemberCounters>(&self.maps.member_counters, member.slot));
-        let counters = counters.collect::<Result<Vec<_>>>()?;
-        self.refresh_figures(id)?;
-        let queues = roster.members.iter().zip(&counters);
-        queues.map(|(member, counters)| self.queue(member, counters)).collect()
-    }
-
-    fn queue(&self, member: &Member, counters: &MemberCounters) -> Result<Queue> {
-        let figures = self.figures(member)?;
-        Ok(Queue {
-            member: member.id,
-            health: member.health,
-            draining: member.draining,
-            gone: figures.is_none(),
-            queued: figures.map_or(0, |figures| figures.queued),
-            half_open: figures.map_or(0, |figures| figures.half_open),
-            backlog: figures.map_or(0, |figures| figures.backlog),
-            head: figures.map(|figures| figures.head).filter(|&head| head != 0),
-            awaited: figures.is_some_and(|figures| figures.awaited != 0),
-            placed: counters.placed + counters.redirected_in,
-        })
-    }
-
-    /// What `read_queues` has found of a member; `None` for one whose socket is gone.
-    fn figures(&self, member: &Member) -> Result<Option<Figures>> {
-        let bytes = lookup(&self.maps.figures, member.slot)?;
-        let figures = Figures::read_from_bytes(&bytes).expect("the size of the map's values");
-        Ok((figures.cookie == member.cookie).then_some(figures))
     }
 
     /// Marks a member's health in the roster as published. False when the service's list
@@ -209,7 +204,7 @@ impl Datapath {
     }
 
     pub(crate) fn exits(&self) -> Result<Exits> {
-        let exits: ExitCounters = counters(&self.maps.exits, 0)?;
+        let exits: ExitCounters = counters(&self.maps.exits, &[0])?.remove(0);
         Ok(Exits {
             not_tcp: exits.not_tcp,
             other_program: exits.other_program,
@@ -250,32 +245,100 @@ impl Arguments {
     }
 }
 
-/// Every value of an array, in order.
-pub(super) fn all(map: &MapHandle) -> Result<Vec<Vec<u8>>> {
-    let name = map.name().to_string_lossy().into_owned();
-    let count = map.max_entries();
-    let batch = map
-        .lookup_batch(count, MapFlags::ANY, MapFlags::ANY)
-        .map_err(|error| Error::bpf("read", format!("the map {name}"), error))?;
-    let values: Vec<Vec<u8>> = batch.map(|(_, value)| value).collect();
-    // The iterator ends at an error as it does at the end.
-    if values.len() < count as usize {
-        let error = std::io::Error::last_os_error();
-        return Err(Error::system("read all of", format!("the map {name}"), error));
+fn member_status(
+    member: &Member,
+    figures: Option<Figures>,
+    counters: &MemberCounters,
+    load: &Load,
+) -> MemberStatus {
+    let gone = figures.is_none();
+    let figures = figures.unwrap_or_default();
+    MemberStatus {
+        member: member.id,
+        address: member.address,
+        pid: member.pid,
+        state: match (gone, member.draining, member.health) {
+            (true, ..) => MemberState::Gone,
+            (false, true, _) => MemberState::Draining,
+            (false, false, Health::Well) => MemberState::Active,
+            (false, false, Health::Hung | Health::OnTrial) => MemberState::Hung,
+        },
+        weight: member.weight,
+        queued: figures.queued,
+        half_open: figures.half_open,
+        capacity: if gone { 0 } else { figures.backlog.saturating_add(1) },
+        established: load.of(member),
+        placed: counters.placed,
+        redirected_in: counters.redirected_in,
+        redirected_out: counters.redirected_out,
+        special: counters.special,
     }
-    Ok(values)
+}
+
+fn queue(member: &Member, figures: Option<Figures>, counters: &MemberCounters) -> Queue {
+    Queue {
+        member: member.id,
+        health: member.health,
+        draining: member.draining,
+        gone: figures.is_none(),
+        queued: figures.map_or(0, |figures| figures.queued),
+        half_open: figures.map_or(0, |figures| figures.half_open),
+        backlog: figures.map_or(0, |figures| figures.backlog),
+        head: figures.map(|figures| figures.head).filter(|&head| head != 0),
+        awaited: figures.is_some_and(|figures| figures.awaited != 0),
+        placed: counters.placed + counters.redirected_in,
+    }
+}
+
+fn slots(roster: &Roster) -> Vec<u32> {
+    roster.members.iter().map(|member| member.slot).collect()
+}
+
+/// Slots no farther apart than this are read at once, with what lies between them: that
+/// costs less than one more system call.
+const NEAR: u32 = 8;
+
+/// The values of an array at these slots, in the same order.
+fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
+    let size = size_of::<T>();
+    read_slots(map, slots, size, |bytes| T::read_from_bytes(bytes).expect("a whole value"))
+}
+
+/// The sums of the copies that the CPUs have of counters at these slots, in the same order.
+fn counters<C: Counters>(map: &MapHandle, slots: &[u32]) -> Result<Vec<C>> {
+    let size = size_of::<C>();
+    read_slots(map, slots, size * super::cpus()?, |bytes| C::sum(bytes.chunks_exact(size)))
+}
+
+fn read_slots<T>(
+    map: &MapHandle,
+    slots: &[u32],
+    size: usize,
+    read: impl Fn(&[u8]) -> T,
+) -> Result<Vec<T>> {
+    let mut order: Vec<usize> = (0..slots.len()).collect();
+    order.sort_unstable_by_key(|&at| slots[at]);
+    let mut found: Vec<Option<T>> = slots.iter().map(|_| None).collect();
+    for run in order.chunk_by(|&one, &other| slots[other] - slots[one] <= NEAR) {
+        let (first, last) = (slots[run[0]], slots[run[run.len() - 1]]);
+        let mut bytes = vec![0; (last - first + 1) as usize * size];
+        sys::read_array(map.as_fd(), first, &mut bytes, size)
+            .map_err(|error| Error::system("read", map_name(map), error))?;
+        for &at in run {
+            let begin = (slots[at] - first) as usize * size;
+            found[at] = Some(read(&bytes[begin..begin + size]));
+        }
+    }
+    Ok(found.into_iter().flatten().collect())
+}
+
+fn map_name(map: &MapHandle) -> String {
+    format!("the map {}", map.name().to_string_lossy())
 }
 
 pub(super) fn lookup(map: &MapHandle, key: u32) -> Result<Vec<u8>> {
-    let name = map.name().to_string_lossy().into_owned();
-    let failed = |error| Error::bpf("read", format!("the map {name}"), error);
-    let value = map.lookup(&key.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
+    let value = map
+        .lookup(&key.to_ne_bytes(), MapFlags::ANY)
+        .map_err(|error| Error::bpf("read", map_name(map), error))?;
     Ok(value.expect("an array has all its entries"))
-}
-
-fn counters<C: Counters>(map: &MapHandle, key: u32) -> Result<C> {
-    let name = map.name().to_string_lossy().into_owned();
-    let failed = |error| Error::bpf("read", format!("the map {name}"), error);
-    let copies = map.lookup_percpu(&key.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
-    Ok(C::sum(&copies.expect("an array has all its entries")))
 }

@@ -27,15 +27,26 @@ pub(super) fn capacity(capacity: Capacity) -> u32 {
     3 * (capacity.members * 9 / 4 + services * 8)
 }
 
+/// Where a roster lies, and the number of the map that says so: that changes with each
+/// roster.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) map: u32,
+    pub(super) extent: Extent,
+}
+
+/// Rows in use, and the service whose they are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    pub(super) extent: Extent,
+    pub(super) id: u32,
+}
+
 impl Datapath {
-    /// Where the roster of service number `id` lies, and the number of the map that says so:
-    /// that changes with each roster.
-    pub(super) fn lies(&self, id: u32) -> Result<Option<(u32, Extent)>> {
-        let failed = |error| Error::bpf("read", "the map services", error);
+    /// Where the roster of service number `id` lies.
+    pub(super) fn place(&self, id: u32) -> Result<Option<Place>> {
         for _ in 0..READS {
-            let map = self.maps.services.lookup(&id.to_ne_bytes(), MapFlags::ANY);
-            let Some(map) = map.map_err(failed)? else { return Ok(None) };
-            let number = u32::from_ne_bytes(map.try_into().expect("the number of a map"));
+            let Some(number) = self.roster_map(id)? else { return Ok(None) };
             let map = match MapHandle::from_map_id(number) {
                 Ok(map) => map,
                 // Replaced, and therefore gone, between the two steps: the next look sees
@@ -45,26 +56,38 @@ impl Datapath {
             };
             let bytes = super::read::lookup(&map, 0)?;
             let extent = Extent::read_from_bytes(&bytes).expect("the size of the map's values");
-            return Ok(Some((number, extent)));
+            return Ok(Some(Place { map: number, extent }));
         }
-        let what = format!("the roster of service number {id} can't be opened");
-        Err(Error::Damaged { path: self.folder.clone(), what })
+        Err(self.unopenable(id))
     }
 
-    /// The rows of a roster, in order.
-    pub(super) fn read_rows(&self, extent: &Extent) -> Result<Vec<Row>> {
-        let mut rows = vec![[0; ROW_SIZE]; extent.count as usize];
-        sys::read_array(self.maps.rows.as_fd(), extent.first, rows.as_flattened_mut(), ROW_SIZE)
+    /// The number of the map that says where the roster lies.
+    pub(super) fn roster_map(&self, id: u32) -> Result<Option<u32>> {
+        let failed = |error| Error::bpf("read", "the map services", error);
+        let map = self.maps.services.lookup(&id.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
+        Ok(map.map(|map| u32::from_ne_bytes(map.try_into().expect("the number of a map"))))
+    }
+
+    pub(super) fn unopenable(&self, id: u32) -> Error {
+        let what = format!("the roster of service number {id} can't be opened");
+        Error::Damaged { path: self.folder.clone(), what }
+    }
+
+    /// Rows number `first .. first + count`.
+    pub(super) fn read_rows(&self, first: u32, count: u32) -> Result<Vec<Row>> {
+        let mut rows = vec![[0; ROW_SIZE]; count as usize];
+        sys::read_array(self.maps.rows.as_fd(), first, rows.as_flattened_mut(), ROW_SIZE)
             .map_err(|error| Error::system("read", "the map rows", error))?;
         Ok(rows)
     }
 
-    /// Writes a roster where no program looks; gives the map that leads to it.
-    pub(super) fn write_rows(&self, roster: &Roster) -> Result<MapHandle> {
+    /// Writes a roster where no program looks, with all `runs` in use; gives the map that
+    /// leads to it.
+    pub(super) fn write_rows(&self, roster: &Roster, runs: &[Run]) -> Result<MapHandle> {
         let rows = roster.encode();
-        let first = match self.gap(count(&rows), u32::MAX)? {
+        let first = match self.gap(runs, count(&rows), u32::MAX) {
             Some(first) => first,
-            None => self.make_room(count(&rows))?,
+            None => self.make_room(runs, count(&rows))?,
         };
         self.write_at(first, &rows)
     }
@@ -98,41 +121,44 @@ impl Datapath {
         Ok(map)
     }
 
-    /// The runs in use with the services' numbers, in the order of the rows.
-    fn runs(&self) -> Result<Vec<(Extent, u32)>> {
+    /// The runs in use, in the order of the rows.
+    pub(super) fn runs(&self) -> Result<Vec<Run>> {
         let mut runs = Vec::new();
         for id in 0..self.state.services {
-            runs.extend(self.lies(id)?.map(|(_, extent)| (extent, id)));
+            runs.extend(self.place(id)?.map(|place| Run { extent: place.extent, id }));
         }
-        runs.sort_unstable_by_key(|(extent, _)| extent.first);
+        runs.sort_unstable_by_key(|run| run.extent.first);
         Ok(runs)
     }
 
     /// The first of so many free rows, if there are any below `end`.
-    fn gap(&self, wanted: u32, end: u32) -> Result<Option<u32>> {
+    fn gap(&self, runs: &[Run], wanted: u32, end: u32) -> Option<u32> {
         let mut first = 0;
-        for (run, _) in self.runs()? {
-            if run.first - first >= wanted {
+        for Run { extent, .. } in runs {
+            if extent.first - first >= wanted {
                 break;
             }
-            first = run.first + run.count;
+            first = extent.first + extent.count;
         }
         let end = end.min(self.maps.rows.max_entries());
-        Ok((first + wanted <= end).then_some(first))
+        (first + wanted <= end).then_some(first)
     }
 
     /// Moves rosters down into gaps that are large enough, until there is one for so many
     /// rows. There is, while the rosters take no more than a third of all rows: what stays
     /// free before a roster is then less than it takes itself, so that all of them lie in the
     /// first two thirds.
-    fn make_room(&self, wanted: u32) -> Result<u32> {
-        for (run, id) in self.runs()? {
-            if let Some(first) = self.gap(run.count, run.first)? {
-                let map = self.write_at(first, &self.read_rows(&run)?)?;
-                self.publish(id, Some(&map))?;
+    fn make_room(&self, runs: &[Run], wanted: u32) -> Result<u32> {
+        let mut now = runs.to_vec();
+        for Run { extent, id } in runs {
+            if let Some(first) = self.gap(&now, extent.count, extent.first) {
+                let map = self.write_at(first, &self.read_rows(extent.first, extent.count)?)?;
+                self.publish(*id, Some(&map))?;
+                now.iter_mut().filter(|run| run.id == *id).for_each(|run| run.extent.first = first);
+                now.sort_unstable_by_key(|run| run.extent.first);
             }
         }
-        self.gap(wanted, u32::MAX)?.ok_or_else(|| Error::OverCapacity {
+        self.gap(&now, wanted, u32::MAX).ok_or_else(|| Error::OverCapacity {
             what: "rows",
             wanted: wanted.into(),
             capacity: self.maps.rows.max_entries(),

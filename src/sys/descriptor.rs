@@ -81,8 +81,8 @@ struct LookupBatch {
     flags: u64,
 }
 
-/// Fills `values`, each of `size` bytes, with those of an array from number `first` on.
-/// libbpf-rs reads whole maps.
+/// Fills `values`, each of `size` bytes as the kernel gives them out, with those of an array
+/// from number `first` on. libbpf-rs reads whole maps, and none that each CPU has a copy of.
 pub(crate) fn read_array(
     map: BorrowedFd<'_>,
     first: u32,
@@ -90,34 +90,65 @@ pub(crate) fn read_array(
     size: usize,
 ) -> io::Result<()> {
     let wanted = values.len() / size;
-    let mut keys = vec![0_u32; wanted];
+    let mut keys = vec![0; wanted * size_of::<u32>()];
+    // The kernel begins behind this one; behind what is no number with the first.
     let before = first.wrapping_sub(1);
-    let mut after = 0_u32;
+    if lookup_batch(map, Some(before), wanted, &mut keys, values)? < wanted {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(())
+}
+
+/// The keys and the values of a hash of up to `entries`, in the same order, each of as many
+/// bytes as `sizes` says. libbpf-rs does not tell an error from the end.
+pub(crate) fn read_hash(
+    map: BorrowedFd<'_>,
+    entries: u32,
+    sizes: [usize; 2],
+) -> io::Result<[Vec<u8>; 2]> {
+    let most = entries as usize;
+    let [mut keys, mut values] = sizes.map(|size| vec![0; most * size]);
+    let read = lookup_batch(map, None, most, &mut keys, &mut values)?;
+    keys.truncate(read * sizes[0]);
+    values.truncate(read * sizes[1]);
+    Ok([keys, values])
+}
+
+/// Reads up to `count` entries, those behind `before` or from the beginning on, and tells how
+/// many there were.
+fn lookup_batch(
+    map: BorrowedFd<'_>,
+    before: Option<u32>,
+    count: usize,
+    keys: &mut [u8],
+    values: &mut [u8],
+) -> io::Result<usize> {
+    let mut last = 0_u32;
     let mut attributes = LookupBatch {
-        // The key before the first; none at the beginning.
-        in_batch: if first == 0 { 0 } else { (&raw const before) as u64 },
-        out_batch: (&raw mut after) as u64,
+        in_batch: before.as_ref().map_or(0, |before| std::ptr::from_ref(before) as u64),
+        out_batch: (&raw mut last) as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
-        count: u32::try_from(wanted).map_err(io::Error::other)?,
+        count: u32::try_from(count).map_err(io::Error::other)?,
         map_fd: u32::try_from(map.as_raw_fd()).expect("an open descriptor"),
         elem_flags: 0,
         flags: 0,
     };
     // SAFETY: `attributes` is as long as the size given. What it points to lives through the
-    // call; `keys` and `values` have room for `count` keys and values, of 4 bytes and of the
-    // `size` that the caller knows to be the map's.
+    // call: numbers of 4 bytes, by which arrays and hashes say where they are, and room for
+    // `count` keys and values of the sizes that the callers know to be the map's.
     let result = unsafe {
         let size = size_of::<LookupBatch>();
         libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attributes, size)
     };
     if result < 0 {
-        return Err(io::Error::last_os_error());
+        let error = io::Error::last_os_error();
+        // The end of the map: what there is before it has been read.
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(error);
+        }
     }
-    if attributes.count as usize != wanted {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-    }
-    Ok(())
+    Ok(attributes.count as usize)
 }
 
 /// Lets the kernel ask `program` what becomes of the requests of a socket of this group

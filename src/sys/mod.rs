@@ -5,7 +5,8 @@ mod memory;
 mod socket;
 
 pub(crate) use descriptor::{
-    attach_to_cgroup, attach_to_group, netns_of, own_descriptor, pin, read_array, test_run,
+    attach_to_cgroup, attach_to_group, netns_of, own_descriptor, pin, read_array, read_hash,
+    test_run,
 };
 pub(crate) use memory::Shared;
 pub(crate) use socket::{Listener, bind_unbound, empty_queue, inspect, listen};

@@ -121,6 +121,31 @@ fn a_new_member_begins_with_counters_of_zero() {
 }
 
 #[test]
+fn members_of_services_that_lie_among_each_other_keep_their_own_figures() {
+    world::enter();
+    let (web, _one) = Service::builder("web").listen([at("10.0.0.1:80")]).unwrap();
+    let between = (0..20).map(|n| SocketAddr::new(world::address(false, 100 + n), 81));
+    let (other, _others) = Service::builder("other").listen(between).unwrap();
+    let two = listener(at("10.0.0.2:80"));
+    web.join(&two).unwrap();
+    let called = ["10.0.0.2:80", "10.0.0.101:81", "10.0.0.1:80", "10.0.0.2:80"];
+    let _clients = called.map(|address| connect(at(address)).unwrap());
+    let figures = |service: &Service| -> Vec<(u64, u32)> {
+        let members = service.status().unwrap().members;
+        members.iter().map(|member| (member.placed, member.queued)).collect()
+    };
+    wait_until("all wait", || figures(&web) == [(1, 1), (2, 2)]);
+    let mut others = vec![(0, 0); 20];
+    others[0] = (1, 1);
+    wait_until("one waits", || figures(&other) == others);
+    let queued = |service: &Service| -> Vec<u32> {
+        service.queues().unwrap().iter().map(|queue| queue.queued).collect()
+    };
+    assert_eq!(queued(&web), [1, 2]);
+    assert_eq!(queued(&other)[..2], [1, 0]);
+}
+
+#[test]
 fn a_member_whose_socket_ended_keeps_its_address() {
     world::enter();
     let addresses = [at("10.0.0.1:80"), at("10.0.0.2:80"), at("10.0.0.3:80")];
