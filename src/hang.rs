@@ -13,6 +13,11 @@
 //! for which one connection was seen at the head is a *stint*; what nine in ten of a
 //! member's last 50 stints do not exceed is its *pace* (of its first ten the longest).
 //!
+//! Not every stint counts for it. When requests are few, even who needs long for one is
+//! mostly idle when the next comes, and accepts that at once. What the request before
+//! has taken lies between the stint and the time since it was accepted; where the pace
+//! lies there as well, or half the patience if that is longer, the stint teaches nothing.
+//!
 //! # A member hangs
 //!
 //! when both hold:
@@ -66,6 +71,9 @@
 //!   its first slow request nothing tells it from a member that hangs. Its requests then
 //!   wait elsewhere, for a shorter time. What takes longer than a second and eight times
 //!   the patience is always taken for a hang.
+//! - A pace is forgotten for acceptances that come faster than it, not for quick ones now
+//!   and then. So a member that was slow once, gets few requests and then hangs may be
+//!   declared as late as twice the time that usually passes between two of them.
 //! - *A stall is not a hang.* When the watcher itself was stopped, or the whole machine
 //!   with it, then nobody can say what members could have done in the meantime. Of the
 //!   time between two samples at most two fifths of the patience count. A head that
@@ -200,10 +208,9 @@ impl Watch {
         let before: BTreeMap<_, _> = self.healths().collect();
         self.pass(now);
         self.members.retain(|id, _| samples.iter().any(|sample| sample.member == *id));
-        let soon = SOON.max(self.patience * SLOW);
         for sample in samples {
             let member = self.members.entry(sample.member);
-            member.or_insert_with(|| Member::new(sample)).see(sample, self.clock, soon);
+            member.or_insert_with(|| Member::new(sample)).see(sample, self.clock, self.patience);
         }
         self.declare();
         for member in self.members.values_mut() {
@@ -277,7 +284,9 @@ impl Watch {
     /// For how long a member's head may stand.
     fn threshold(&self, id: MemberId) -> Duration {
         let own = self.members.get(&id).and_then(|member| member.pace.usual());
-        let mut paces: Vec<_> = self.siblings(id).filter_map(|s| s.pace.usual()).collect();
+        // Who has accepted and taught nothing is not known to be slow.
+        let known = |s: &Member| s.accepted[0].map(|_| s.pace.usual().unwrap_or_default());
+        let mut paces: Vec<_> = self.siblings(id).filter_map(known).collect();
         paces.sort_unstable();
         // Of two in the middle the slower one.
         let median = paces.get(paces.len() / 2).copied();
@@ -328,11 +337,11 @@ impl Member {
     }
 
     /// Takes in a sample of its queue.
-    fn see(&mut self, sample: &Sample, now: Duration, soon: Duration) {
+    fn see(&mut self, sample: &Sample, now: Duration, patience: Duration) {
         let gone = self.head.filter(|head| sample.head != Some(head.connection));
         let unseen = self.head.is_none() && sample.taken() > self.taken;
         if !self.moved && (gone.is_some() || unseen) {
-            self.accept(gone.map_or(Duration::ZERO, Head::stint), now, soon);
+            self.accept(gone.map_or(Duration::ZERO, Head::stint), now, patience);
         }
         let stays = self.head.filter(|_| gone.is_none());
         self.head = sample.head.map(|connection| Head {
@@ -347,10 +356,12 @@ impl Member {
     }
 
     /// It has accepted, the last one after the given stint: it is well.
-    fn accept(&mut self, stint: Duration, now: Duration, soon: Duration) {
+    fn accept(&mut self, stint: Duration, now: Duration, patience: Duration) {
+        let soon = SOON.max(patience * SLOW);
+        let before = self.accepted[0].map_or(Duration::MAX, |at| now.saturating_sub(at));
         self.accepted = [Some(now), self.accepted[0]];
         match self.absence.take().map(|absence| now.saturating_sub(absence.since)) {
-            None => self.pace.add(stint),
+            None => self.pace.learn(stint, before, patience / 2),
             Some(away) if away <= soon => self.pace.add(away),
             Some(_) => {}
         }
@@ -393,6 +404,16 @@ impl Absence {
 }
 
 impl Pace {
+    /// Takes in a stint, and for how long it had accepted nothing at its end. A pace
+    /// that both agree with stays: quick acceptances now and then would otherwise make
+    /// a slow member look fast. All up to `least` are alike: twice that is the patience.
+    fn learn(&mut self, stint: Duration, before: Duration, least: Duration) {
+        let pace = self.usual().unwrap_or_default().max(least);
+        if pace <= stint || before <= pace {
+            self.add(stint);
+        }
+    }
+
     /// The oldest is forgotten for the newest: an idle time teaches nothing.
     fn add(&mut self, stint: Duration) {
         if self.0.len() == STINTS {
@@ -603,6 +624,21 @@ mod tests {
         assert_eq!(pace.usual(), Some(ms(2)), "one in ten does not count");
         (0..STINTS).for_each(|_| pace.add(ms(3)));
         assert_eq!(pace.usual(), Some(ms(3)));
+    }
+
+    #[test]
+    fn few_requests_do_not_make_a_slow_member_fast() {
+        for (pause, then) in [(200, 280), (100, 100)] {
+            let mut hand = Hand::new(&[A, B]);
+            learn_slow(&mut hand, A);
+            for _ in 0..STINTS {
+                hand.accept_unseen(A);
+                assert_eq!(hand.pass(pause), []);
+            }
+            hand.head(A, Some(1));
+            assert_eq!(hand.pass_with(B, then), [], "after pauses of {pause} ms");
+            assert_eq!(hand.pass_with(B, 40), [change(A, Health::Hung)]);
+        }
     }
 
     #[test]
@@ -935,6 +971,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(48))]
 
+        /// Known after ten seconds with about as many requests as they can serve; what
+        /// they have shown then has to do for bursts and idle times.
         #[test]
         fn healthy_members_are_never_declared_once_known(
             slowness in slownesses(),
