@@ -308,6 +308,7 @@ struct search {
 	__be32 address[4]; /* the called one; IPv4 as ::ffff:a.b.c.d */
 	__be32 remote[4]; /* of an IPv4 client, only the last word is set */
 	__u32 service;
+	struct ov_extent roster;
 	__u32 row; /* the number of its endpoint row */
 	__u32 takes; /* the flag that a member must have */
 	__u32 ports; /* remote, local */
@@ -540,6 +541,32 @@ static __always_inline struct ov_member *look_at(struct request *r, __u32 index,
 	return m;
 }
 
+/* The request that a search is for, as far as the roster is concerned. */
+static __always_inline struct request request_of(struct search *s)
+{
+	struct request r = {
+		.s = s,
+		.first = s->roster.first,
+		.endpoints = s->roster.endpoints,
+		.members = s->roster.members,
+	};
+
+	return r;
+}
+
+/* `look_at` for the loops. This one, `lightest` and `shortest` are global functions: the
+ * verifier goes through each once, whatever is known where it is called, and not through
+ * all that may come together. (Weak, or it would not.) */
+__weak int look(struct search *s, __u32 index, __u32 position)
+{
+	struct request r;
+
+	if (!s)
+		return false;
+	r = request_of(s);
+	return look_at(&r, index, position) != NULL;
+}
+
 /* Whether the scan may end: nobody holds less than nothing. */
 static __always_inline bool is_best(struct search *s)
 {
@@ -565,7 +592,7 @@ static long consider(__u32 batch, struct request *r)
 		index = index_of(s, i);
 		position = position_of(r, index);
 		if (s->want != WANT_SHORTEST || !s->found) {
-			if ((look_at(r, index, position) || s->want == WANT_OTHER) &&
+			if ((look(s, index, position) || s->want == WANT_OTHER) &&
 			    is_best(s))
 				return 1;
 			continue;
@@ -579,7 +606,7 @@ static long consider(__u32 batch, struct request *r)
 		address = &near->addresses[position % OV_ADDRESSES_PER_ROW];
 		if (holds_more(s, *address))
 			continue;
-		if (look_at(r, index, position) && is_best(s))
+		if (look(s, index, position) && is_best(s))
 			return 1;
 		if (!*address)
 			*address = address_of(r, position);
@@ -758,6 +785,8 @@ static __always_inline bool find_roster(struct request *r, __u32 service)
 	r->first = extent->first;
 	r->endpoints = extent->endpoints;
 	r->members = extent->members;
+	if (r->s)
+		r->s->roster = *extent;
 	return true;
 }
 
@@ -1252,14 +1281,21 @@ static __always_inline __u64 measure(__u64 at, __u32 index, __u64 best)
 /* The shortest in the scope. Rows of addresses are gone through from the one of the start
  * to the end, and from the beginning to the one of the start again: in the order of turns,
  * so that the first of equals is the one whose turn it is. */
-static __always_inline __u64 shortest(struct request *r)
+__weak __u64 shortest(struct search *s)
 {
-	struct search *s = r->s;
-	__u32 begin = s->first, end = begin + s->count, from = begin + s->start;
-	__u32 number = from / OV_ADDRESSES_PER_ROW, upto = end, position, i, k;
+	struct request request, *r = &request;
+	__u32 begin, end, from, number, upto, position, i, k;
 	__u64 best = NOBODY;
 	union ov_row *near;
 
+	if (!s)
+		return ANYBODY;
+	request = request_of(s);
+	begin = s->first;
+	end = begin + s->count;
+	from = begin + s->start;
+	number = from / OV_ADDRESSES_PER_ROW;
+	upto = end;
 	for (i = 0; i < STRAIGHT; i++) {
 		near = row(r, first_addresses(r) + number);
 		if (!near)
@@ -1296,7 +1332,7 @@ static __always_inline void remember(struct request *r, __u32 position, struct o
 static __always_inline enum answer put_on_shortest(struct request *r)
 {
 	struct search *s = r->s;
-	__u64 best = s->direct ? shortest(r) : ANYBODY;
+	__u64 best = s->direct ? shortest(s) : ANYBODY;
 	__u32 index = (__u32)best - 1;
 	struct ov_member *m;
 
@@ -1329,28 +1365,30 @@ static __always_inline enum answer put_on(struct request *r, __u32 index)
 	return PUT;
 }
 
-/* As many members as one has workers, mostly: weighed without the loops' calls. */
-#define FEW 16
+/* Members that are weighed without the loops' calls. */
+#define FEW 64
 
-static __always_inline enum answer put_on_lightest(struct request *r)
+/* The index of the lightest in the scope + 1; NOBODY has room; or ANYBODY. */
+__weak __u64 lightest(struct search *s)
 {
 	__u32 i, index, used, half_open, backlog, best = 0, weight = 0;
-	struct search *s = r->s;
+	struct request r;
 	__u64 at, load, least = 0;
 	struct ov_member *m;
 
-	if (s->count > FEW)
-		return UNCLEAR;
+	if (!s || s->count > FEW)
+		return ANYBODY;
+	r = request_of(s);
 	for (i = 0; i < FEW && i < s->count; i++) {
 		index = index_of(s, i);
-		m = member_at(r, position_of(r, index));
+		m = member_at(&r, position_of(&r, index));
 		if (!m)
-			return UNCLEAR;
+			return ANYBODY;
 		at = m->sk;
 		if (at == OV_GONE || !(m->flags & s->takes) || m->flags & OV_DRAINING)
 			continue;
 		if (!at || m->flags & OV_HUNG)
-			return UNCLEAR;
+			return ANYBODY;
 		LOAD(half_open, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
 		LOAD(used, sock, at, sk_ack_backlog);
 		LOAD(backlog, sock, at, sk_max_ack_backlog);
@@ -1360,24 +1398,36 @@ static __always_inline enum answer put_on_lightest(struct request *r)
 		load = used + established(m->slot);
 		if (weight && load * weight >= least * m->weight)
 			continue;
-		best = index;
+		best = index + 1;
 		least = load;
 		weight = m->weight;
 		if (!load)
 			break; /* nobody holds less */
 	}
-	return weight ? put_on(r, best) : NO;
+	return best ?: NOBODY;
+}
+
+static __always_inline enum answer put_on_lightest(struct request *r)
+{
+	__u64 best = lightest(r->s);
+
+	if (best == NOBODY)
+		return NO;
+	return best == ANYBODY ? UNCLEAR : put_on(r, (__u32)best - 1);
 }
 
 static __always_inline bool put_on_one_of_two(struct request *r)
 {
 	struct search *s = r->s;
-	struct ov_member *m = look_at(r, s->start, position_of(r, s->start));
+	struct ov_member *m;
 
-	if (m && s->count > 1) {
+	if (!look(s, s->start, position_of(r, s->start)))
+		return false;
+	if (s->count > 1) {
 		aim_at_other(r);
-		m = look_at(r, s->start, position_of(r, s->start)) ?: m;
+		look(s, s->start, position_of(r, s->start));
 	}
+	m = member_at(r, s->position);
 	return m && is_best(s) && assign(r, m);
 }
 

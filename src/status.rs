@@ -213,7 +213,7 @@ mod tests {
         };
         let json = serde_json::to_value(status).unwrap();
         let expected = serde_json::json!({
-            "name": "web", "policy": "shortest-queue", "on_full": "drop", "redirect": "on",
+            "name": "web", "policy": "shortest-queue", "dispatcher": null, "on_full": "drop", "redirect": "on",
             "spread": false, "port": 80,
             "members": [{
                 "member": 0, "address": "192.0.2.1:80", "pid": 7, "state": "active", "weight": 1,
