@@ -16,8 +16,8 @@
  * `rows` each service's roster lies.
  *
  * Choosing: what the first rule can settle with a few looks is settled at once
- * (`place_at_once`). Else the rules are tried in order, each a scan over members
- * (`step`, `consider`): room among the called, room among all, a queue that only
+ * (`place_at_once`). Else, in a program of their own (`by_rules`), the rules are tried
+ * in order, each a scan over members (`step`, `consider`): room among the called, room among all, a queue that only
  * half-open requests fill, a member that hangs, and then the end: dropped, refused, or
  * left to the kernel.
  *

@@ -31,11 +31,11 @@ pub(crate) struct RuleArgs {
 }
 
 impl RuleArgs {
-    /// As the rules of a new service.
-    pub(crate) fn of_new(&self, spread: bool) -> Rules {
+    /// As the rules of a new service; `policy` is for where none is given.
+    pub(crate) fn of_new(&self, policy: Policy, spread: bool) -> Rules {
         let default = Rules::default();
         Rules {
-            policy: self.policy.as_ref().map_or(default.policy, Chosen::policy),
+            policy: self.policy.as_ref().map_or(policy, Chosen::policy),
             on_full: self.on_full.unwrap_or(default.on_full),
             redirect: self.redirect.unwrap_or(default.redirect),
             spread,

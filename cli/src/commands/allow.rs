@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use overspill::{Capacity, Cgroup, Name};
+use overspill::{Capacity, Cgroup, Name, Policy};
 
 use crate::args::{self, RuleArgs};
 use crate::failure::{Failure, Outcome};
@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         cgroups: cgroups.chain(units).collect::<Result<_, _>>()?,
         name: args.name,
         ports: args.port,
-        rules: args.rules.of_new(args.spread),
+        rules: args.rules.of_new(Policy::default(), args.spread),
         dispatcher: args.rules.dispatcher(),
         capacity: args.capacity,
         patience: Duration::from_millis(args.hang.into()),

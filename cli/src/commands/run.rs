@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
-use overspill::{Capacity, Name};
+use overspill::{Capacity, Name, Policy};
 
 use crate::args::{self, RuleArgs};
 use crate::failure::Outcome;
@@ -56,7 +56,7 @@ If overspill run is killed, the workers and their services go on. The next run o
 takes over: it replaces the workers that it finds by its own (with --listen: they have to be
 ended first).
 
-Unless other rules are given, the policy is next-available and a request that finds every
+Unless other rules are given, the policy is least-loaded and a request that finds every
 queue full is dropped. With --redirect off there is no service, only workers.
 
 SIGTERM, SIGINT and SIGQUIT are passed on to the workers' process groups and end the
@@ -212,7 +212,7 @@ impl Args {
             patience: Duration::from_millis(self.hang.into()),
             addresses: everywhere.chain(each).collect(),
             backlog: self.backlog,
-            rules: self.rules.of_new(self.spread),
+            rules: self.rules.of_new(Policy::LeastLoaded, self.spread),
             dispatcher: self.rules.dispatcher(),
             capacity: self.capacity,
             words: self.words,

@@ -1,7 +1,7 @@
 //! `overspill share`
 
 use clap::builder::RangedU64ValueParser;
-use overspill::{Capacity, Name, Namespace, Service, adopt};
+use overspill::{Capacity, Name, Namespace, Policy, Service, adopt};
 
 use crate::args::{self, RuleArgs};
 use crate::failure::Outcome;
@@ -66,7 +66,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         service.join_adopted(&sockets)?;
         service
     } else {
-        let rules = args.rules.of_new(args.spread);
+        let rules = args.rules.of_new(Policy::default(), args.spread);
         let mut builder = Service::builder(args.name.as_str()).rules(rules).namespace(namespace);
         if let Some(dispatcher) = args.rules.dispatcher() {
             builder = builder.dispatcher(dispatcher);

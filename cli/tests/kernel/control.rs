@@ -252,7 +252,7 @@ fn a_killed_supervisor_leaves_its_name_free() {
         crate::run::members("web").iter().all(|it| it.state == overspill::MemberState::Gone)
     });
     let run = Run::start(options, &WORKER);
-    run.line("policy next-available");
+    run.line("policy least-loaded");
     restarts(overspill("restart web"));
     run.ends_at(Signal::SIGTERM);
 }
