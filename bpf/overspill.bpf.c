@@ -950,12 +950,13 @@ static __always_inline void remember_cookie(struct request *r,
 		r->endpoint->cookie = now;
 }
 
-/* False, at the cost of one compare, where no cookie was sent lately. */
+/* False, at the cost of one compare, where no cookie was sent lately. The time outlives a
+ * change of the rules by which nobody is sent back any more. */
 static __always_inline bool expects_cookies(struct ov_endpoint_row *endpoint)
 {
 	__u64 last = endpoint->cookie;
 
-	if (!last)
+	if (!last || !(endpoint->flags & OV_APART))
 		return false;
 	if (cookie_tick() - last <= OV_COOKIE_TICKS)
 		return true;

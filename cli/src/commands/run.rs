@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(plan.addresses, expected);
         assert_eq!(plan.name.as_str(), "server");
         assert_eq!(plan.command, ["./server", "-x"]);
-        assert_eq!(plan.rules, Rules::default());
+        assert_eq!(plan.rules, Rules { policy: Policy::LeastLoaded, ..Rules::default() });
     }
 
     #[test]
