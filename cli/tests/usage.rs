@@ -31,7 +31,7 @@ fn what_is_left_out_is_named() {
     is_wrong("rm", &["<NAME>"]);
     is_wrong("drain web", &["<MEMBER>"]);
     is_wrong("resume web", &["<MEMBER>"]);
-    is_wrong("set web", &["--policy", "--on-full", "--redirect", "--spread"]);
+    is_wrong("set web", &["--policy", "--on-full", "--redirect", "--spread", "--weight"]);
     is_wrong("ls --netns", &["--netns"]);
 }
 
@@ -40,7 +40,7 @@ fn wrong_words_are_answered_with_the_known_ones() {
     let policies = &["fastest", "next-available", "shortest-queue", "round-robin"];
     is_wrong("set web --policy fastest", policies);
     is_wrong("share web --pid 1 --port 80 --policy fastest", policies);
-    is_wrong("set web --policy shortest", &["a similar value exists", "shortest-queue"]);
+    is_wrong("set web --policy shortest", &["there is no policy \"shortest\"", "shortest-queue"]);
     is_wrong("set web --on-full refuse", &["drop", "reset"]);
     is_wrong("set web --redirect maybe", &["on", "off"]);
     is_wrong("set web --spread yes", &["on", "off"]);
