@@ -1182,9 +1182,29 @@ static long step(__u32 i, struct request *r)
 
 enum answer {
 	NO, /* no room, or gone */
-	PUT, /* it has the request */
+	ROOM, /* it can have the request */
+	PUT, /* it has it */
 	UNCLEAR, /* the loops must look */
 };
+
+/* Whether a member has room as far as can be told without the claims and the clock, and
+ * before it is known whose figures they are. */
+static __always_inline enum answer glance(struct search *s, struct ov_member *m,
+					  __u32 *used, __u32 *backlog)
+{
+	__u64 at = m->sk;
+	__u32 half_open;
+
+	if (at == OV_GONE || !(m->flags & s->takes) || m->flags & OV_DRAINING)
+		return NO;
+	if (!at || m->flags & OV_HUNG)
+		return UNCLEAR;
+	LOAD(half_open, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
+	LOAD(*used, sock, at, sk_ack_backlog);
+	LOAD(*backlog, sock, at, sk_max_ack_backlog);
+	*used += half_open;
+	return *used > *backlog ? NO : ROOM;
+}
 
 /* Puts the request on a member that has more room than the CPUs can take at once: there,
  * no claim has to be heeded. The figures are read before it is known whose they are: if
@@ -1192,21 +1212,14 @@ enum answer {
  * room either. */
 static __always_inline enum answer put(struct request *r, struct ov_member *m)
 {
-	__u32 slot = m->slot, used, half_open, backlog;
-	enum answer answer = UNCLEAR;
+	__u32 slot = m->slot, used = 0, backlog = 0;
+	enum answer answer = glance(r->s, m, &used, &backlog);
 	struct bpf_sock *sk;
 	__u64 at = m->sk;
 
-	if (at == OV_GONE || !(m->flags & r->s->takes) || m->flags & OV_DRAINING)
-		return NO;
-	if (!at || m->flags & OV_HUNG)
-		return UNCLEAR;
-	LOAD(half_open, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
-	LOAD(used, sock, at, sk_ack_backlog);
-	LOAD(backlog, sock, at, sk_max_ack_backlog);
-	used += half_open;
-	if (used > backlog)
-		return NO;
+	if (answer != ROOM)
+		return answer;
+	answer = UNCLEAR;
 	if (backlog - used < cpus)
 		return UNCLEAR;
 	if (r->endpoint->flags & OV_APART && may_send_cookie(at))
@@ -1372,9 +1385,10 @@ static __always_inline enum answer put_on(struct request *r, __u32 index)
 /* The index of the lightest in the scope + 1; NOBODY has room; or ANYBODY. */
 __weak __u64 lightest(struct search *s)
 {
-	__u32 i, index, used, half_open, backlog, best = 0, weight = 0;
+	__u32 i, index, used = 0, backlog = 0, best = 0, weight = 0;
+	enum answer answer;
 	struct request r;
-	__u64 at, load, least = 0;
+	__u64 load, least = 0;
 	struct ov_member *m;
 
 	if (!s || s->count > FEW)
@@ -1385,16 +1399,10 @@ __weak __u64 lightest(struct search *s)
 		m = member_at(&r, position_of(&r, index));
 		if (!m)
 			return ANYBODY;
-		at = m->sk;
-		if (at == OV_GONE || !(m->flags & s->takes) || m->flags & OV_DRAINING)
-			continue;
-		if (!at || m->flags & OV_HUNG)
+		answer = glance(s, m, &used, &backlog);
+		if (answer == UNCLEAR)
 			return ANYBODY;
-		LOAD(half_open, inet_connection_sock, at, icsk_accept_queue.qlen.counter);
-		LOAD(used, sock, at, sk_ack_backlog);
-		LOAD(backlog, sock, at, sk_max_ack_backlog);
-		used += half_open;
-		if (used > backlog)
+		if (answer == NO)
 			continue;
 		load = used + established(m->slot);
 		if (weight && load * weight >= least * m->weight)
