@@ -9,6 +9,8 @@ use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use overspill::{Cgroup, MemberState, Name, Namespace, Service};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 use world::{DEADLINE, at, wait_until};
 
@@ -58,9 +60,15 @@ fn end(run: Run) {
     assert!(!made.exists(), "{} is left", made.display());
 }
 
-/// Kills a worker with all that it has started, at once.
+/// Kills a worker with all that it has started, and waits until it has closed its sockets:
+/// one that waits in accept() when the signal comes may still take a request into its grave.
 fn kill(pid: u32) {
+    let process = Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
     Cgroup::of_process(pid).unwrap().kill().unwrap();
+    let mut ended = [PollFd::new(&process, PollFlags::IN)];
+    let deadline = Timespec::try_from(DEADLINE).unwrap();
+    assert_eq!(poll(&mut ended, Some(&deadline)), Ok(1), "process {pid} does not end");
 }
 
 /// All workers of the server serve one address. When one is killed every request is
