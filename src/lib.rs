@@ -35,6 +35,7 @@ pub mod adopt;
 mod cgroup;
 mod datapath;
 mod error;
+mod figure;
 pub mod flow;
 pub mod hang;
 mod member;
@@ -54,6 +55,7 @@ pub use datapath::{
     Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, check_dispatcher,
 };
 pub use error::{Error, Result};
+pub use figure::{Figure, Kind};
 pub use member::{Address, Families, Health, MemberId};
 pub use namespace::Namespace;
 pub use policy::{OnFull, Policy, Rules};

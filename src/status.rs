@@ -2,6 +2,7 @@
 
 use serde::{Serialize, Serializer};
 
+use crate::figure::figures;
 use crate::member::{Address, Health, MemberId};
 use crate::policy::{OnFull, Policy};
 
@@ -29,38 +30,37 @@ pub struct Status {
     pub requests: Requests,
 }
 
-/// A member with its figures.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct MemberStatus {
-    /// Its number within the service.
-    pub member: MemberId,
-    /// Where it listens.
-    pub address: Address,
-    /// A process that holds its socket: as it was when the member joined, or as it was set
-    /// since ([`Service::set_pid`](crate::Service::set_pid)).
-    pub pid: u32,
-    /// Whether it gets requests.
-    pub state: MemberState,
-    /// Its share among members that hold as much, for `least-loaded` and `two-choices`.
-    pub weight: u16,
-    /// Connections that wait to be accepted.
-    pub queued: u32,
-    /// Handshakes not yet completed.
-    pub half_open: u32,
-    /// How many connections the queue holds: the backlog and one more.
-    pub capacity: u32,
-    /// Connections in `ESTABLISHED` or `CLOSE_WAIT`, those that wait to be accepted among
-    /// them; of those only that were complete after the socket became a member. `None`
-    /// where they are not counted: the socket's control group was removed or is not mounted.
-    pub established: Option<u32>,
-    /// Requests put on this member that called it.
-    pub placed: u64,
-    /// Requests put on this member that called siblings.
-    pub redirected_in: u64,
-    /// Requests that called this member and were put on siblings.
-    pub redirected_out: u64,
-    /// Requests put on this member for another address than its own.
-    pub special: u64,
+figures! {
+    /// A member with its figures.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+    pub struct MemberStatus {
+        /// Its number within the service.
+        pub member: MemberId,
+        /// Where it listens.
+        pub address: Address,
+        /// A process that holds its socket: as it was when the member joined, or as it was
+        /// set since ([`Service::set_pid`](crate::Service::set_pid)).
+        pub pid: u32,
+        /// Whether it gets requests.
+        pub state: MemberState,
+    }
+    gauges {
+        weight: u16 = "Its share among members that hold as much, for `least-loaded` and \
+                       `two-choices`.",
+        queued: u32 = "Connections that wait to be accepted.",
+        half_open: u32 = "Handshakes not yet completed.",
+        capacity: u32 = "How many connections the queue holds: the backlog and one more.",
+        established: Option<u32> = "Connections in `ESTABLISHED` or `CLOSE_WAIT`, those that \
+            wait to be accepted among them; of those only that were complete after the socket \
+            became a member. Not known where the socket's control group was removed or is not \
+            mounted.",
+    }
+    counters {
+        placed = "Requests put on this member that called it.",
+        redirected_in = "Requests put on this member that called siblings.",
+        redirected_out = "Requests that called this member and were put on siblings.",
+        special = "Requests put on this member for another address than its own.",
+    }
 }
 
 /// Whether a member gets requests.
@@ -120,55 +120,46 @@ pub struct Queue {
     pub placed: u64,
 }
 
-/// What became of a service's requests.
-///
-/// A request is one look-up of a listener: a SYN, sent anew or not, but also an ACK with
-/// a SYN cookie, a stray packet, and a look-up by another program (`ss` for one socket).
-/// Each is counted once, in `placed`, `redirected`, `dropped`, `reset` or `left`, but for
-/// those whose socket the kernel refused ([`Exits::refused`]).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Requests {
-    /// Put on a member that they called.
-    pub placed: u64,
-    /// Put on a sibling of the called members.
-    pub redirected: u64,
-    /// Put on a member bound to another address than the called one.
-    pub special: u64,
-    /// Left with a full member, where the kernel drops them.
-    pub dropped: u64,
-    /// Refused (RST).
-    pub reset: u64,
-    /// Placed by `next-available`, because the policy gave no usable answer.
-    pub fallback: u64,
-    /// Left to the kernel, because every member was gone.
-    pub left: u64,
-    /// Put where half-open requests fill the queue; also in `placed` or `redirected`.
-    pub crowded: u64,
-    /// Put back on the member that had answered their flow with a SYN cookie; also in
-    /// `placed` or `redirected`.
-    pub returned: u64,
+figures! {
+    /// What became of a service's requests.
+    ///
+    /// A request is one look-up of a listener: a SYN, sent anew or not, but also an ACK with
+    /// a SYN cookie, a stray packet, and a look-up by another program (`ss` for one socket).
+    /// Each is counted once, in `placed`, `redirected`, `dropped`, `reset` or `left`, but for
+    /// those whose socket the kernel refused ([`Exits::refused`]).
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+    pub struct Requests {}
+    counters {
+        placed = "Requests put on a member that they called.",
+        redirected = "Requests put on a sibling of the called members.",
+        special = "Requests put on a member bound to another address than the called one.",
+        dropped = "Requests left with a full member, where the kernel drops them.",
+        reset = "Requests refused (RST).",
+        fallback = "Requests placed by `next-available`, because the policy gave no usable \
+                    answer.",
+        left = "Requests left to the kernel, because every member was gone.",
+        crowded = "Requests put where half-open requests fill the queue; also in `placed` or \
+                   `redirected`.",
+        returned = "Requests put back on the member that had answered their flow with a SYN \
+                    cookie; also in `placed` or `redirected`.",
+    }
 }
 
-/// The ways out of the kernel program that belong to no service, counted for the
-/// network namespace.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Exits {
-    /// Look-ups of UDP sockets.
-    pub not_tcp: u64,
-    /// Another `sk_lookup` program had chosen already.
-    pub other_program: u64,
-    /// No service has the port.
-    pub unserved_port: u64,
-    /// No service has the address.
-    pub unserved_address: u64,
-    /// The service was taken out during the request.
-    pub no_roster: u64,
-    /// The chosen socket was closed during the request; another was chosen.
-    pub vanished: u64,
-    /// The kernel refused the chosen socket.
-    pub refused: u64,
-    /// A look was repeated because another CPU was taking a last place.
-    pub contended: u64,
+figures! {
+    /// The ways out of the kernel program that belong to no service, counted for the
+    /// network namespace since its first service was made.
+    #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+    pub struct Exits {}
+    counters {
+        not_tcp = "Look-ups of UDP sockets.",
+        other_program = "Requests for which another `sk_lookup` program had chosen already.",
+        unserved_port = "Requests to a port that no service has.",
+        unserved_address = "Requests to an address that no service has, on a port that one has.",
+        no_roster = "Requests during which the service was taken out.",
+        vanished = "Requests during which the chosen socket was closed; another was chosen.",
+        refused = "Requests for which the kernel refused the chosen socket.",
+        contended = "Looks repeated because another CPU was taking a last place.",
+    }
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature

@@ -8,21 +8,21 @@ use serde::Serialize;
 use crate::failure::{Failure, Outcome};
 
 /// A table's column: its heading and which way its cells lean.
-pub(crate) type Column = (&'static str, CellAlignment);
+pub(crate) type Column<'a> = (&'a str, CellAlignment);
 
 /// A column of words.
-pub(crate) const fn words(heading: &'static str) -> Column {
+pub(crate) const fn words(heading: &str) -> Column<'_> {
     (heading, CellAlignment::Left)
 }
 
 /// A column of numbers.
-pub(crate) const fn numbers(heading: &'static str) -> Column {
+pub(crate) const fn numbers(heading: &str) -> Column<'_> {
     (heading, CellAlignment::Right)
 }
 
 /// Rows below their headings, lined up, two spaces apart; a line is never broken.
 pub(crate) fn table(
-    columns: &[Column],
+    columns: &[Column<'_>],
     rows: impl IntoIterator<Item = impl IntoIterator<Item = String>>,
 ) -> String {
     let mut table = Table::new();
@@ -56,6 +56,11 @@ pub(crate) fn print_json(value: &impl Serialize) -> Outcome {
 pub(crate) fn count(number: usize, noun: &str) -> String {
     let s = if number == 1 { "" } else { "s" };
     format!("{number} {noun}{s}")
+}
+
+/// A number, or '-' for one that is not known.
+pub(crate) fn known(number: Option<impl ToString>) -> String {
+    number.map_or_else(|| "-".to_owned(), |number| number.to_string())
 }
 
 /// "on" or "off".

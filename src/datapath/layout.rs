@@ -312,6 +312,8 @@ impl Counters for ExitCounters {}
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::figure::{Figure, Kind};
+    use crate::status::{Exits, MemberStatus, Requests};
     use libbpf_rs::btf::{Btf, HasSize as _, types};
 
     /// The fields of a C structure in the compiled object, and its size in bytes.
@@ -363,6 +365,28 @@ mod tests {
             "ov_call": Call,
             "ov_place": Place,
         }
+    }
+
+    fn counters<T>(figures: &[Figure<T>]) -> Vec<String> {
+        let counters = figures.iter().filter(|figure| figure.kind == Kind::Counter);
+        sorted(counters.map(|figure| figure.name.to_owned()).collect())
+    }
+
+    fn sorted(mut names: Vec<String>) -> Vec<String> {
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn every_counter_of_the_kernel_is_a_figure() {
+        let object = concat!(env!("OUT_DIR"), "/overspill.bpf.o");
+        let btf = Btf::from_path(object).unwrap();
+        let fields = |name: &str| {
+            sorted(c_fields(&btf, name).0.into_iter().map(|(field, _)| field).collect())
+        };
+        assert_eq!(fields("ov_service_counters"), counters(Requests::FIGURES));
+        assert_eq!(fields("ov_member_counters"), counters(MemberStatus::FIGURES));
+        assert_eq!(fields("ov_exits"), counters(Exits::FIGURES));
     }
 
     #[test]

@@ -75,7 +75,7 @@ fn everywhere() -> Result<(Vec<Entry>, Option<Failure>), Failure> {
 /// With every namespace's services, NETNS takes the place of POLICY: 80 columns are few.
 fn table(entries: &[Entry], all: bool) -> String {
     let netns_or_policy = if all { numbers("NETNS") } else { words("POLICY") };
-    let columns: [Column; 8] = [
+    let columns: [Column<'_>; 8] = [
         words("NAME"),
         numbers("PORT"),
         netns_or_policy,

@@ -1,6 +1,7 @@
 //! `overspill show`
 
-use overspill::{MemberStatus, Name, Requests, Status};
+use overspill::{Exits, Figure, MemberStatus, Name, Requests, Service, Status};
+use serde::Serialize;
 
 use crate::args::{self, Place};
 use crate::failure::Outcome;
@@ -9,10 +10,14 @@ use crate::output::{self, numbers, on_off, words};
 /// Show a service: its rules, its members with their queues, and its requests
 ///
 /// Of each member: QUEUED are the connections that wait to be accepted, of what its queue
-/// holds; HALF-OPEN are handshakes not yet completed; ESTAB are complete connections that the server
-/// has not closed, those that wait among them; WEIGHT is shown where one is not 1; PLACED are requests that called it and were
-/// put on it, IN those that called siblings and were put on it, OUT those that called it and
-/// were put on siblings.
+/// holds; HALF-OPEN are handshakes not yet completed; ESTAB are complete connections that the
+/// server has not closed, those that wait among them; PLACED are requests that called it and
+/// were put on it, IN those that called siblings and were put on it, OUT those that called it
+/// and were put on siblings. WEIGHT is shown where one is not 1, and SPECIAL, requests for
+/// another address than its own, where there are any.
+///
+/// The last figures are of the network namespace: what came to no service, and what should
+/// not happen.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
@@ -32,13 +37,28 @@ pub(crate) struct Args {
     place: Place,
 }
 
+/// A service, and the figures of its network namespace.
+#[derive(Debug, Serialize)]
+struct Shown {
+    #[serde(flatten)]
+    status: Status,
+    namespace: Exits,
+}
+
 pub(crate) fn run(args: &Args) -> Outcome {
-    let status = args.place.service(&args.name)?.status()?;
+    let namespace = args.place.namespace()?;
+    let status = Service::open_in(args.name.as_str(), &namespace)?.status()?;
+    // None when the service has gone this moment, with the last of the namespace.
+    let namespace = namespace.exits()?.unwrap_or_default();
+    let shown = Shown { status, namespace };
     if args.json {
-        return output::print_json(&status);
+        return output::print_json(&shown);
     }
-    let parts = [header(&status), members(&status.members), requests(&status.requests)];
-    output::print(&parts.join("\n\n"))
+    let Shown { status, namespace } = shown;
+    let members = members(&status.members);
+    output::print(
+        &[header(&status), members, requests(status.requests), exits(namespace)].join("\n\n"),
+    )
 }
 
 /// The rules in the words with which `overspill set` changes them.
@@ -70,11 +90,17 @@ fn members(members: &[MemberStatus]) -> String {
         numbers("OUT"),
     ];
     let mut rows: Vec<Vec<String>> = members.iter().map(row).collect();
-    if members.iter().any(|member| member.weight != 1) {
-        columns.push(numbers("WEIGHT"));
+    let mut add = |heading, figure: fn(&MemberStatus) -> u64| {
+        columns.push(numbers(heading));
         for (row, member) in rows.iter_mut().zip(members) {
-            row.push(member.weight.to_string());
+            row.push(figure(member).to_string());
         }
+    };
+    if members.iter().any(|member| member.weight != 1) {
+        add("WEIGHT", |member| member.weight.into());
+    }
+    if members.iter().any(|member| member.special != 0) {
+        add("SPECIAL", |member| member.special);
     }
     output::table(&columns, rows)
 }
@@ -87,25 +113,30 @@ fn row(member: &MemberStatus) -> Vec<String> {
         member.state.name().to_owned(),
         format!("{}/{}", member.queued, member.capacity),
         member.half_open.to_string(),
-        member.established.map_or_else(|| "-".to_owned(), |count| count.to_string()),
+        output::known(member.established),
         member.placed.to_string(),
         member.redirected_in.to_string(),
         member.redirected_out.to_string(),
     ]
 }
 
-fn requests(requests: &Requests) -> String {
-    let figures = [
-        ("PLACED", requests.placed),
-        ("REDIRECTED", requests.redirected),
-        ("SPECIAL", requests.special),
-        ("DROPPED", requests.dropped),
-        ("RESET", requests.reset),
-        ("FALLBACK", requests.fallback),
-        ("LEFT", requests.left),
-        ("CROWDED", requests.crowded),
-        ("RETURNED", requests.returned),
-    ];
-    let columns = figures.map(|(heading, _)| numbers(heading));
-    output::table(&columns, [figures.map(|(_, figure)| figure.to_string())])
+fn requests(requests: Requests) -> String {
+    let (names, values) = figures(Requests::FIGURES, &requests);
+    let headings: Vec<String> = names.iter().map(|name| name.to_uppercase()).collect();
+    let columns: Vec<_> = headings.iter().map(|heading| numbers(heading)).collect();
+    output::table(&columns, [values])
+}
+
+fn exits(exits: Exits) -> String {
+    let (names, values) = figures(Exits::FIGURES, &exits);
+    let figures: Vec<String> =
+        names.iter().zip(values).map(|(name, value)| format!("{name} {value}")).collect();
+    let lines: Vec<String> = figures.chunks(4).map(|line| line.join(", ")).collect();
+    format!("in the network namespace:\n  {}", lines.join(",\n  "))
+}
+
+/// The names of figures, and their values.
+fn figures<T>(figures: &[Figure<T>], of: &T) -> (Vec<&'static str>, Vec<String>) {
+    let value = |figure: &Figure<T>| output::known((figure.read)(of));
+    figures.iter().map(|figure| (figure.name, value(figure))).unzip()
 }

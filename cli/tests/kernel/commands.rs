@@ -1,11 +1,12 @@
 //! The life of services, from `share` to `rm`.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::TcpStream;
 use std::path::Path;
 
-use overspill::{Namespace, Service};
+use overspill::{Exits, Figure, MemberStatus, Namespace, Requests, Service};
 use serde_json::Value;
 use world::at;
 
@@ -99,7 +100,11 @@ fn json_is_the_status_as_the_library_gives_it() {
     let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
     overspill(&format!("share web --pid {} --port 80", server.pid())).done();
     let expected = serde_json::to_value(Service::open("web").unwrap().status().unwrap()).unwrap();
-    assert_eq!(show("web"), expected);
+    let mut shown = show("web");
+    let namespace = shown.as_object_mut().unwrap().remove("namespace");
+    assert_eq!(shown, expected);
+    let exits = Namespace::current().unwrap().exits().unwrap();
+    assert_eq!(namespace, Some(serde_json::to_value(exits).unwrap()));
     let list =
         |arguments: &str| -> Value { serde_json::from_str(&overspill(arguments).done()).unwrap() };
     assert_eq!(list("ls --json"), serde_json::json!([expected]));
@@ -121,7 +126,7 @@ fn people_see_rules_members_and_requests() {
     let counted = || show("web")["members"][1]["established"] == 1;
     world::wait_until("it is queued", counted);
     let text = overspill("show web").done();
-    let expected: [&[&str]; 9] = [
+    let expected: [&[&str]; 10] = [
         &["web:", "2", "members", "on", "port", "80"],
         &["policy", "next-available,", "on-full", "drop,", "redirect", "on,", "spread", "off"],
         &[],
@@ -152,10 +157,38 @@ fn people_see_rules_members_and_requests() {
             "RETURNED",
         ],
         &["1", "0", "0", "0", "0", "0", "0", "0", "0"],
+        &[],
     ];
-    assert_eq!(cells(&text), expected);
+    assert_eq!(cells(&text)[..expected.len()], expected);
     assert!(text.lines().all(|line| line.len() <= 80), "{text}");
     drop(waiting);
+}
+
+fn names<T>(figures: &[Figure<T>]) -> BTreeSet<String> {
+    figures.iter().map(|figure| figure.name.to_owned()).collect()
+}
+
+/// What the library knows of figures is shown, and nothing that it counts is left out.
+#[test]
+fn show_has_every_figure() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
+    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    assert!(TcpStream::connect(at("10.0.0.1:81")).is_err());
+
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
+    let json = show("web");
+    assert_eq!(keys(&json["requests"]), names(Requests::FIGURES));
+    assert_eq!(keys(&json["namespace"]), names(Exits::FIGURES));
+    assert!(names(MemberStatus::FIGURES).is_subset(&keys(&json["members"][0])));
+    assert_eq!(json["namespace"]["unserved_port"], 1);
+    let text = overspill("show web").done();
+    for name in names(Requests::FIGURES) {
+        assert!(text.contains(&name.to_uppercase()), "{name} is missing:\n{text}");
+    }
+    for name in names(Exits::FIGURES) {
+        assert!(text.contains(&format!("{name} ")), "{name} is missing:\n{text}");
+    }
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn end(run: Run) {
 }
 
 /// Kills a worker with all that it has started, and waits until it has closed its sockets:
-/// one that waits in accept() when the signal comes may still take a request into its grave.
+/// one that waits in `accept()` when the signal comes may still take a request into its grave.
 fn kill(pid: u32) {
     let process = Pid::from_raw(pid.try_into().unwrap()).unwrap();
     let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
