@@ -123,6 +123,12 @@ static __always_inline void describe(struct request *r, struct overspill_request
 	out->zero = 0;
 }
 
+static __always_inline void fall_back(struct request *r)
+{
+	r->s->fell_back = true;
+	COUNT_SERVICE(r->s->service, fallback);
+}
+
 /* Does not come back if the service has a dispatcher that can be asked. Where no member
  * has room there is nothing to ask. */
 static __always_inline void ask_dispatcher(struct request *r)
@@ -134,6 +140,7 @@ static __always_inline void ask_dispatcher(struct request *r)
 	if (!g.out)
 		return; /* not reached: the map has this one entry */
 	r->s->patient = true;
+	r->s->fell_back = false;
 	r->s->since = 0;
 	start_anew(r);
 	gather_all(&g);
@@ -145,7 +152,7 @@ static __always_inline void ask_dispatcher(struct request *r)
 		return;
 	describe(r, g.out);
 	bpf_tail_call(r->ctx, &dispatchers, r->s->service);
-	COUNT_SERVICE(r->s->service, fallback);
+	fall_back(r);
 }
 
 /* --- carrying out the answer -------------------------------------------------- */
@@ -183,7 +190,7 @@ int take_answer(struct bpf_sk_lookup *ctx)
 	m = answered(&r, request);
 	if (m && assign(&r, m))
 		return SK_PASS;
-	COUNT_SERVICE(r.s->service, fallback);
+	fall_back(&r);
 	return place_by_rules(&r);
 }
 

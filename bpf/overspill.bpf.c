@@ -319,6 +319,7 @@ struct search {
 	bool siblings; /* all members, not the called ones */
 	bool patient; /* heed the claims of other CPUs */
 	bool contended; /* a claim stood in the way */
+	bool fell_back; /* a dispatcher has given no usable answer */
 	__u32 since; /* the tick of the first time that one did; 0: none has yet */
 
 	/* the scan: over table[first .. first + count] from `start`, wrapping */
@@ -824,6 +825,8 @@ static __always_inline bool find_at_once(struct request *r, struct ov_endpoint_k
 
 /* --- carrying out a choice --------------------------------------------------- */
 
+#include "trace.h"
+
 static __always_inline void count_placed(struct request *r, struct ov_member *m)
 {
 	bool special = !(m->flags & OV_WILDCARD) &&
@@ -837,6 +840,7 @@ static __always_inline void count_placed(struct request *r, struct ov_member *m)
 
 	if (!c || !s)
 		return;
+	trace(r, r->s->siblings ? OV_REDIRECTED : OV_PLACED);
 	c->special += special;
 	s->special += special;
 	s->crowded += r->s->rule == RULE_CROWDED;
@@ -1005,11 +1009,13 @@ static __always_inline bool assign(struct request *r, struct ov_member *m)
 	if (error) {
 		/* Passed on: the kernel's look-up serves it as ever. */
 		COUNT_EXIT(refused);
+		trace(r, OV_REFUSED);
 		return true;
 	}
 	move_turn(r);
 	if (r->s->rule == RULE_DROP) {
 		COUNT_SERVICE(r->s->service, dropped);
+		trace(r, OV_DROPPED);
 		return true;
 	}
 	if (r->endpoint->flags & OV_APART)
@@ -1504,6 +1510,9 @@ static __noinline bool place_back(struct request *r)
 	r->s->rule = r->s->full ? RULE_DROP : RULE_COOKIE;
 	r->s->siblings = !is_called(r, m);
 	r->s->position = entry->position;
+	r->s->direct = true; /* as a scan over all would have found it */
+	r->s->first = 0;
+	r->s->index = entry->position;
 	return assign(r, m);
 }
 
@@ -1557,12 +1566,15 @@ int by_rules(struct bpf_sk_lookup *ctx)
 		/* The user's wish, or only draining members are left: the client
 		 * is told at once (RST). */
 		COUNT_SERVICE(r.s->service, reset);
+		trace(&r, OV_RESET_SENT);
 		return SK_DROP;
 	}
-	if (r.s->rule == RULE_LEFT)
+	if (r.s->rule == RULE_LEFT) {
 		/* No member has a socket any more: whatever else listens there
 		 * may take the request, or nothing does. */
 		COUNT_SERVICE(r.s->service, left);
+		trace(&r, OV_LEFT);
+	}
 	return SK_PASS;
 }
 

@@ -22,7 +22,7 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 3
+#define OVERSPILL_LAYOUT 4
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
@@ -248,6 +248,73 @@ struct ov_origin {
 	__u64 cookie; /* of the member's socket */
 	__u32 slot;
 	__u32 counted; /* in the established ones of that slot */
+};
+
+/* What became of a request, as those who trace are told. */
+enum ov_outcome {
+	OV_PLACED = 0,
+	OV_REDIRECTED = 1,
+	OV_DROPPED = 2,
+	OV_RESET_SENT = 3,
+	OV_LEFT = 4,
+	OV_REFUSED = 5, /* the kernel refused the socket */
+};
+
+/* ov_event.why, besides what the figures of the called member say */
+enum ov_why {
+	OV_BY_POLICY = 0,
+	OV_CROWDED = 1, /* only half-open requests stood in the way */
+	OV_NO_OTHER = 2, /* hung, but no other member can take it */
+	OV_COOKIE = 3, /* its flow was sent a SYN cookie from there */
+	OV_FALLBACK = 4, /* the policy gave no usable answer */
+};
+
+/* A member as it was when a request was placed, before the kernel has queued that. */
+struct ov_glimpse {
+	__u32 id; /* OV_NO_MEMBER: there is none */
+	__u32 queued;
+	__u32 half_open;
+	__u32 backlog;
+	__u8 flags; /* ov_member.flags */
+	__u8 gone;
+	__u16 zero;
+};
+
+#define OV_NO_MEMBER 0xffffffff
+
+/* A request, in the ring buffers of those who trace. */
+struct ov_event {
+	__u64 time; /* ns of the monotonic clock */
+	__u8 service[72]; /* its name, padded with zeros */
+	__be32 remote[4]; /* IPv4 as ::ffff:a.b.c.d */
+	__be32 address[4]; /* the called one */
+	__u16 remote_port;
+	__u16 port;
+	__u8 outcome;
+	__u8 why;
+	__u8 policy;
+	__u8 zero;
+	struct ov_glimpse called; /* the one whose turn or hash it is, of the called members */
+	struct ov_glimpse chosen;
+};
+
+/* How many may trace a network namespace at the same time. */
+#define OV_TRACERS 8
+
+/* One who traces: its ring buffer is in `tracers`, at the same index. */
+struct ov_tracer {
+	__u64 until; /* ns of the monotonic clock; who goes on tracing moves it on */
+	__u64 lost; /* events for which its ring buffer had no room */
+	__u32 service; /* its number; OV_EVERY_SERVICE */
+	__u32 outcomes; /* 1 << ov_outcome of those that it is told of */
+};
+
+#define OV_EVERY_SERVICE 0xffffffff
+
+/* `tracing`: user space maps it into its memory. */
+struct ov_tracing {
+	__u64 active; /* 1 << index of those who trace: 0 is all that requests read */
+	struct ov_tracer tracers[OV_TRACERS];
 };
 
 /* `state`: written once, when the maps are made. */

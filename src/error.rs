@@ -46,6 +46,15 @@ pub enum Error {
         /// A name much like it that exists.
         nearest: Option<String>,
     },
+    /// There is no service at all in the network namespace.
+    #[error("there is no service in this network namespace")]
+    NoServices,
+    /// As many as may trace a network namespace do.
+    #[error("{most} are tracing this network namespace already")]
+    TooManyTracers {
+        /// How many may.
+        most: usize,
+    },
     /// The service has no such member.
     #[error("service {service} has no member {member} (it has {known})")]
     NoSuchMember {
@@ -359,6 +368,10 @@ impl Error {
                  rm); if a killed supervisor has left it, end its processes first"
             }
             Self::NoSuchService { .. } => "overspill ls lists them; --netns looks elsewhere",
+            Self::NoServices => {
+                "overspill run or overspill share makes one; --netns looks elsewhere"
+            }
+            Self::TooManyTracers { .. } => "end one of them",
             Self::NoMembers { .. } => "remove the service with overspill rm",
             Self::Mptcp { .. } => {
                 "let the server make a TCP socket (Go: GODEBUG=multipathtcp=0), or, if it \

@@ -26,7 +26,8 @@
 //! [`Service`] is a name with which to look at it and to change it.
 //!
 //! Where things are: [`model`] says where a request is placed; [`Service`] makes and
-//! changes services; [`adopt`] takes the sockets of running processes; [`preflight`]
+//! changes services; [`trace`] tells what becomes of each
+//! request; [`adopt`] takes the sockets of running processes; [`preflight`]
 //! tells what a machine lacks.
 
 #![deny(unsafe_code)]
@@ -48,6 +49,7 @@ mod roster;
 mod service;
 mod status;
 mod sys;
+pub mod trace;
 mod words;
 
 pub use cgroup::Cgroup;

@@ -653,7 +653,7 @@ impl Service {
     }
 
     /// Its number.
-    fn find(&self, datapath: &Datapath) -> Result<u32> {
+    pub(crate) fn find(&self, datapath: &Datapath) -> Result<u32> {
         let mut others = Vec::new();
         for named in datapath.names() {
             match named? {

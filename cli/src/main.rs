@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{allow, check, demo, drain, ls, restart, resume, rm, run, set, share, show};
+use commands::{allow, check, demo, drain, ls, restart, resume, rm, run, set, share, show, trace};
 use supervisor::{relay, worker};
 
 /// Let the sockets of one service share their queues inside the kernel
@@ -37,6 +37,7 @@ enum Command {
     Share(share::Args),
     Ls(ls::Args),
     Show(show::Args),
+    Trace(trace::Args),
     Set(set::Args),
     Drain(drain::Args),
     Resume(resume::Args),
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
         Command::Share(args) => share::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Trace(args) => trace::run(&args),
         Command::Set(args) => set::run(&args),
         Command::Drain(args) => drain::run(&args),
         Command::Resume(args) => resume::run(&args),

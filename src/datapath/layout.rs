@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised whenever a field changes its meaning or its place.
-pub(crate) const LAYOUT: u32 = 3;
+pub(crate) const LAYOUT: u32 = 4;
 
 pub(crate) const ROW_SIZE: usize = 64;
 pub(crate) const ROW_NAME: u32 = 1;
@@ -40,6 +40,23 @@ pub(crate) const MARK_TICKS: u32 = 10_000;
 /// `ov_ports.kinds`
 pub(crate) const PORT_EXACT: u8 = 1 << 0;
 pub(crate) const PORT_WILDCARD: u8 = 1 << 1;
+
+/// `OV_TRACERS`, `OV_EVERY_SERVICE` and `OV_NO_MEMBER`
+pub(crate) const TRACERS: usize = 8;
+pub(crate) const EVERY_SERVICE: u32 = u32::MAX;
+pub(crate) const NO_MEMBER: u32 = u32::MAX;
+
+/// `enum ov_why`
+pub(crate) const CROWDED: u8 = 1;
+pub(crate) const NO_OTHER: u8 = 2;
+pub(crate) const COOKIE: u8 = 3;
+pub(crate) const FALLBACK: u8 = 4;
+
+/// A text as the maps hold it: padded with zeros.
+pub(crate) fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|&byte| byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
 
 /// An address as the maps hold it: in network order, IPv4 as `::ffff:a.b.c.d`.
 pub(crate) fn address_bytes(ip: IpAddr) -> [u8; 16] {
@@ -222,6 +239,48 @@ plain! {
         counted: u32,
     }
 
+    /// `struct ov_glimpse`
+    #[derive(Default)]
+    struct Glimpse {
+        id: u32,
+        queued: u32,
+        half_open: u32,
+        backlog: u32,
+        flags: u8,
+        gone: u8,
+        zero: u16,
+    }
+
+    /// `struct ov_event`
+    struct Event {
+        time: u64,
+        service: [u8; 72],
+        remote: [u8; 16],
+        address: [u8; 16],
+        remote_port: u16,
+        port: u16,
+        outcome: u8,
+        why: u8,
+        policy: u8,
+        zero: u8,
+        called: Glimpse,
+        chosen: Glimpse,
+    }
+
+    /// `struct ov_tracer`
+    struct Tracer {
+        until: u64,
+        lost: u64,
+        service: u32,
+        outcomes: u32,
+    }
+
+    /// `struct ov_tracing`
+    struct Tracing {
+        active: u64,
+        tracers: [Tracer; TRACERS],
+    }
+
     /// `struct ov_listening`, of `bpf/hooks.h`
     struct Listening {
         cookie: u64,
@@ -356,6 +415,10 @@ mod tests {
             "ov_word": Word,
             "ov_origin": Origin,
             "ov_state": State,
+            "ov_glimpse": Glimpse,
+            "ov_event": Event,
+            "ov_tracer": Tracer,
+            "ov_tracing": Tracing,
         }
         let object = concat!(env!("OUT_DIR"), "/hooks.bpf.o");
         let btf = Btf::from_path(object).unwrap();

@@ -13,6 +13,7 @@ mod lock;
 mod make;
 mod read;
 mod rows;
+mod trace;
 
 use std::fs;
 use std::io;
@@ -28,6 +29,7 @@ pub(crate) use dispatcher::Dispatcher;
 pub use dispatcher::check_dispatcher;
 pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub(crate) use lock::{Lock, leftovers};
+pub(crate) use trace::{Tracer, monotonic};
 
 use crate::error::{Error, Result};
 use crate::mounts;
@@ -107,7 +109,9 @@ maps!(
     origins,
     dispatchers,
     requests,
-    finish
+    finish,
+    tracing,
+    tracers
 );
 
 /// The state of one network namespace.

@@ -59,17 +59,18 @@ impl Datapath {
         Error::Damaged { path: self.folder.clone(), what }
     }
 
-    /// Every service's number and name, in the order of the numbers: of each roster, that
-    /// alone is read.
+    /// Every service's number and name, in the order of the numbers.
     pub(crate) fn names(&self) -> impl Iterator<Item = Result<(u32, String)>> + '_ {
-        (0..self.state.services).filter_map(|id| {
-            let name = |extent: &Extent| (extent.first + ROW_NAME, NAME_ROWS);
-            let name = self
-                .read(id, name)
-                .transpose()?
-                .and_then(|(_, rows)| roster::name_from(&rows).ok_or_else(|| self.unreadable(id)));
-            Some(name.map(|name| (id, name)))
-        })
+        (0..self.state.services)
+            .filter_map(|id| Some(self.name(id).transpose()?.map(|name| (id, name))))
+    }
+
+    /// The name of service number `id`, or `None` where there is none: of the roster, that
+    /// alone is read.
+    pub(crate) fn name(&self, id: u32) -> Result<Option<String>> {
+        let name = |extent: &Extent| (extent.first + ROW_NAME, NAME_ROWS);
+        let Some((_, rows)) = self.read(id, name)? else { return Ok(None) };
+        roster::name_from(&rows).map(Some).ok_or_else(|| self.unreadable(id))
     }
 
     pub(crate) fn is_empty(&self) -> Result<bool> {

@@ -12,3 +12,4 @@ pub(crate) mod run;
 pub(crate) mod set;
 pub(crate) mod share;
 pub(crate) mod show;
+pub(crate) mod trace;

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Telling those who trace what became of a request.
+ *
+ * Where nobody does, a request reads one word that nobody writes. Each who does has a ring
+ * buffer of its own, and is told what it asked for until its time is up: one that was
+ * killed costs nothing for long. What finds no room in a buffer is counted. Nobody is
+ * woken, since that would cost more than all the rest: they look by themselves.
+ */
+#ifndef OVERSPILL_TRACE_H
+#define OVERSPILL_TRACE_H
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_tracing);
+} tracing SEC(".maps");
+
+struct ring {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096); /* user space makes larger ones */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, OV_TRACERS);
+	__type(key, __u32);
+	__array(values, struct ring);
+} tracers SEC(".maps");
+
+/* Too large for the stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_event);
+} event SEC(".maps");
+
+static __always_inline void glimpse(struct request *r, __u32 position,
+				    struct ov_glimpse *out)
+{
+	struct ov_member *m = member_at(r, position);
+	struct ov_figures f = {};
+
+	__builtin_memset(out, 0, sizeof(*out));
+	out->id = OV_NO_MEMBER;
+	if (!m)
+		return;
+	out->id = m->id;
+	out->flags = m->flags & ~(is_out(m) ? 0 : OV_HUNG); /* a mark that has run out */
+	out->gone = !read_figures(m, &f);
+	out->queued = f.queued;
+	out->half_open = f.half_open;
+	out->backlog = f.backlog;
+}
+
+static __always_inline __u8 why_of(struct search *s, __u8 policy)
+{
+	switch (s->rule) {
+	case RULE_CROWDED:
+		return OV_CROWDED;
+	case RULE_HUNG:
+		return OV_NO_OTHER;
+	case RULE_COOKIE:
+		return OV_COOKIE;
+	}
+	return policy == OV_DISPATCHER && s->fell_back ? OV_FALLBACK : OV_BY_POLICY;
+}
+
+static __always_inline void name_of(struct request *r, struct ov_event *e)
+{
+	union ov_row *first = row(r, OV_ROW_NAME), *second = row(r, OV_ROW_NAME + 1);
+
+	if (!first || !second)
+		return; /* not reached: a roster has them */
+	__builtin_memcpy(e->service, first->name, OV_ROW_SIZE);
+	__builtin_memcpy(e->service + OV_ROW_SIZE, second->name,
+			 sizeof(e->service) - OV_ROW_SIZE);
+}
+
+/* Who was called: the chosen one where it is among the called, else the flow's. */
+static __always_inline void describe_event(struct request *r, __u32 outcome,
+					   struct ov_event *e)
+{
+	struct search *s = r->s;
+	bool ipv4 = s->takes == OV_TAKES_IPV4;
+
+	e->time = bpf_ktime_get_ns();
+	name_of(r, e);
+	e->remote[0] = ipv4 ? 0 : s->remote[0];
+	e->remote[1] = ipv4 ? 0 : s->remote[1];
+	e->remote[2] = ipv4 ? bpf_htonl(0xffff) : s->remote[2];
+	e->remote[3] = s->remote[3];
+	__builtin_memcpy(e->address, s->address, sizeof(e->address));
+	e->remote_port = s->ports >> 16;
+	e->port = s->ports;
+	e->outcome = outcome;
+	e->policy = r->endpoint->policy;
+	e->why = why_of(s, e->policy);
+	__builtin_memset(&e->chosen, 0, sizeof(e->chosen));
+	e->chosen.id = OV_NO_MEMBER;
+	if (outcome != OV_RESET_SENT && outcome != OV_LEFT)
+		glimpse(r, position_of(r, s->index), &e->chosen);
+	if (e->chosen.id != OV_NO_MEMBER && !s->siblings)
+		e->called = e->chosen;
+	else
+		glimpse(r, called_position(r), &e->called);
+}
+
+static __always_inline void tell(struct ov_tracing *t, __u32 i, struct search *s,
+				 struct ov_event *e)
+{
+	struct ov_tracer *tracer = &t->tracers[i];
+	void *ring;
+
+	if (tracer->until < e->time) {
+		__sync_fetch_and_and(&t->active, ~(1ULL << i));
+		return;
+	}
+	if (!(tracer->outcomes & 1 << e->outcome) ||
+	    (tracer->service != OV_EVERY_SERVICE && tracer->service != s->service))
+		return;
+	ring = bpf_map_lookup_elem(&tracers, &i);
+	if (!ring || bpf_ringbuf_output(ring, e, sizeof(*e), BPF_RB_NO_WAKEUP))
+		__sync_fetch_and_add(&tracer->lost, 1);
+}
+
+__weak int report(struct search *s, __u32 outcome)
+{
+	__u32 zero = 0, i;
+	struct ov_tracing *t = bpf_map_lookup_elem(&tracing, &zero);
+	struct ov_event *e = bpf_map_lookup_elem(&event, &zero);
+	struct request r;
+	union ov_row *found;
+
+	if (!s || !t || !e)
+		return 0; /* not reached: the maps have these entries */
+	r = request_of(s);
+	found = row(&r, OV_ROW_ENDPOINTS + s->row);
+	if (!found)
+		return 0; /* not reached: a roster has it */
+	r.endpoint = &found->endpoint;
+	describe_event(&r, outcome, e);
+	for (i = 0; i < OV_TRACERS; i++)
+		if (t->active & 1ULL << i)
+			tell(t, i, s, e);
+	return 0;
+}
+
+static __always_inline void trace(struct request *r, enum ov_outcome outcome)
+{
+	__u32 zero = 0;
+	struct ov_tracing *t = bpf_map_lookup_elem(&tracing, &zero);
+
+	if (t && t->active)
+		report(r->s, outcome);
+}
+
+#endif

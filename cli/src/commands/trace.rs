@@ -1,0 +1,307 @@
+//! `overspill trace`
+
+use std::io::{self, BufWriter, Write as _};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use overspill::trace::{Event, Filter, Glimpse, Outcome, Trace, Why};
+use overspill::{MemberId, Name, Policy};
+use serde::Serialize;
+
+use crate::args::{self, Place};
+use crate::failure::{Failure, Outcome as Done};
+use crate::output;
+
+/// Tell of each request where it was placed, and why
+///
+/// A line a request: when, who asked, the address that was called, what became of it and why,
+/// the member called and the member chosen, each with its number and its queue at that
+/// moment: queued, then '+' and the half-open ones, of what it holds.
+///
+/// WHY: policy (it chose among members with room), or else what is the matter with the called
+/// member (full, draining, hung, gone), or: crowded (only half-open requests stand in the
+/// way), no-other (the member hangs, but no other has room), cookie (the flow was sent a SYN
+/// cookie from there), fallback (the dispatcher gave no usable answer).
+///
+/// Requests that come faster than they can be written are not waited for: how many were lost
+/// is said on stderr. Tracing ends with the service, and at a signal.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  overspill trace web --redirected
+  overspill trace --dropped                   # of all services
+  overspill trace web --member 2 --client 192.0.2.0/24
+  overspill trace web --json | jq -r '[.client, .outcome, .chosen.member] | @tsv'")]
+pub(crate) struct Args {
+    /// The service's name [default: all services of the network namespace]
+    #[arg(value_parser = args::name)]
+    name: Option<Name>,
+
+    /// Those that went to a sibling
+    #[arg(long)]
+    redirected: bool,
+
+    /// Those that no member got: dropped, reset, left
+    #[arg(long)]
+    dropped: bool,
+
+    /// Those that called this member or were put on it
+    #[arg(long, value_parser = args::member)]
+    member: Option<MemberId>,
+
+    /// Those of this client, or of this network
+    #[arg(long, value_name = "ADDR[/BITS]", value_parser = client)]
+    client: Option<IpNet>,
+
+    /// End after so many lines
+    #[arg(short = 'n', long, value_name = "N")]
+    count: Option<u64>,
+
+    /// Print a JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    #[command(flatten)]
+    place: Place,
+}
+
+/// How long is waited at most before it is looked whether tracing has ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+pub(crate) fn run(args: &Args) -> Done {
+    let signals = signals()?;
+    let filter = Filter { service: args.name.clone(), outcomes: args.outcomes() };
+    let trace = Trace::begin(&args.place.namespace()?, &filter)?;
+    let mut out = Output::new(args);
+    let mut told = Told::default();
+    out.head()?;
+    while out.wants_more() {
+        for event in trace.wait(LOOK)?.iter().filter(|event| args.wants(event)) {
+            out.line(event)?;
+        }
+        out.flush()?;
+        told.tell(&trace);
+        if signals.read_signal().is_ok_and(|signal| signal.is_some()) {
+            return Ok(());
+        }
+        if !trace.is_on()? {
+            return Err(Failure::new(ended(args)));
+        }
+    }
+    Ok(())
+}
+
+fn ended(args: &Args) -> String {
+    let what =
+        args.name.as_ref().map_or("the last service".to_owned(), |name| format!("service {name}"));
+    format!("{what} was removed; overspill ls lists what there is")
+}
+
+/// What ends tracing, to be asked for: the kernel is told that nobody listens any more.
+fn signals() -> Result<SignalFd, Failure> {
+    let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+    signals
+        .thread_block()
+        .and_then(|()| {
+            SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        })
+        .map_err(|error| Failure::new(format!("cannot wait for signals: {error}; try again")))
+}
+
+impl Args {
+    fn outcomes(&self) -> Vec<Outcome> {
+        let mut outcomes = Vec::new();
+        if self.redirected {
+            outcomes.push(Outcome::Redirected);
+        }
+        if self.dropped {
+            outcomes.extend([Outcome::Dropped, Outcome::Reset, Outcome::Left]);
+        }
+        outcomes
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        let members = [event.member, event.chosen];
+        let met = |id| members.iter().flatten().any(|glimpse| glimpse.member == id);
+        self.member.is_none_or(met)
+            && self.client.is_none_or(|net| net.contains(&event.client.ip()))
+    }
+}
+
+/// An address, or a network.
+fn client(text: &str) -> Result<IpNet, String> {
+    let address = text.parse::<IpAddr>().map(IpNet::from);
+    address.or_else(|_| text.parse::<IpNet>()).map_err(|_| {
+        "give an address or a network, such as 192.0.2.7, 192.0.2.0/24 or 2001:db8::/32".to_owned()
+    })
+}
+
+/// What was lost, said as it happens.
+#[derive(Default)]
+struct Told {
+    lost: u64,
+    paused: Duration,
+}
+
+impl Told {
+    fn tell(&mut self, trace: &Trace) {
+        let (lost, paused) = (trace.lost(), trace.paused());
+        if lost > self.lost {
+            let lost = usize::try_from(lost - self.lost).unwrap_or(usize::MAX);
+            let requests = output::count(lost, "request");
+            say(&format!("{requests} lost: more came than were written"));
+        }
+        if paused > self.paused {
+            let seconds = paused.saturating_sub(self.paused).as_secs_f64();
+            say(&format!("stopped for {seconds:.1} s: what came meanwhile is not known"));
+        }
+        *self = Self { lost, paused };
+    }
+}
+
+fn say(what: &str) {
+    // Where it can't be said, nobody reads it.
+    let _ = writeln!(io::stderr(), "overspill: {what}");
+}
+
+/// The lines.
+struct Output<'a> {
+    out: BufWriter<io::Stdout>,
+    json: bool,
+    /// The service, where it is the same on every line.
+    name: Option<&'a Name>,
+    left: Option<u64>,
+    zone: TimeZone,
+}
+
+impl<'a> Output<'a> {
+    fn new(args: &'a Args) -> Self {
+        Self {
+            out: BufWriter::new(io::stdout()),
+            json: args.json,
+            name: args.name.as_ref(),
+            left: args.count,
+            zone: TimeZone::system(),
+        }
+    }
+
+    fn wants_more(&self) -> bool {
+        self.left != Some(0)
+    }
+
+    fn head(&mut self) -> Done {
+        if self.json {
+            return Ok(());
+        }
+        let cells = ["TIME", "CLIENT", "CALLED", "SERVICE", "OUTCOME", "WHY", "MEMBER", "CHOSEN"];
+        self.write(&self.columns(cells))?;
+        self.flush()
+    }
+
+    fn line(&mut self, event: &Event) -> Done {
+        if !self.wants_more() {
+            return Ok(());
+        }
+        self.left = self.left.map(|left| left - 1);
+        let line = if self.json { json(event) } else { self.text(event) };
+        self.write(&line)
+    }
+
+    fn text(&self, event: &Event) -> String {
+        let time = Timestamp::try_from(event.time).expect("a time of today");
+        let time = time.to_zoned(self.zone.clone()).strftime("%H:%M:%S.%6f").to_string();
+        let cells = [
+            &time,
+            &event.client.to_string(),
+            &event.called.to_string(),
+            &event.service,
+            event.outcome.name(),
+            event.why.name(),
+            &member(event.member),
+            &member(event.chosen),
+        ];
+        self.columns(cells)
+    }
+
+    /// Lined up, as far as that is possible before the lines are known.
+    fn columns(
+        &self,
+        [time, client, called, service, outcome, why, member, chosen]: [&str; 8],
+    ) -> String {
+        let service = match self.name {
+            Some(_) => String::new(),
+            None => format!("{service:<8} "),
+        };
+        format!(
+            "{time:<15} {client:<21} {called:<17} {service}{outcome:<10} {why:<8} {member:<11} {chosen}"
+        )
+    }
+
+    fn write(&mut self, line: &str) -> Done {
+        let written = writeln!(self.out, "{line}");
+        self.written(written)
+    }
+
+    fn flush(&mut self) -> Done {
+        let flushed = self.out.flush();
+        self.written(flushed)
+    }
+
+    /// A reader that has seen enough (`| head`) is no failure, and an end.
+    fn written(&mut self, result: io::Result<()>) -> Done {
+        match result {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.left = Some(0),
+            Err(error) => {
+                return Err(Failure::new(format!(
+                    "cannot write the output: {error}; look where it goes"
+                )));
+            }
+            Ok(()) => {}
+        }
+        Ok(())
+    }
+}
+
+/// "2:3+1/17": member 2 holds 3 connections and 1 half open, of 17.
+fn member(glimpse: Option<Glimpse>) -> String {
+    let Some(Glimpse { member, queued, half_open, capacity, .. }) = glimpse else {
+        return "-".to_owned();
+    };
+    let half_open = if half_open == 0 { String::new() } else { format!("+{half_open}") };
+    format!("{member}:{queued}{half_open}/{capacity}")
+}
+
+/// The JSON of an event: fields may be added, none change.
+#[derive(Serialize)]
+struct Line<'a> {
+    /// UTC, as RFC 3339 has it.
+    time: Timestamp,
+    service: &'a str,
+    client: SocketAddr,
+    called: SocketAddr,
+    outcome: Outcome,
+    why: Why,
+    policy: Policy,
+    member: Option<Glimpse>,
+    chosen: Option<Glimpse>,
+}
+
+fn json(event: &Event) -> String {
+    let line = Line {
+        time: Timestamp::try_from(event.time).expect("a time of today"),
+        service: &event.service,
+        client: event.client,
+        called: event.called,
+        outcome: event.outcome,
+        why: event.why,
+        policy: event.policy,
+        member: event.member,
+        chosen: event.chosen,
+    };
+    serde_json::to_string(&line).expect("no map with keys that are not text")
+}
