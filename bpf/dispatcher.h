@@ -171,7 +171,8 @@ static __always_inline struct ov_member *answered(struct request *r,
 	c = &request->candidates[at];
 	if (c->position >= r->members)
 		return NULL;
-	m = look_at(r, 0, c->position);
+	aim_at(r, c->position);
+	m = look_at(r, c->position, c->position);
 	return m && m->slot == c->slot ? m : NULL;
 }
 

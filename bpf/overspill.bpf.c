@@ -1107,6 +1107,14 @@ static __always_inline void aim_at_other(struct request *r)
 	r->s->compared = false;
 }
 
+/* A member is known without a scan: as one over all would have found it. */
+static __always_inline void aim_at(struct request *r, __u32 position)
+{
+	r->s->first = 0;
+	r->s->direct = true;
+	r->s->index = position;
+}
+
 /* The next scope, then the next rule. */
 static __always_inline void go_on(struct request *r)
 {
@@ -1510,9 +1518,7 @@ static __noinline bool place_back(struct request *r)
 	r->s->rule = r->s->full ? RULE_DROP : RULE_COOKIE;
 	r->s->siblings = !is_called(r, m);
 	r->s->position = entry->position;
-	r->s->direct = true; /* as a scan over all would have found it */
-	r->s->first = 0;
-	r->s->index = entry->position;
+	aim_at(r, entry->position);
 	return assign(r, m);
 }
 

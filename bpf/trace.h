@@ -56,8 +56,10 @@ static __always_inline void glimpse(struct request *r, __u32 position,
 	out->backlog = f.backlog;
 }
 
-static __always_inline __u8 why_of(struct search *s, __u8 policy)
+static __always_inline __u8 why_of(struct search *s, struct ov_endpoint_row *endpoint)
 {
+	bool asked = endpoint->policy == OV_DISPATCHER && endpoint->flags & OV_REDIRECT;
+
 	switch (s->rule) {
 	case RULE_CROWDED:
 		return OV_CROWDED;
@@ -66,7 +68,7 @@ static __always_inline __u8 why_of(struct search *s, __u8 policy)
 	case RULE_COOKIE:
 		return OV_COOKIE;
 	}
-	return policy == OV_DISPATCHER && s->fell_back ? OV_FALLBACK : OV_BY_POLICY;
+	return asked && s->fell_back ? OV_FALLBACK : OV_BY_POLICY;
 }
 
 static __always_inline void name_of(struct request *r, struct ov_event *e)
@@ -98,7 +100,7 @@ static __always_inline void describe_event(struct request *r, __u32 outcome,
 	e->port = s->ports;
 	e->outcome = outcome;
 	e->policy = r->endpoint->policy;
-	e->why = why_of(s, e->policy);
+	e->why = why_of(s, r->endpoint);
 	__builtin_memset(&e->chosen, 0, sizeof(e->chosen));
 	e->chosen.id = OV_NO_MEMBER;
 	if (outcome != OV_RESET_SENT && outcome != OV_LEFT)

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use overspill::model::{self, Choice, Cookies, Request, Turns, Verdict};
+use overspill::trace::{Event, Filter, Outcome, Trace, Why};
 use overspill::{
     Capacity, Change, Health, MemberId, MemberState, MemberStatus, OnFull, Policy, Requests, Rules,
     Service, flow,
@@ -79,6 +80,21 @@ struct Member {
     half_open: Vec<(SocketAddr, SocketAddr)>,
 }
 
+/// What must be told of a request to those who trace.
+#[derive(Debug, PartialEq, Eq)]
+struct Told {
+    client: SocketAddr,
+    called: SocketAddr,
+    outcome: Outcome,
+    why: Option<Why>,
+    /// Where the request was put on a member.
+    member: Option<MemberId>,
+    chosen: Option<Seen>,
+}
+
+/// A member's number, its queue, its half-open requests, and what it holds.
+type Seen = (MemberId, u32, u32, u32);
+
 pub(super) struct Bench {
     kind: Kind,
     random: StdRng,
@@ -93,6 +109,8 @@ pub(super) struct Bench {
     wires: [Wire; 2],
     members: Vec<Member>,
     requests: Requests,
+    trace: Trace,
+    told: Vec<Told>,
     next_id: u32,
     next_port: u16,
     /// Whether the dispatcher has left the last request to next-available.
@@ -115,6 +133,7 @@ impl Bench {
             .share(&listeners)
             .unwrap();
         assert_eq!(service.namespace().seed().unwrap(), Some(seed));
+        let trace = Trace::begin(service.namespace(), &Filter::default()).unwrap();
         let requests = Requests::default();
         let always_cookies = random.random_bool(0.2);
         world::sysctl("net/ipv4/tcp_syncookies", if always_cookies { "2" } else { "1" });
@@ -132,6 +151,8 @@ impl Bench {
             wires: [false, true].map(|ipv6| Wire::to(syn::client(ipv6, 0).ip())),
             members,
             requests,
+            trace,
+            told: Vec::new(),
             next_id,
             next_port: 1024,
             fell_back: false,
@@ -212,7 +233,7 @@ impl Bench {
         if verdict == Verdict::Left && self.kernel_finds_a_member() {
             return;
         }
-        self.count(verdict);
+        self.count(verdict, client, called);
         if real {
             self.connect(verdict, client, called);
         } else {
@@ -285,7 +306,7 @@ impl Bench {
         if self.sends_cookie(verdict) {
             // The ACK that follows at once is a request of its own.
             let verdict = self.place(client, called);
-            self.count(verdict);
+            self.count(verdict, client, called);
             place = chosen(verdict);
         }
         let expected = place.map(|_| ()).ok_or(ErrorKind::ConnectionRefused);
@@ -322,7 +343,8 @@ impl Bench {
     }
 
     /// What the counters must say of a request.
-    fn count(&mut self, verdict: Verdict) {
+    fn count(&mut self, verdict: Verdict, client: SocketAddr, called: SocketAddr) {
+        self.told.extend(self.told(verdict, client, called));
         self.requests.fallback += u64::from(self.fell_back);
         match verdict {
             Verdict::NotOurs => {}
@@ -347,6 +369,56 @@ impl Bench {
         }
     }
 
+    /// What must be told of it.
+    fn told(&self, verdict: Verdict, client: SocketAddr, called: SocketAddr) -> Option<Told> {
+        let id = |at: usize| self.members[at].expected.member;
+        let seen = |at: usize| {
+            let model = &self.members[at].model;
+            (id(at), model.queued, model.half_open, model.backlog + 1)
+        };
+        let (outcome, member, chosen) = match verdict {
+            Verdict::NotOurs => return None,
+            Verdict::Placed(to) => (Outcome::Placed, Some(id(to.member)), Some(seen(to.member))),
+            Verdict::Redirected { from, to } => {
+                (Outcome::Redirected, Some(id(from)), Some(seen(to.member)))
+            }
+            Verdict::Dropped(full) => (Outcome::Dropped, None, Some(seen(full))),
+            Verdict::Reset => (Outcome::Reset, None, None),
+            Verdict::Left => (Outcome::Left, None, None),
+        };
+        let why = match verdict {
+            Verdict::Placed(to) | Verdict::Redirected { to, .. } if to.crowded => Why::Crowded,
+            Verdict::Placed(to) | Verdict::Redirected { to, .. } if to.returned => Why::Cookie,
+            Verdict::Dropped(_) => Why::Full,
+            Verdict::Left => Why::Gone,
+            // The model does not say which rule of those about hung ones it was.
+            _ if self.members.iter().any(|member| member.model.health != Health::Well) => {
+                return Some(Told { client, called, outcome, why: None, member, chosen });
+            }
+            Verdict::Placed(_) if self.fell_back => Why::Fallback,
+            Verdict::Placed(_) => Why::Policy,
+            _ => return Some(Told { client, called, outcome, why: None, member, chosen }),
+        };
+        Some(Told { client, called, outcome, why: Some(why), member, chosen })
+    }
+
+    /// Each request was told once, and as it was.
+    fn compare_trace(&mut self) {
+        let expected = std::mem::take(&mut self.told);
+        let mut events = Vec::new();
+        while events.len() < expected.len() {
+            let more = self.trace.wait(world::DEADLINE).unwrap();
+            assert!(!more.is_empty(), "told {events:#?}, expected {expected:#?}");
+            events.extend(more);
+        }
+        events.extend(self.trace.wait(Duration::ZERO).unwrap());
+        let told: Vec<Told> =
+            events.iter().zip(&expected).map(|(event, expected)| read(event, expected)).collect();
+        assert_eq!(events.len(), expected.len(), "{events:#?}");
+        assert_eq!(told, expected, "{events:#?}");
+        assert_eq!(self.trace.lost(), 0);
+    }
+
     /// A client that was sent a cookie answers it, late. Where the rules have a say in where
     /// its ACK goes, the model does not know whether that member can check it.
     fn acknowledge(&mut self) {
@@ -366,7 +438,7 @@ impl Bench {
                 return;
             }
         }
-        self.count(verdict);
+        self.count(verdict, client, called);
         syn::acknowledge(client, called, cookie);
         if let Some(position) = chosen(verdict) {
             let member = &mut self.members[position];
@@ -506,7 +578,8 @@ impl Bench {
 
     /// The kernel's figures become those of the model: a handshake's last segment is
     /// taken a moment after the client's `connect` is done.
-    fn compare(&self) {
+    fn compare(&mut self) {
+        self.compare_trace();
         let expected: Vec<MemberStatus> = self.members.iter().map(Member::expected).collect();
         let start = Instant::now();
         loop {
@@ -519,6 +592,20 @@ impl Bench {
                 assert_eq!(status.requests, self.requests, "{:?}", self.rules);
             }
         }
+    }
+}
+
+/// What an event says of what is expected.
+fn read(event: &Event, expected: &Told) -> Told {
+    assert_eq!(event.service, "history");
+    let chosen = event.chosen.map(|it| (it.member, it.queued, it.half_open, it.capacity));
+    Told {
+        client: event.client,
+        called: event.called,
+        outcome: event.outcome,
+        why: expected.why.and(Some(event.why)),
+        member: expected.member.and(event.member.map(|member| member.member)),
+        chosen,
     }
 }
 
