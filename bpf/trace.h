@@ -89,7 +89,6 @@ static __always_inline void describe_event(struct request *r, __u32 outcome,
 	struct search *s = r->s;
 	bool ipv4 = s->takes == OV_TAKES_IPV4;
 
-	e->time = bpf_ktime_get_ns();
 	name_of(r, e);
 	e->remote[0] = ipv4 ? 0 : s->remote[0];
 	e->remote[1] = ipv4 ? 0 : s->remote[1];
@@ -111,43 +110,59 @@ static __always_inline void describe_event(struct request *r, __u32 outcome,
 		glimpse(r, called_position(r), &e->called);
 }
 
-static __always_inline void tell(struct ov_tracing *t, __u32 i, struct search *s,
-				 struct ov_event *e)
+/* A global function, as `look` is: else each of all could want it or not. */
+__weak int wants(struct search *s, __u32 i, __u32 outcome, __u64 now)
 {
-	struct ov_tracer *tracer = &t->tracers[i];
-	void *ring;
+	__u32 zero = 0;
+	struct ov_tracing *t = bpf_map_lookup_elem(&tracing, &zero);
+	struct ov_tracer *tracer;
 
-	if (tracer->until < e->time) {
+	i %= OV_TRACERS; /* as it is: for the verifier */
+	if (!s || !t)
+		return false;
+	tracer = &t->tracers[i];
+	if (tracer->until < now) {
 		__sync_fetch_and_and(&t->active, ~(1ULL << i));
-		return;
+		return false;
 	}
-	if (!(tracer->outcomes & 1 << e->outcome) ||
-	    (tracer->service != OV_EVERY_SERVICE && tracer->service != s->service))
-		return;
-	ring = bpf_map_lookup_elem(&tracers, &i);
+	return tracer->outcomes & 1 << outcome &&
+	       (tracer->service == OV_EVERY_SERVICE || tracer->service == s->service);
+}
+
+static __always_inline void tell(struct ov_tracing *t, __u32 i, struct ov_event *e)
+{
+	void *ring = bpf_map_lookup_elem(&tracers, &i);
+
 	if (!ring || bpf_ringbuf_output(ring, e, sizeof(*e), BPF_RB_NO_WAKEUP))
-		__sync_fetch_and_add(&tracer->lost, 1);
+		__sync_fetch_and_add(&t->tracers[i].lost, 1);
 }
 
 __weak int report(struct search *s, __u32 outcome)
 {
-	__u32 zero = 0, i;
+	__u32 zero = 0, wanted = 0, i;
 	struct ov_tracing *t = bpf_map_lookup_elem(&tracing, &zero);
 	struct ov_event *e = bpf_map_lookup_elem(&event, &zero);
+	__u64 now = bpf_ktime_get_coarse_ns();
 	struct request r;
 	union ov_row *found;
 
 	if (!s || !t || !e)
 		return 0; /* not reached: the maps have these entries */
+	for (i = 0; i < OV_TRACERS; i++)
+		if (t->active & 1ULL << i)
+			wanted |= (wants(s, i, outcome, now) & 1) << i;
+	if (!wanted)
+		return 0;
 	r = request_of(s);
 	found = row(&r, OV_ROW_ENDPOINTS + s->row);
 	if (!found)
 		return 0; /* not reached: a roster has it */
 	r.endpoint = &found->endpoint;
+	e->time = bpf_ktime_get_ns();
 	describe_event(&r, outcome, e);
 	for (i = 0; i < OV_TRACERS; i++)
-		if (t->active & 1ULL << i)
-			tell(t, i, s, e);
+		if (wanted & 1 << i)
+			tell(t, i, e);
 	return 0;
 }
 

@@ -16,10 +16,12 @@
 use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::Program;
-use overspill::{Change, Policy, Status};
+use overspill::trace::{Filter, Outcome, Trace};
+use overspill::{Change, Namespace, Policy, Status};
 
 use crate::client;
 use crate::contestant::{Contestant, Group, Layout, UNSERVED_BOUND, listen};
@@ -39,6 +41,34 @@ pub(crate) const LAYOUTS: [Layout; 2] = [Layout::One, Layout::Own];
 const BACKLOG: u32 = 16;
 /// Where the one flow comes from.
 const CLIENT: SocketAddr = SocketAddr::new(client::ADDRESS, 40_000);
+
+/// Who traces while `next-available` decides; a request is placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tracer {
+    /// Who is told of every request, and reads.
+    Reads,
+    /// Who is told of every request, and does not read: its ring buffer is full.
+    IsSlow,
+    /// Who is told only of what is dropped.
+    Filters,
+}
+
+impl Tracer {
+    pub(crate) const ALL: [Self; 3] = [Self::Filters, Self::Reads, Self::IsSlow];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Reads => "next-available, each request traced",
+            Self::IsSlow => "next-available, traced into a full buffer",
+            Self::Filters => "next-available, drops traced",
+        }
+    }
+
+    fn begin(self) -> Result<Trace> {
+        let outcomes = if self == Self::Filters { vec![Outcome::Dropped] } else { Vec::new() };
+        Ok(Trace::begin(&Namespace::current()?, &Filter { service: None, outcomes })?)
+    }
+}
 
 pub(crate) fn case(
     contestant: &'static str,
@@ -173,6 +203,12 @@ impl<'a> Scene<'a> {
                 add(policy.name(), state, self.cost(called)?);
             }
         }
+        if state == "empty" {
+            self.set_policy(Policy::NextAvailable)?;
+            for tracer in Tracer::ALL {
+                add(tracer.name(), state, self.traced_cost(tracer, called)?);
+            }
+        }
         for peer in Peer::ALL {
             add(peer.name(), state, self.peer_cost(peer, called)?);
         }
@@ -192,6 +228,31 @@ impl<'a> Scene<'a> {
             world::pin_to_cpu(0);
             let flow = Flow { called, listeners: &self.group.listeners, ready: &self.ready };
             Ok([flow.test_run(program, self.plan)?, flow.requests(program, self.plan)?])
+        })
+    }
+
+    /// The same, while somebody traces.
+    fn traced_cost(&self, tracer: Tracer, called: SocketAddr) -> Result<[f64; 2]> {
+        /// What a ring buffer has room for, at least.
+        const ROOM: u32 = 4_000;
+        let program = self.program.as_fd();
+        self.group.arena.inside(|| {
+            world::pin_to_cpu(0);
+            let flow = Flow { called, listeners: &self.group.listeners, ready: &self.ready };
+            let context = context(CLIENT, called);
+            let trace = tracer.begin()?;
+            sys::test_run(program, &context, if tracer == Tracer::IsSlow { 2 * ROOM } else { 16 })?;
+            let read = || -> Result<()> {
+                while tracer == Tracer::Reads && !trace.wait(Duration::ZERO)?.is_empty() {}
+                Ok(())
+            };
+            read()?;
+            let test_run = sys::test_run(program, &context, ROOM / 2)?.into();
+            read()?;
+            let lost = trace.lost();
+            let requests = flow.requests(program, self.plan)?;
+            ensure!((trace.lost() > lost) == (tracer == Tracer::IsSlow), "{}", tracer.name());
+            Ok([test_run, requests])
         })
     }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use overspill::Policy;
 
 use crate::contestant::{Contestant, Layout};
-use crate::decision::{self, COST, LAYOUTS, REQUEST, STATES, TEST_RUN, UNSERVED};
+use crate::decision::{self, COST, LAYOUTS, REQUEST, STATES, TEST_RUN, Tracer, UNSERVED};
 use crate::machine::Machine;
 use crate::peer::Peer;
 use crate::plan::Plan;
@@ -134,6 +134,23 @@ fn decision_section(plan: &Plan, samples: &Samples) -> String {
         page += &peers_table(plan, samples, way);
         page += "\nTimes the dispatcher with two prefix matches, measured in the same rounds:\n\n";
         page += &policies_table(plan, samples, way);
+        page += "\nA request that is placed, while somebody traces it:\n\n";
+        page += &tracers_table(plan, samples, way);
+    }
+    page
+}
+
+fn tracers_table(plan: &Plan, samples: &Samples, way: &'static str) -> String {
+    let mut page = String::new();
+    let members = plan.decision_sizes[0];
+    head(&mut page, &["contestant"], &["cost (ns)", "times without"]);
+    let case = |name| decision::case(name, members, Layout::One, STATES[0], way);
+    let alone = case(Policy::NextAvailable.name());
+    let names = Tracer::ALL.map(Tracer::name).into_iter();
+    for name in std::iter::once(Policy::NextAvailable.name()).chain(names) {
+        let cost = Spread::of(&samples.of(case(name), COST)).expect("it was measured");
+        let ratio = Spread::of(&samples.ratios(case(name), alone, COST)).expect("as above");
+        row(&mut page, &[name.to_owned(), format!("{cost:.0}"), format!("{ratio:.2}")]);
     }
     page
 }
