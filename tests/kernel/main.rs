@@ -15,3 +15,4 @@ mod migrate;
 mod sharing;
 mod syn;
 mod tools;
+mod trace;
