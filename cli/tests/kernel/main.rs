@@ -14,4 +14,5 @@ mod run;
 mod server;
 mod survive;
 mod tool;
+mod trace;
 mod unchanged;
