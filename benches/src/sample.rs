@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::Path;
 
+use anyhow::{Context as _, Result, bail};
+
 /// What a figure belongs to. An empty or zero field does not apply.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Case {
@@ -66,6 +68,16 @@ impl Samples {
         rounds.max().map_or(0, |last| last as usize + 1)
     }
 
+    /// Reads what [`Samples::write`] has written.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let samples = text
+            .lines()
+            .skip(1)
+            .map(|line| Sample::parse(line).with_context(|| format!("{}: {line}", path.display())));
+        samples.collect::<Result<_>>().map(Self)
+    }
+
     /// Writes them as a table that any tool reads.
     pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
         let mut text = String::from(
@@ -82,6 +94,30 @@ impl Samples {
             .expect("a String takes everything");
         }
         std::fs::write(path, text)
+    }
+}
+
+impl Sample {
+    fn parse(line: &str) -> Result<Self> {
+        // The names of cases are constants; one that is read lives as long.
+        let name = |text: &str| -> &'static str { String::leak(text.to_owned()) };
+        let number = |text: &str| if text.is_empty() { Ok(0) } else { text.parse() };
+        let fields: Vec<&str> = line.split(',').collect();
+        let [subject, contestant, members, backlog, layout, state, way, round, measure, value] =
+            fields[..]
+        else {
+            bail!("not ten fields");
+        };
+        let case = Case {
+            subject: name(subject),
+            contestant: name(contestant),
+            members: number(members)?,
+            backlog: number(backlog)?,
+            layout: name(layout),
+            state: name(state),
+            way: name(way),
+        };
+        Ok(Self { case, round: round.parse()?, measure: name(measure), value: value.parse()? })
     }
 }
 
