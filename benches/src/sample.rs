@@ -1,6 +1,6 @@
 //! What was measured, raw.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io;
 use std::path::Path;
 
@@ -83,17 +83,23 @@ impl Samples {
         let mut text = String::from(
             "subject,contestant,members,backlog,layout,state,way,round,measure,value\n",
         );
-        for Sample { case, round, measure, value } in &self.0 {
-            let Case { subject, contestant, members, backlog, layout, state, way } = case;
-            writeln!(
-                text,
-                "{subject},{contestant},{},{},{layout},{state},{way},{round},{measure},{value}",
-                blank(*members),
-                blank(*backlog),
-            )
-            .expect("a String takes everything");
+        for sample in &self.0 {
+            writeln!(text, "{sample}").expect("a String takes everything");
         }
         std::fs::write(path, text)
+    }
+}
+
+impl fmt::Display for Sample {
+    /// A line of the table.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { case, round, measure, value } = self;
+        let Case { subject, contestant, members, backlog, layout, state, way } = case;
+        let (members, backlog) = (blank(*members), blank(*backlog));
+        write!(
+            f,
+            "{subject},{contestant},{members},{backlog},{layout},{state},{way},{round},{measure},{value}"
+        )
     }
 }
 
@@ -123,4 +129,20 @@ impl Sample {
 
 fn blank(number: u32) -> String {
     if number == 0 { String::new() } else { number.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        for line in [
+            "capacity,SO_REUSEPORT,4,16,one address,,,0,used (share),0.8529411764705882",
+            "decision,next-available,1,,one address,empty,test run,3,cost (ns),115",
+        ] {
+            assert_eq!(Sample::parse(line).unwrap().to_string(), line);
+        }
+        assert!(Sample::parse("rate,1").is_err());
+    }
 }

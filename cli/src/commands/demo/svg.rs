@@ -145,7 +145,7 @@ impl Picture {
     /// From the clients, whose `from` is on its left, to the middle of a queue.
     fn band(&mut self, from: usize, to: usize, width: usize, part: Part) {
         let (top, bottom) = (self.y + BANDS - 14, self.y + QUEUES);
-        let half = (top + bottom) / 2;
+        let half = usize::midpoint(top, bottom);
         let (right, near) = (from + width, to - width / 2);
         let far = near + width;
         let class = class(part);
@@ -157,7 +157,7 @@ impl Picture {
     /// Whom clients call that go elsewhere.
     fn way(&mut self, from: usize, to: usize) {
         let (top, bottom) = (self.y + BANDS - 14, self.y + QUEUES - 4);
-        let half = (top + bottom) / 2;
+        let half = usize::midpoint(top, bottom);
         self.push(format_args!(
             r#"<path class="way" d="M{from} {top}C{from} {half} {to} {half} {to} {bottom}"/>"#
         ));
