@@ -46,6 +46,8 @@ fn draw_dots(findings: &Findings, path: &Path) -> Result<(), Box<dyn std::error:
     let root = SVGBackend::new(path, SIZE).into_drawing_area();
     root.fill(&WHITE)?;
     let rows = Operation::ALL.len() as f64;
+    let longest = findings.samples.iter().map(|it| milliseconds(it.time)).fold(1_000.0, f64::max);
+    let end = 10_f64.powf(longest.log10().ceil());
     let mut chart = ChartBuilder::on(&root)
         .caption(
             "What a call takes, at services × members each",
@@ -55,7 +57,7 @@ fn draw_dots(findings: &Findings, path: &Path) -> Result<(), Box<dyn std::error:
         .x_label_area_size(48)
         // The names stand there.
         .y_label_area_size(310)
-        .build_cartesian_2d((0.01..1_000.0).log_scale(), 0.0..rows)?;
+        .build_cartesian_2d((0.01..end).log_scale(), 0.0..rows)?;
     chart
         .configure_mesh()
         .disable_y_mesh()
