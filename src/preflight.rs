@@ -112,6 +112,12 @@ fn kernel(release: &str) -> Item {
         Some(version) if version < (5, 17) => {
             Item::missing(name, release, "use Linux 5.17 or newer (for bpf_loop)")
         }
+        Some(version) if version < (5, 18) => {
+            let found = format!("{release}: allow, and run without --listen, do not work");
+            Item::note(name, found).with_remedy(
+                "use Linux 5.18 or newer (for bpf_set_retval), 6.2 or newer for full speed",
+            )
+        }
         Some(version) if version < (6, 2) => {
             Item::note(name, format!("{release} reads queues the slow way"))
                 .with_remedy("use Linux 6.2 or newer (for bpf_rdonly_cast)")
@@ -384,6 +390,7 @@ mod tests {
             ("5.16.20", Verdict::Missing),
             ("4.19.0-27-amd64", Verdict::Missing),
             ("5.17.0", Verdict::Note),
+            ("5.18.0", Verdict::Note),
             ("6.1.0-37-cloud-amd64", Verdict::Note),
             ("6.2-rc1", Verdict::Ok),
             ("6.12.48+deb13-cloud-amd64", Verdict::Ok),

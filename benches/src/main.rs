@@ -45,6 +45,9 @@ struct Args {
     /// partial run target/bench)
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// Draw the picture of the run in this folder anew, and measure nothing
+    #[arg(long, value_name = "FOLDER")]
+    redraw: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -73,6 +76,10 @@ impl Subject {
 fn main() -> Result<()> {
     let args = Args::parse();
     let plan = if args.quick { Plan::quick() } else { Plan::full() };
+    if let Some(run) = args.redraw {
+        let samples = Samples::read(&run.join("samples.csv"))?;
+        return picture::draw(&plan, &samples, &run.join("picture.svg"));
+    }
     let machine = Machine::now()?;
     // Only a whole run is worth a place among the others.
     let whole = !args.quick && args.subjects.is_empty();

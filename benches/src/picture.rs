@@ -1,4 +1,4 @@
-//! The figures as a picture: four panels, one for each subject.
+//! The figures as a picture: a panel for each subject that was measured.
 
 use std::ops::Range;
 use std::path::Path;
@@ -26,7 +26,8 @@ use crate::{capacity, hang, rate};
 type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, RangedCoordf64>>;
 
-const SIZE: (u32, u32) = (1200, 900);
+/// Of a panel.
+const SIZE: (u32, u32) = (600, 450);
 const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
 const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 // Told apart by people who do not see all colours (Okabe and Ito).
@@ -36,6 +37,8 @@ const RED: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
 const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
 const SKY: RGBColor = RGBColor(0x56, 0xb4, 0xe9);
 const GREEN: RGBColor = RGBColor(0x00, 0x9e, 0x73);
+const PURPLE: RGBColor = RGBColor(0x66, 0x33, 0x99);
+const OLIVE: RGBColor = RGBColor(0xb8, 0xa9, 0x00);
 
 fn colour(contestant: Contestant) -> RGBColor {
     match contestant {
@@ -44,25 +47,29 @@ fn colour(contestant: Contestant) -> RGBColor {
         Contestant::Shared => GREY,
         Contestant::Overspill(Policy::ShortestQueue) => BLUE,
         Contestant::Overspill(Policy::RoundRobin) => GREEN,
+        Contestant::Overspill(Policy::LeastLoaded) => PURPLE,
+        Contestant::Overspill(Policy::TwoChoices) => OLIVE,
         Contestant::Overspill(_) => SKY,
     }
 }
 
-/// Draws what was measured; a subject that was not leaves its panel empty.
+/// Draws what was measured.
 pub(crate) fn draw(plan: &Plan, samples: &Samples, path: &Path) -> Result<()> {
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
-    root.fill(&WHITE).map_err(failed)?;
-    let panels = root.split_evenly((2, 2));
     let drawers: [(&str, Drawer); 4] = [
         (capacity::SUBJECT, draw_capacity),
         (hang::SUBJECT, draw_hang),
         (decision::SUBJECT, draw_decision),
         (rate::SUBJECT, draw_rate),
     ];
-    for ((subject, drawer), panel) in drawers.into_iter().zip(&panels) {
-        if !samples.cases(subject).is_empty() {
-            drawer(panel, plan, samples)?;
-        }
+    let measured = drawers.into_iter().filter(|(subject, _)| !samples.cases(subject).is_empty());
+    let drawers: Vec<Drawer> = measured.map(|(_, drawer)| drawer).collect();
+    let columns = drawers.len().clamp(1, 2);
+    let lines = drawers.len().div_ceil(columns).max(1);
+    let size = (SIZE.0 * columns as u32, SIZE.1 * lines as u32);
+    let root = SVGBackend::new(path, size).into_drawing_area();
+    root.fill(&WHITE).map_err(failed)?;
+    for (drawer, panel) in drawers.into_iter().zip(&root.split_evenly((lines, columns))) {
+        drawer(panel, plan, samples)?;
     }
     root.present().map_err(failed)
 }
@@ -217,8 +224,13 @@ fn draw_capacity(panel: &Panel<'_>, _: &Plan, samples: &Samples) -> Result<()> {
 }
 
 fn draw_hang(panel: &Panel<'_>, plan: &Plan, samples: &Samples) -> Result<()> {
+    let measured = |contestant: &Contestant| {
+        let case = |&backlog: &u32| hang::case(*contestant, backlog);
+        plan.hang_backlogs.iter().map(case).any(|case| !samples.of(case, hang::SHARE).is_empty())
+    };
     let kinds = hang::contestants()
         .into_iter()
+        .filter(measured)
         .map(|contestant| {
             let shares = plan.hang_backlogs.iter().map(|&backlog| {
                 let shares: Vec<f64> = samples
@@ -258,6 +270,8 @@ fn draw_decision(panel: &Panel<'_>, plan: &Plan, samples: &Samples) -> Result<()
         (SKY, "shortest-queue, all empty", line(Policy::ShortestQueue.name(), "empty")),
         (ORANGE, "next-available, called member full", line(Policy::NextAvailable.name(), "full")),
         (GREEN, "next-available, all empty", line(Policy::NextAvailable.name(), "empty")),
+        (PURPLE, "least-loaded, all equally loaded", line(Policy::LeastLoaded.name(), "even")),
+        (OLIVE, "two-choices, all equally loaded", line(Policy::TwoChoices.name(), "even")),
         (RED, Peer::TwoLookups.name(), line(Peer::TwoLookups.name(), "empty")),
         (GREY, Peer::Nothing.name(), line(Peer::Nothing.name(), "empty")),
     ];
@@ -285,7 +299,7 @@ fn draw_decision(panel: &Panel<'_>, plan: &Plan, samples: &Samples) -> Result<()
         .axis_desc_style(("sans-serif", 15).into_font().color(&INK))
         .draw()
         .map_err(failed)?;
-    for (colour, name, points) in lines {
+    for (colour, name, points) in lines.into_iter().filter(|(.., points)| !points.is_empty()) {
         let style: ShapeStyle = colour.stroke_width(2);
         chart
             .draw_series(LineSeries::new(points.iter().copied(), style))
@@ -310,19 +324,24 @@ fn draw_rate(panel: &Panel<'_>, _: &Plan, samples: &Samples) -> Result<()> {
         .collect();
     let reach = rows.iter().flat_map(|(_, s)| [1.0 - s.low, s.high - 1.0]).fold(0.02, f64::max);
     let (low, high) = (1.0 - 1.2 * reach, 1.0 + 1.2 * reach);
-    let mut chart = frame(
-        panel,
-        "Connections a second, times SO_REUSEPORT",
-        low..high,
-        0.0..rows.len() as f64,
-    )?;
+    let mut chart = ChartBuilder::on(panel)
+        .caption(
+            "Connections a second (median, 95 % interval)",
+            ("sans-serif", 19).into_font().color(&INK),
+        )
+        .margin(14)
+        .x_label_area_size(44)
+        // The names and figures stand there.
+        .y_label_area_size(262)
+        .build_cartesian_2d(low..high, 0.0..rows.len() as f64)
+        .map_err(failed)?;
     chart
         .configure_mesh()
         .disable_y_mesh()
         .disable_y_axis()
-        .x_desc("times SO_REUSEPORT in the same round (median, 95 % interval)")
-        .x_label_formatter(&|x| format!("{x:.3}"))
-        .x_labels(6)
+        .x_desc("times SO_REUSEPORT (lines: 0.99 and 1)")
+        .x_label_formatter(&|x| format!("{x:.1}"))
+        .x_labels(5)
         .light_line_style(WHITE)
         .bold_line_style(GRID)
         .label_style(("sans-serif", 14).into_font().color(&INK))
@@ -334,15 +353,18 @@ fn draw_rate(panel: &Panel<'_>, _: &Plan, samples: &Samples) -> Result<()> {
         chart.draw_series([line]).map_err(failed)?;
     }
     for (n, (contestant, spread)) in rows.iter().enumerate() {
-        let y = rows.len() as f64 - n as f64 - 0.6;
+        let y = rows.len() as f64 - n as f64 - 0.5;
         let colour = colour(*contestant);
         let interval = [(spread.low, y), (spread.high, y)];
         chart.draw_series([PathElement::new(interval, colour.stroke_width(3))]).map_err(failed)?;
         chart.draw_series([Circle::new((spread.median, y), 5, colour.filled())]).map_err(failed)?;
+        let (left, line) = chart.backend_coord(&(low, y));
+        let (panel_left, panel_top) = panel.get_base_pixel();
+        let at = (left - panel_left - 8, line - panel_top);
         let text = format!("{}: {:.3}", contestant.name(), spread);
-        let at = (low + 0.02 * (high - low), y + 0.42);
-        let style = ("sans-serif", 14).into_font().color(&INK);
-        chart.draw_series([Text::new(text, at, style)]).map_err(failed)?;
+        let style = ("sans-serif", 12).into_font().color(&INK);
+        let style = style.pos(Pos::new(HPos::Right, VPos::Center));
+        panel.draw(&Text::new(text, at, style)).map_err(failed)?;
     }
     Ok(())
 }

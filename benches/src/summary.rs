@@ -20,7 +20,7 @@ pub(crate) fn write(plan: &Plan, machine: &Machine, samples: &Samples) -> String
          Linux {kernel}, {processors} × {processor}; load before: {load}; commit {commit}{quick}. \
          Ratios travel, absolute times do not. `a (b .. c)` is the median and its 95 % bootstrap \
          interval over the rounds. Every figure of every round is in [samples.csv](samples.csv).\n\n\
-         ![The four subjects](picture.svg)\n",
+         ![The figures as a picture](picture.svg)\n",
         date = machine.date,
         kernel = machine.kernel,
         processor = machine.processor,

@@ -9,6 +9,7 @@ mod field;
 mod machine;
 mod memory;
 mod operation;
+mod picture;
 mod report;
 
 use std::fs;
@@ -37,6 +38,9 @@ struct Args {
     /// target/bench)
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// Draw the picture of the run in this folder anew, and measure nothing
+    #[arg(long, value_name = "FOLDER")]
+    redraw: Option<PathBuf>,
 }
 
 /// What was found.
@@ -49,6 +53,12 @@ pub(crate) struct Findings {
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(run) = args.redraw {
+        let path = run.join("samples.csv");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let findings = report::read(&text).with_context(|| path.display().to_string())?;
+        return picture::draw(&findings, &run.join("picture.svg"));
+    }
     let machine = Machine::now()?;
     let benches = Path::new(env!("CARGO_MANIFEST_DIR"));
     let usual = if args.quick {
@@ -70,6 +80,7 @@ fn main() -> Result<()> {
     fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
     fs::write(out.join("samples.csv"), report::samples(&findings))?;
     fs::write(out.join("memory.csv"), report::memory(&findings))?;
+    picture::draw(&findings, &out.join("picture.svg"))?;
     let page = report::page(&machine, args.quick, &findings);
     fs::write(out.join("README.md"), &page)?;
     print!("{page}");

@@ -9,7 +9,7 @@ use crate::Findings;
 use crate::field::Shape;
 use crate::machine::Machine;
 use crate::memory::{CAPACITIES, Charge, ENTRIES, ROSTERS, STORAGE};
-use crate::operation::Operation;
+use crate::operation::{Operation, Sample};
 
 /// Every operation.
 pub(crate) fn samples(findings: &Findings) -> String {
@@ -20,6 +20,24 @@ pub(crate) fn samples(findings: &Findings) -> String {
         line(&mut text, format_args!("{services},{members},\"{operation}\",{ms:.4}"));
     }
     text
+}
+
+/// Reads what [`samples`] has written.
+pub(crate) fn read(text: &str) -> Option<Findings> {
+    let mut findings = Findings::default();
+    for line in text.lines().skip(1) {
+        let (head, rest) = line.split_once(",\"")?;
+        let (services, members) = head.split_once(',')?;
+        let shape = Shape { services: services.parse().ok()?, members: members.parse().ok()? };
+        let (name, ms) = rest.split_once("\",")?;
+        let operation = Operation::ALL.into_iter().find(|it| it.name() == name)?;
+        let time = Duration::from_secs_f64(ms.parse::<f64>().ok()? / 1e3);
+        if !findings.shapes.contains(&shape) {
+            findings.shapes.push(shape);
+        }
+        findings.samples.push(Sample { shape, operation, time });
+    }
+    Some(findings)
 }
 
 /// What the kernel holds in each state.
@@ -45,6 +63,7 @@ pub(crate) fn page(machine: &Machine, quick: bool, findings: &Findings) -> Strin
          Each time is that of one call of the library, from opening the state to the answer; \
          nothing is kept between calls, but for *again*. Each member has an address of its own, \
          each service a port. Services and members are taken at random.\n\n\
+         ![What a call takes, by operation and shape](picture.svg)\n\n\
          ## Time\n\n\
          Median / 99th percentile, in ms, at services × members each. A change waits for a grace \
          period of RCU, in which no program reads the old list any more; a mark and reading do \
@@ -124,7 +143,7 @@ fn services(page: &mut String, findings: &Findings) {
     }
 }
 
-fn milliseconds(time: Duration) -> f64 {
+pub(crate) fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
@@ -145,4 +164,22 @@ fn row(page: &mut String, first: &str, cells: impl IntoIterator<Item = String>) 
 
 fn line(text: &mut String, line: std::fmt::Arguments<'_>) {
     writeln!(text, "{line}").expect("a String takes everything");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_read_as_they_were_written() {
+        let shape = Shape { services: 1, members: 4 };
+        let all = Operation::ALL.map(|operation| {
+            let time = Duration::from_micros(1_500 + operation as u64);
+            Sample { shape, operation, time }
+        });
+        let written = samples(&Findings { samples: all.to_vec(), ..Findings::default() });
+        let read = read(&written).unwrap();
+        assert_eq!(read.shapes, [shape]);
+        assert_eq!(samples(&read), written);
+    }
 }

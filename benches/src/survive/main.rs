@@ -37,10 +37,18 @@ struct Args {
     /// target/bench)
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// Draw the picture of the run in this folder anew, and try nothing
+    #[arg(long, value_name = "FOLDER")]
+    redraw: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
+    if let Some(run) = args.redraw {
+        let path = run.join("clients.csv");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        return picture::draw(&report::read_losses(&text), &run.join("picture.svg"));
+    }
     let machine = Machine::now()?;
     let benches = Path::new(env!("CARGO_MANIFEST_DIR"));
     let usual = if args.quick {
@@ -80,7 +88,8 @@ fn main() -> Result<()> {
     fs::create_dir_all(&out).with_context(|| format!("make {}", out.display()))?;
     fs::write(out.join("clients.csv"), report::clients(&rows))?;
     fs::write(out.join("counts.csv"), report::counts(&rows))?;
-    picture::draw(&rows, &out.join("picture.svg"))?;
+    let losses: Vec<_> = rows.iter().map(Row::losses).collect();
+    picture::draw(&losses, &out.join("picture.svg"))?;
     let page = report::page(&machine, seconds, &rows);
     fs::write(out.join("README.md"), &page)?;
     print!("{page}");

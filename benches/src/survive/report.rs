@@ -7,6 +7,7 @@ use std::time::Duration;
 use trial::{End, Outcome, Trouble};
 
 use crate::machine::Machine;
+use crate::picture::Losses;
 
 /// What one trial came to.
 #[derive(Debug)]
@@ -27,7 +28,13 @@ impl Row {
     }
 
     pub(crate) fn contestant(&self) -> &'static str {
-        if self.redirect { "overspill" } else { "SO_REUSEPORT" }
+        contestant(self.redirect)
+    }
+
+    /// For the picture.
+    pub(crate) fn losses(&self) -> Losses {
+        let (clients, lost) = (self.outcome.fates.len(), self.outcome.lost());
+        Losses { trouble: self.trouble, redirect: self.redirect, clients, lost }
     }
 
     fn wait(&self, at: f64) -> f64 {
@@ -59,6 +66,30 @@ impl fmt::Display for Row {
             self.wait(1.0),
         )
     }
+}
+
+fn contestant(redirect: bool) -> &'static str {
+    if redirect { "overspill" } else { "SO_REUSEPORT" }
+}
+
+/// Reads for the picture what [`clients`] has written.
+pub(crate) fn read_losses(text: &str) -> Vec<Losses> {
+    let of = |trouble: Trouble, redirect: bool| {
+        let head = format!("{},{},", trouble.name(), contestant(redirect));
+        let ends: Vec<&str> = text
+            .lines()
+            .filter(|line| line.starts_with(&head))
+            .filter_map(|line| line.rsplit(',').next())
+            .collect();
+        let is_lost =
+            |end: &&&str| [End::Refused, End::Reset, End::TimedOut].map(End::name).contains(*end);
+        let (clients, lost) = (ends.len(), ends.iter().filter(is_lost).count());
+        Losses { trouble, redirect, clients, lost }
+    };
+    Trouble::ALL
+        .into_iter()
+        .flat_map(|trouble| [true, false].map(|with| of(trouble, with)))
+        .collect()
 }
 
 /// A page in Markdown.
@@ -114,4 +145,24 @@ pub(crate) fn counts(rows: &[Row]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_lost_is_counted_by_case() {
+        let text = "workers are,with,came (ms),accepted after (ms),end\n\
+                    killed,overspill,0,2.2,served\n\
+                    killed,SO_REUSEPORT,0,,refused\n\
+                    killed,SO_REUSEPORT,10,0.7,cut off\n";
+        let losses = read_losses(text);
+        let of = |redirect| {
+            let it =
+                losses.iter().find(|it| it.trouble == Trouble::Kill && it.redirect == redirect);
+            it.map(|it| (it.clients, it.lost))
+        };
+        assert_eq!([of(true), of(false)], [Some((1, 0)), Some((2, 1))]);
+    }
 }

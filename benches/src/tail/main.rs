@@ -63,6 +63,9 @@ struct Args {
     /// partial run target/bench)
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
+    /// Draw the picture of the run in this folder anew, and measure nothing
+    #[arg(long, value_name = "FOLDER")]
+    redraw: Option<PathBuf>,
 }
 
 fn main() -> Result<()> {
@@ -85,6 +88,10 @@ fn main() -> Result<()> {
     } else {
         Plan::full(traffics, args.rounds, Duration::from_secs_f64(args.seconds))
     };
+    if let Some(run) = args.redraw {
+        let samples = Samples::read(&run.join("samples.csv"))?;
+        return picture::draw(&plan, &samples, &run.join("picture.svg"));
+    }
     arena::raise_descriptor_limit()?;
     let mut samples = Samples::default();
     let capacities = plan.measure(&mut samples)?;

@@ -45,7 +45,7 @@ fn introduction(plan: &Plan, machine: &Machine) -> String {
          from the moment at which a request was meant to be asked; who failed, or waited for more \
          than 2 s, counts as 2000. Every figure of every run is in [samples.csv](samples.csv); \
          [benches/README.md](../../../README.md) tells who takes part.\n\n\
-         ![p99 by traffic and load](picture.svg)\n",
+         ![99th percentile of waits by traffic and load](picture.svg)\n",
         rounds = plan.rounds,
         seconds = plan.time.as_secs_f64(),
     )

@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=60))]
     seconds: u32,
 
-    /// Write the picture to FILE as well
+    /// Draw a picture of it in FILE as well (SVG)
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
 

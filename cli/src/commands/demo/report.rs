@@ -33,6 +33,8 @@ pub(super) struct Act {
 pub(super) struct MemberRow {
     pub(super) name: String,
     pub(super) hung: bool,
+    /// Whether clients call its address.
+    pub(super) called: bool,
     /// Clients that it answered without overspill, and with it.
     pub(super) answered: [usize; 2],
     /// As overspill counts: requests put on it that called it, and that called others.
@@ -47,13 +49,22 @@ impl Act {
         let right = seen.iter().filter(|&&address| address == called).count();
         Self { summary: statistics::summarise(visits), saw_called: [right, seen.len()], dropped }
     }
+
+    /// What it came to, in a line.
+    pub(super) fn outcome(&self) -> (Part, String) {
+        let Summary { clients, failed, p99, .. } = self.summary;
+        match failed {
+            0 => (Part::Called, format!("all are answered, 99 % within {}", time(p99))),
+            _ => (Part::Failed, format!("{failed} of {clients} get no answer")),
+        }
+    }
 }
 
 impl MemberRow {
     /// The row of the member at `position` of the service.
     pub(super) fn new(
         name: &str,
-        hung: bool,
+        [hung, called]: [bool; 2],
         visits: [&[Visit]; 2],
         status: &Status,
         position: usize,
@@ -63,6 +74,7 @@ impl MemberRow {
         Self {
             name: name.to_owned(),
             hung,
+            called,
             answered: visits.map(|visits| visits.iter().filter(by).count()),
             placed: member.placed,
             redirected_in: member.redirected_in,
@@ -225,6 +237,7 @@ pub(super) mod tests {
         let member = |name: &str, hung, answered, redirected_in| MemberRow {
             name: name.to_owned(),
             hung,
+            called: hung,
             answered,
             placed: 0,
             redirected_in,

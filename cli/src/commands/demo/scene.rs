@@ -98,7 +98,8 @@ impl Script {
         let called = self.called.ip().to_string();
         let visits = [without.visits.as_slice(), with.visits.as_slice()];
         let row = |(position, plan): (usize, &Plan)| {
-            MemberRow::new(&plan.name, position == self.hung, visits, status, position)
+            let is = [position == self.hung, plan.address == self.called];
+            MemberRow::new(&plan.name, is, visits, status, position)
         };
         Ok(Scene {
             title: self.title.to_owned(),
