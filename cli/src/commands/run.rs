@@ -2,16 +2,18 @@
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use clap::FromArgMatches as _;
 use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 use overspill::{Capacity, Name, Policy};
 
 use crate::args::{self, RuleArgs};
-use crate::failure::Outcome;
+use crate::config::Config;
+use crate::failure::{Failure, Outcome};
 use crate::supervisor::relay::Output;
 use crate::supervisor::{self, Plan};
 
@@ -94,14 +96,22 @@ EXAMPLES
 /// Start the workers of a server, which share their queues
 #[derive(Debug, clap::Args)]
 #[command(long_about = LONG, after_help = EXAMPLES)]
+#[command(override_usage = "overspill run [OPTIONS] -- <COMMAND>...
+       overspill run --config <FILE>")]
 pub(crate) struct Args {
+    /// Read all of this from a file: each option is a key, without the dashes, as in
+    /// listen = ["0.0.0.0:80"], and command = ["PROGRAM", "ARGUMENT", ...]; the name is the
+    /// file's, without .toml. SIGHUP and overspill restart read it again
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    config: Option<PathBuf>,
+
     /// The service's name; with several ports it is followed by :PORT [default: COMMAND's
     /// file name]
     #[arg(long, value_parser = args::base_name)]
     name: Option<Name>,
 
     /// How many workers [default: one for each CPU, or for each address of --listen-each]
-    #[arg(short = 'n', value_name = "WORKERS",
+    #[arg(short = 'n', long, value_name = "WORKERS",
           value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
 
@@ -177,27 +187,70 @@ pub(crate) struct Args {
 #[derive(Debug, Clone)]
 struct Addresses(Vec<SocketAddr>);
 
+/// Options that do not go together.
+#[derive(Debug)]
+struct Clash {
+    options: &'static [&'static str],
+    message: String,
+}
+
 pub(crate) fn run(args: Args) -> Outcome {
+    if let Some(file) = args.config {
+        let plan = plan_of(&file)?;
+        return supervisor::run(plan, Some(Box::new(move || plan_of(&file))));
+    }
     args.rules.check_dispatcher()?;
     match args.plan() {
-        Ok(plan) => supervisor::run(plan),
-        Err(message) => wrong_usage(&message),
+        Ok(plan) => supervisor::run(plan, None),
+        Err(clash) => wrong_usage(&clash.message),
     }
+}
+
+/// What a configuration file says is to be run. Nothing but the file is looked at.
+pub(crate) fn read(file: &Path) -> Result<Plan, Failure> {
+    let command = <Args as clap::Args>::augment_args(clap::Command::new("overspill run"));
+    let config = Config::read(file, command.clone())?;
+    let matches = command.no_binary_name(true).try_get_matches_from(&config.arguments);
+    let args = matches.and_then(|matches| Args::from_arg_matches(&matches));
+    let mut args = args.map_err(|error| config.refuses(&[], &crate::config::line(&error)))?;
+    args.rules.relative_to(file.parent().unwrap_or(Path::new("")));
+    if args.name.is_none() {
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+        let name = args::base_name(&stem).map_err(|why| {
+            let what =
+                format!("{stem:?} can't be the service's name: {why}; or add name = \"...\"");
+            config.refuses(&[], &what)
+        });
+        args.name = Some(name?);
+    }
+    args.plan().map_err(|clash| config.refuses(clash.options, &clash.message))
+}
+
+/// The same, with a look at the program that is to choose, if there is one.
+fn plan_of(file: &Path) -> Result<Plan, Failure> {
+    let plan = read(file)?;
+    plan.dispatcher.as_ref().map_or(Ok(()), overspill::check_dispatcher)?;
+    Ok(plan)
 }
 
 impl Args {
     /// What is to be run, or what is wrong with the arguments together.
-    fn plan(self) -> Result<Plan, String> {
+    fn plan(self) -> Result<Plan, Clash> {
         let hands_over = !self.listen.is_empty() || !self.listen_each.is_empty();
         if hands_over && !self.private_port.is_empty() {
-            return Err("--private-port is for ports that COMMAND listens on by itself; leave it \
-                        out, or --listen"
-                .to_owned());
+            return Err(Clash {
+                options: &["private-port", "listen", "listen-each"],
+                message: "--private-port is for ports that COMMAND listens on by itself; leave it \
+                          out, or --listen"
+                    .to_owned(),
+            });
         }
         if !hands_over && self.words {
-            return Err(
-                "--words is for workers that get their sockets: give --listen too".to_owned()
-            );
+            return Err(Clash {
+                options: &["words"],
+                message: "--words is for workers that get their sockets: give --listen too"
+                    .to_owned(),
+            });
         }
         let workers = self.workers()?;
         let everywhere = self.listen.iter().map(|&address| vec![address; workers]);
@@ -223,7 +276,7 @@ impl Args {
         })
     }
 
-    fn workers(&self) -> Result<usize, String> {
+    fn workers(&self) -> Result<usize, Clash> {
         let given = self.workers.map(usize::from);
         let Some(Addresses(first)) = self.listen_each.first() else {
             return Ok(given.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)));
@@ -231,11 +284,14 @@ impl Args {
         let workers = given.unwrap_or(first.len());
         match self.listen_each.iter().find(|each| each.0.len() != workers) {
             None => Ok(workers),
-            Some(Addresses(other)) => Err(format!(
-                "the workers are {workers}, the addresses of --listen-each {}; give one address \
-                 for each worker",
-                other.len()
-            )),
+            Some(Addresses(other)) => Err(Clash {
+                options: &["workers", "listen-each"],
+                message: format!(
+                    "the workers are {workers}, the addresses of --listen-each {}; give one \
+                     address for each worker",
+                    other.len()
+                ),
+            }),
         }
     }
 }
@@ -282,7 +338,8 @@ mod tests {
 
     fn plan(line: &str) -> Result<Plan, String> {
         let words = std::iter::once("run").chain(line.split(' '));
-        Run::try_parse_from(words).map_err(|error| error.to_string())?.args.plan()
+        let args = Run::try_parse_from(words).map_err(|error| error.to_string())?.args;
+        args.plan().map_err(|clash| clash.message)
     }
 
     fn at(text: &str) -> SocketAddr {
