@@ -155,7 +155,7 @@ fn read_text(file: &Path) -> Result<String, Failure> {
     let shown = file.display();
     let bytes = fs::read(file).map_err(|error| {
         let remedy = match error.kind() {
-            ErrorKind::NotFound => "give the path of a file",
+            ErrorKind::NotFound | ErrorKind::NotADirectory => "give the path of a file",
             ErrorKind::IsADirectory => "give a file in it",
             ErrorKind::PermissionDenied => "be a user who may read it",
             _ => "look at it with cat",

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use overspill::{Capacity, Name, Policy};
 
 use crate::args::{self, RuleArgs};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::failure::{Failure, Outcome};
 use crate::supervisor::relay::Output;
 use crate::supervisor::{self, Plan};
@@ -212,7 +212,7 @@ pub(crate) fn read(file: &Path) -> Result<Plan, Failure> {
     let config = Config::read(file, command.clone())?;
     let matches = command.no_binary_name(true).try_get_matches_from(&config.arguments);
     let args = matches.and_then(|matches| Args::from_arg_matches(&matches));
-    let mut args = args.map_err(|error| config.refuses(&[], &crate::config::line(&error)))?;
+    let mut args = args.map_err(|error| config.refuses(&[], &config::line(&error)))?;
     args.rules.relative_to(file.parent().unwrap_or(Path::new("")));
     if args.name.is_none() {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy();
@@ -425,5 +425,151 @@ mod tests {
         ] {
             assert_eq!(default_name(OsStr::new(command)).as_str(), name, "{command}");
         }
+    }
+
+    /// The keys of the file: the options of the command line.
+    fn keys() -> Vec<String> {
+        let command = <Args as clap::Args>::augment_args(clap::Command::new("run"));
+        command.get_arguments().filter_map(|it| config::key(it).map(ToOwned::to_owned)).collect()
+    }
+
+    /// What a file of that text, web.toml, is read as.
+    fn read_as(text: &str) -> Result<Plan, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("web.toml");
+        std::fs::write(&file, text).unwrap();
+        read(&file).map_err(|failure| failure.to_string())
+    }
+
+    const COMMAND: &str = r#"command = ["./server", "-x"]"#;
+
+    /// For each key what it may say, and what the same is on the command line.
+    const SAME: [(&str, &str); 20] = [
+        (r#"name = "api""#, "--name api"),
+        ("workers = 3", "-n 3"),
+        (r#"listen = ["10.0.0.1:80", "[::1]:81"]"#, "--listen 10.0.0.1:80 --listen [::1]:81"),
+        (
+            r#"listen-each = [["10.0.0.1:80", "10.0.0.2:80"], ["10.0.0.1:81", "10.0.0.2:81"]]"#,
+            "--listen-each 10.0.0.1:80,10.0.0.2:80 --listen-each 10.0.0.1:81,10.0.0.2:81",
+        ),
+        (r#"policy = "round-robin""#, "--policy round-robin"),
+        (r#"on-full = "reset""#, "--on-full reset"),
+        ("redirect = false", "--redirect off"),
+        ("spread = true", "--spread"),
+        ("backlog = 5", "--backlog 5"),
+        ("words = true\nlisten = \"10.0.0.1:80\"", "--words --listen 10.0.0.1:80"),
+        (r#"user = "nobody""#, "--user nobody"),
+        ("grace = 3", "--grace 3"),
+        ("private-port = [80, 0x51]", "--private-port 80 --private-port 81"),
+        ("hang = 1_000", "--hang 1000"),
+        ("drain = 4", "--drain 4"),
+        ("ready = 5", "--ready 5"),
+        (r#"stop-signal = "QUIT""#, "--stop-signal QUIT"),
+        (r#"output = "as-is""#, "--output as-is"),
+        ("capacity = [16, 256]", "--capacity 16,256"),
+        ("", ""),
+    ];
+
+    #[test]
+    fn a_file_says_what_the_command_line_does() {
+        let mut named: Vec<&str> = vec!["command"];
+        for (text, line) in SAME {
+            let read = read_as(&format!("{text}\n{COMMAND}")).unwrap();
+            let name = if text.starts_with("name") { "" } else { "--name web " };
+            let line = format!("{name}{line} -- ./server -x");
+            let typed = plan(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
+            assert_eq!(format!("{read:?}"), format!("{typed:?}"), "{text}");
+            named.extend(text.split(" =").next().filter(|key| !key.is_empty()));
+        }
+        let mut keys = keys();
+        keys.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(named, keys, "every option is a key, and every key an option");
+    }
+
+    #[test]
+    fn on_and_off_may_be_words_or_not() {
+        for (text, redirect, spread) in [
+            ("redirect = \"off\"\nspread = \"on\"", false, true),
+            ("redirect = \"on\"\nspread = \"off\"", true, false),
+            ("redirect = true\nspread = false", true, false),
+        ] {
+            let rules = read_as(&format!("{text}\n{COMMAND}")).unwrap().rules;
+            assert_eq!((rules.redirect, rules.spread), (redirect, spread), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_dispatcher_lies_beside_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("web.toml");
+        for (given, is) in [("choose.o", folder.path().join("choose.o")), ("/x.o", "/x.o".into())] {
+            std::fs::write(&file, format!("policy = \"dispatcher={given}\"\n{COMMAND}")).unwrap();
+            assert_eq!(read(&file).unwrap().dispatcher, Some(is));
+        }
+    }
+
+    #[test]
+    fn the_example_has_every_key_and_its_default() {
+        let text = include_str!("../../../dist/overspill.toml.example");
+        let file = read_as(text).unwrap_or_else(|error| panic!("{error}"));
+        let mut named = vec!["command".to_owned()];
+        let nothing: String = text.lines().filter(|line| !line.starts_with('#')).collect();
+        for paragraph in text.split("\n\n") {
+            let Some(line) = paragraph.lines().find(|line| {
+                line.strip_prefix('#')
+                    .is_some_and(|rest| rest.starts_with(|c: char| c.is_alphabetic()))
+            }) else {
+                continue;
+            };
+            let read = read_as(&format!("{}\n{nothing}", &line[1..]));
+            let read = read.unwrap_or_else(|error| panic!("{line}: {error}"));
+            let same = format!("{read:?}") == format!("{file:?}");
+            let example = paragraph.to_lowercase().contains("an example");
+            assert_ne!(same, example && !line.contains("name"), "{line}");
+            named.push(line[1..].split(" =").next().unwrap().to_owned());
+        }
+        let (mut keys, count) = (keys(), named.len());
+        keys.sort_unstable();
+        named.sort_unstable();
+        assert_eq!((named, count), (keys, 20));
+    }
+
+    #[test]
+    fn the_page_has_every_key_as_it_is_written_and_its_fate_at_a_reload() {
+        let page = include_str!("../../../docs/ways/config.md");
+        let rows: Vec<Vec<&str>> = page
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
+        let mut stays = Vec::new();
+        let mut named = Vec::new();
+        for row in rows {
+            let [line, _default, reload] = row[..] else { panic!("{row:?}") };
+            let line = line.trim_matches('`');
+            let key = line.split(" =").next().unwrap();
+            let rest = if key == "command" { "" } else { COMMAND };
+            read_as(&format!("{line}\n{rest}")).unwrap_or_else(|error| panic!("{line}: {error}"));
+            named.push(key.to_owned());
+            stays.extend((!reload.starts_with("yes")).then_some(key));
+        }
+        let mut keys = keys();
+        keys.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(named, keys);
+
+        let old = plan("-n 1 --private-port 7 --user a -- x").unwrap();
+        let mut new = plan(
+            "--name y --listen-each 10.0.0.1:1,10.0.0.1:2 --words --backlog 1 --capacity 1,1 \
+             --user b --policy round-robin --on-full reset --redirect off --spread --hang 1 \
+             --grace 1 --drain 1 --ready 1 --stop-signal QUIT --output as-is -- y",
+        )
+        .unwrap();
+        let mut kept = supervisor::keep(&old, &mut new);
+        kept.push("listen-each");
+        kept.sort_unstable();
+        stays.sort_unstable();
+        assert_eq!(kept, stays);
     }
 }

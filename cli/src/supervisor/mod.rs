@@ -47,6 +47,8 @@ pub(crate) use leaving::stop_signal;
 use option::Given;
 use relay::{Output, Relay};
 use reload::Reread;
+#[cfg(test)]
+pub(crate) use reload::keep;
 use restart::Restart;
 use services::Services;
 use sockets::Sockets;

@@ -73,16 +73,23 @@ impl Supervisor {
 }
 
 /// Keeps in a new plan what can't be changed any more, and gives the keys of what differs.
-fn keep(old: &Plan, new: &mut Plan) -> Vec<&'static str> {
+pub(crate) fn keep(old: &Plan, new: &mut Plan) -> Vec<&'static str> {
     fn one<T: PartialEq + Clone>(old: &T, new: &mut T, key: &'static str) -> Option<&'static str> {
         let differs = old != new;
         new.clone_from(old);
         differs.then_some(key)
     }
+    // More or fewer workers alone have other addresses as well.
+    let both = old.workers.min(new.workers);
+    let listens = |plan: &Plan| -> Vec<Vec<_>> {
+        plan.addresses.iter().map(|each| each[..both].to_vec()).collect()
+    };
+    let listen = (listens(old) != listens(new)).then_some("listen");
+    new.addresses.clone_from(&old.addresses);
     let kept = [
         one(&old.name, &mut new.name, "name"),
         one(&old.workers, &mut new.workers, "workers"),
-        one(&old.addresses, &mut new.addresses, "listen"),
+        listen,
         one(&old.private, &mut new.private, "private-port"),
         one(&old.backlog, &mut new.backlog, "backlog"),
         one(&old.capacity, &mut new.capacity, "capacity"),
