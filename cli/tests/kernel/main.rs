@@ -4,6 +4,7 @@
 mod allow;
 mod bad_input;
 mod commands;
+mod config;
 mod control;
 mod demo;
 mod dispatcher;
@@ -15,3 +16,4 @@ mod server;
 mod survive;
 mod tool;
 mod unchanged;
+mod unit;
