@@ -12,6 +12,7 @@ use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use clap::builder::PossibleValue;
 use clap::error::ErrorKind as Wrongness;
 use clap::{Arg, ArgAction, Command};
 use toml::Spanned;
@@ -272,7 +273,7 @@ fn is_flag(option: &Arg) -> bool {
 }
 
 fn is_on_off(option: &Arg) -> bool {
-    option.get_possible_values().iter().map(|value| value.get_name()).eq(["on", "off"])
+    option.get_possible_values().iter().map(PossibleValue::get_name).eq(["on", "off"])
 }
 
 /// The parts of such a value are a list in a file.

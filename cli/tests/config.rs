@@ -29,10 +29,12 @@ fn folder(name: &str, text: impl AsRef<[u8]>) -> TempDir {
 #[track_caller]
 fn is_wrong_in(name: &str, text: impl AsRef<[u8]>, lines: &[&str]) {
     let folder = folder(name, text);
-    let expected: String = lines.iter().map(|line| format!("overspill: {name}:{line}\n")).collect();
+    let expected: Vec<String> =
+        lines.iter().map(|line| format!("overspill: {name}:{line}")).collect();
     for arguments in [vec!["check", name], vec!["run", "--config", name]] {
         let output = overspill(folder.path(), &arguments);
-        assert_eq!(String::from_utf8(output.stderr).unwrap(), expected, "{arguments:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(told.lines().collect::<Vec<_>>(), expected, "{arguments:?}");
         assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]));
     }
 }

@@ -13,9 +13,8 @@ use crate::output::{self, words};
 /// exist, and loads the program once to see whether the kernel takes it; it leaves
 /// nothing behind. Fails when something is missing; a note is no failure.
 ///
-/// With FILE, only reads that: whether overspill run --config FILE understands it. All
-/// that is wrong is told, a line each, and the exit status is 2. Nothing of the machine is
-/// looked at.
+/// With FILE, only reads that: is it right for overspill run --config FILE? All that is
+/// wrong is told, a line each, with exit status 2. Nothing of the machine is looked at.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES

@@ -54,6 +54,15 @@ stdout or stderr as it was written. One longer than 64 KiB is cut, and goes on a
 A process of its own, overspill relay, does this, and goes on as long as there is a worker,
 even if overspill run is killed.
 
+With --config, all of this is in a file (TOML), in which each option is a key without its
+dashes, and COMMAND a list:
+    listen = [\"0.0.0.0:80\"]
+    command = [\"./server\", \"--inherit-socket\"]
+The name is the file's, without .toml. SIGHUP and overspill restart read the file again: the
+rules are set, and the workers replaced by what it says; if it is wrong nothing is changed.
+overspill check FILE tells whether it is right. NOTIFY_SOCKET, as of a systemd unit, is told
+when all workers listen.
+
 If overspill run is killed, the workers and their services go on. The next run of that name
 takes over: it replaces the workers that it finds by its own (with --listen: they have to be
 ended first).
@@ -67,7 +76,7 @@ grace time is over, or at a second signal, is killed; what outlives its worker i
 with it.
 
 Exit status: 0 when a signal has ended it, 1 when it failed (nothing is left behind), 2 for
-wrong usage.";
+wrong usage or a wrong file.";
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -90,6 +99,9 @@ EXAMPLES
   HTTP and HTTPS (services web:80 and web:443; descriptors 3 and 4 in each worker):
     overspill run --name web --listen 0.0.0.0:80 --listen 0.0.0.0:443 -- ./server
 
+  What a file says, as overspill@web.service does:
+    overspill run --config /etc/overspill/web.toml
+
   The same workers as plain Linux serves them, to compare:
     overspill run --redirect off -- python3 -m http.server 8080";
 
@@ -99,9 +111,7 @@ EXAMPLES
 #[command(override_usage = "overspill run [OPTIONS] -- <COMMAND>...
        overspill run --config <FILE>")]
 pub(crate) struct Args {
-    /// Read all of this from a file: each option is a key, without the dashes, as in
-    /// listen = ["0.0.0.0:80"], and command = ["PROGRAM", "ARGUMENT", ...]; the name is the
-    /// file's, without .toml. SIGHUP and overspill restart read it again
+    /// A file that says all of this, without any other option
     #[arg(long, value_name = "FILE", exclusive = true)]
     config: Option<PathBuf>,
 

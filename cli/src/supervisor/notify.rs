@@ -1,5 +1,5 @@
-//! Word to whoever has started this process, as systemd wants it (sd_notify(3)): a datagram
-//! to the socket that NOTIFY_SOCKET names.
+//! Word to whoever has started this process, as systemd wants it (`sd_notify(3)`): a datagram
+//! to the socket that `NOTIFY_SOCKET` names.
 
 use std::env;
 use std::io;

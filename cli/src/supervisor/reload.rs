@@ -28,7 +28,9 @@ impl Supervisor {
                         kept.join(", ")
                     );
                     log::line(format_args!("restart: {what}"));
-                    reply.iter().for_each(|reply| reply.progress(&what));
+                    if let Some(reply) = &reply {
+                        reply.progress(&what);
+                    }
                 }
                 self.ask_restart(reply, Some(before));
             }
