@@ -333,3 +333,75 @@ pub(crate) fn line(error: &clap::Error) -> String {
     let line = first.lines().map(str::trim).collect::<Vec<_>>().join(" ");
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn command() -> Command {
+        Command::new("x")
+            .arg(Arg::new("one").long("one"))
+            .arg(Arg::new("flag").long("flag").action(ArgAction::SetTrue))
+            .arg(Arg::new("several").long("several").action(ArgAction::Append))
+            .arg(Arg::new("pair").long("pair").value_name("A,B"))
+            .arg(Arg::new("command").last(true).num_args(1..))
+    }
+
+    /// Pieces of TOML, put together well or badly.
+    fn text() -> impl Strategy<Value = String> {
+        const PIECES: [&str; 30] = [
+            "one",
+            "flag",
+            "several",
+            "pair",
+            "command",
+            "x",
+            "=",
+            " = ",
+            "'ä'",
+            "\"\\u0000\"",
+            "'''",
+            "[",
+            "]",
+            "{",
+            "}",
+            ",",
+            ".",
+            "\n",
+            "\r\n",
+            "# 😀",
+            "true",
+            "0x1f",
+            "1e9",
+            "-7",
+            "\u{feff}",
+            "2026-01-01",
+            "\"",
+            "'",
+            "\\",
+            "ä",
+        ];
+        let known = prop::sample::select(&PIECES).prop_map(str::to_owned);
+        let piece = prop_oneof![9 => known, 1 => ".{0,4}"];
+        prop::collection::vec(piece, 0..30).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_file_holds_it_is_read_or_answered_with_places(text in text()) {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("x.toml");
+            fs::write(&file, &text).unwrap();
+            let Err(failure) = Config::read(&file, command()) else { return Ok(()) };
+            prop_assert!(!failure.lines().is_empty());
+            let lines = text.matches('\n').count() + 1;
+            for told in failure.lines() {
+                let place = told.strip_prefix(&format!("{}:", file.display()));
+                let line = place.and_then(|it| it.split(':').next()?.parse::<usize>().ok());
+                prop_assert!(line.is_some_and(|it| (1..=lines).contains(&it)), "{}", told);
+                prop_assert!(!told.contains(char::is_control), "{:?}", told);
+            }
+        }
+    }
+}

@@ -180,10 +180,13 @@ struct Systemd {
     folder: TempDir,
 }
 
-/// Becomes it; $1 is a folder with units and programs.
+/// Becomes it; $1 is a folder with units and programs. All else is closed to it: as a first
+/// process it would set the machine's limits.
 const BOOT: &str = r#"
     mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /etc/systemd &&
     mount -t cgroup2 none /sys/fs/cgroup && mount --bind "$1" /mnt &&
+    mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&
+    mount -o remount,bind,ro / &&
     exec env -i container=other PATH="$PATH" SYSTEMD_UNIT_PATH=/mnt/units \
         /lib/systemd/systemd --system --unit=none.target --log-target=null --show-status=0"#;
 
