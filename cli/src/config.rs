@@ -66,26 +66,7 @@ impl Config {
             keys: BTreeMap::new(),
         };
         let text = config.text.clone();
-        let (table, broken) = DeTable::parse_recoverable(&text);
-        let (twice, broken): (Vec<_>, Vec<_>) =
-            broken.into_iter().partition(|error| error.message() == "duplicate key");
-        if !broken.is_empty() {
-            // What is left of the rest may not be what was meant.
-            let wrong = broken.into_iter().map(|error| {
-                let what = format!("not TOML: {}", error.message());
-                Wrong::new(error.span().unwrap_or_default(), what)
-            });
-            let mut wrong: Vec<Wrong> = wrong.collect();
-            // The first on a line is the cause of the others there.
-            wrong.sort_by_key(|it| it.at.start);
-            wrong.dedup_by_key(|it| line_and_column(&config.text, it.at.start).0);
-            return Err(config.wrong(wrong));
-        }
-        let table = table.into_inner();
-        let mut wrong: Vec<Wrong> = twice
-            .iter()
-            .map(|error| config.given_twice(error.span().unwrap_or_default(), &table))
-            .collect();
+        let (table, mut wrong) = config.table(&text)?;
         let mut last = Vec::new();
         for (name, value) in &table {
             match words(&command, name, value) {
@@ -100,7 +81,7 @@ impl Config {
         }
         for option in command.get_arguments().filter(|option| option.is_required_set()) {
             let name = key(option).expect("what is required is a key");
-            if !config.has(name) {
+            if !config.keys.contains_key(name) {
                 return Err(config.refuses(&[], &format!("{name} is missing; {}", form(option))));
             }
         }
@@ -109,14 +90,32 @@ impl Config {
         Ok(config)
     }
 
-    pub(crate) fn has(&self, key: &str) -> bool {
-        self.keys.contains_key(key)
+    /// The keys and their values, each once, and which were given twice.
+    fn table<'a>(&self, text: &'a str) -> Result<(DeTable<'a>, Vec<Wrong>), Failure> {
+        let (table, errors) = DeTable::parse_recoverable(text);
+        let table = table.into_inner();
+        let (twice, mut broken): (Vec<_>, Vec<_>) =
+            errors.into_iter().partition(|error| error.message() == "duplicate key");
+        if broken.is_empty() {
+            let twice = twice.iter().map(|error| self.given_twice(place(error), &table)).collect();
+            return Ok((table, twice));
+        }
+        // The first on a line is the cause of the others there; and what is left of the rest
+        // may not be what was meant.
+        broken.sort_by_key(|error| place(error).start);
+        broken.dedup_by_key(|error| line_and_column(text, place(error).start).0);
+        let wrong = broken
+            .iter()
+            .map(|error| Wrong::new(place(error), format!("not TOML: {}", error.message())));
+        Err(self.wrong(wrong.collect()))
     }
 
     /// What is wrong with these keys together, or with the file as a whole.
     pub(crate) fn refuses(&self, keys: &[&str], what: &str) -> Failure {
         // The same message names options on the command line.
-        let what = what.replace("--", "");
+        let what: Vec<&str> =
+            what.split(' ').map(|word| word.strip_prefix("--").unwrap_or(word)).collect();
+        let what = what.join(" ");
         let mut places: Vec<_> = keys.iter().filter_map(|key| self.keys.get(*key)).collect();
         places.sort_unstable_by_key(|place| place.start);
         let Some((first, others)) = places.split_first() else {
@@ -150,6 +149,10 @@ impl Config {
         });
         Failure::wrong(lines.collect())
     }
+}
+
+fn place(error: &toml::de::Error) -> Range<usize> {
+    error.span().unwrap_or_default()
 }
 
 fn read_text(file: &Path) -> Result<String, Failure> {
