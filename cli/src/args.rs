@@ -48,6 +48,13 @@ impl RuleArgs {
         Ok(self.dispatcher().map_or(Ok(()), overspill::check_dispatcher)?)
     }
 
+    /// Takes a relative path to be one from this folder.
+    pub(crate) fn relative_to(&mut self, folder: &Path) {
+        if let Some(Chosen::Dispatcher(path)) = &mut self.policy {
+            *path = folder.join(&*path);
+        }
+    }
+
     /// The file of the program that is to choose.
     pub(crate) fn dispatcher(&self) -> Option<PathBuf> {
         match &self.policy {

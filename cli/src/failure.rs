@@ -5,14 +5,28 @@ use std::fmt;
 /// The result of a command.
 pub(crate) type Outcome = Result<(), Failure>;
 
-/// One line: what failed, why, what to do.
+/// One line: what failed, why, what to do. A file may be wrong in several ways, of which
+/// each is a line.
 #[derive(Debug)]
-pub(crate) struct Failure(String);
+pub(crate) struct Failure {
+    lines: Vec<String>,
+    /// The exit status.
+    pub(crate) status: u8,
+}
 
 impl Failure {
     /// A failure of the command line's own.
     pub(crate) fn new(line: impl Into<String>) -> Self {
-        Self(line.into())
+        Self { lines: vec![line.into()], status: 1 }
+    }
+
+    /// What was asked is wrong, whatever the machine has.
+    pub(crate) fn wrong(lines: Vec<String>) -> Self {
+        Self { lines, status: 2 }
+    }
+
+    pub(crate) fn lines(&self) -> &[String] {
+        &self.lines
     }
 }
 
@@ -22,12 +36,12 @@ impl From<overspill::Error> for Failure {
         if let Some(remedy) = error.remedy() {
             line = format!("{line}; {remedy}");
         }
-        Self(line)
+        Self::new(line)
     }
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.lines.join("\n"))
     }
 }

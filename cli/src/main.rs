@@ -5,6 +5,7 @@
 
 mod args;
 mod commands;
+mod config;
 mod failure;
 mod output;
 mod supervisor;
@@ -71,9 +72,11 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // Where it can't be said, the status still says it.
-            let _ = writeln!(io::stderr(), "overspill: {failure}");
-            ExitCode::from(1)
+            for line in failure.lines() {
+                // Where it can't be said, the status still says it.
+                let _ = writeln!(io::stderr(), "overspill: {line}");
+            }
+            ExitCode::from(failure.status)
         }
     }
 }

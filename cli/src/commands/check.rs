@@ -1,5 +1,7 @@
 //! `overspill check`
 
+use std::path::PathBuf;
+
 use overspill::preflight::{self, Item, Verdict};
 
 use crate::failure::{Failure, Outcome};
@@ -10,19 +12,30 @@ use crate::output::{self, words};
 /// Looks at the kernel, at what this user may do, at limits and at the services that
 /// exist, and loads the program once to see whether the kernel takes it; it leaves
 /// nothing behind. Fails when something is missing; a note is no failure.
+///
+/// With FILE, only reads that: is it right for overspill run --config FILE? All that is
+/// wrong is told, a line each, with exit status 2. Nothing of the machine is looked at.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
   overspill check
   sudo -u www-data overspill check    # what that user may do
+  overspill check /etc/overspill/web.toml
   overspill check --json | jq '.[] | select(.verdict != \"ok\")'")]
 pub(crate) struct Args {
+    /// Configuration files for overspill run --config, to read instead
+    #[arg(value_name = "FILE", conflicts_with = "json")]
+    files: Vec<PathBuf>,
+
     /// Print an array of objects with name, verdict (ok, note or missing), found and remedy
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
+    if !args.files.is_empty() {
+        return check_files(&args.files);
+    }
     let items = preflight::report();
     if args.json {
         output::print_json(&items)?;
@@ -42,6 +55,17 @@ pub(crate) fn run(args: &Args) -> Outcome {
         "{} of {count} checks found something missing: {names}; each comes with what to do about it",
         missing.len()
     )))
+}
+
+fn check_files(files: &[PathBuf]) -> Outcome {
+    let mut wrong = Vec::new();
+    for file in files {
+        match super::run::read(file) {
+            Ok(_) => output::print(&format!("{}: right", file.display()))?,
+            Err(failure) => wrong.extend_from_slice(failure.lines()),
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(Failure::wrong(wrong)) }
 }
 
 /// Each item on a line, and what to do about it on the next.

@@ -1,5 +1,7 @@
 //! `overspill restart`
 
+use std::path::PathBuf;
+
 use overspill::{Name, Namespace, Service};
 
 use crate::args::{self, Place};
@@ -10,26 +12,36 @@ use crate::supervisor::control::{self, Client, Request};
 /// Replace the workers of overspill run, one after another
 ///
 /// Asks the supervisor of that name, and shows how it gets on. It goes on even if this
-/// command is ended meanwhile. When a new worker does not start, it stops there: the workers
+/// command is ended meanwhile. A supervisor with a configuration file (--config) reads it
+/// again first; if it is wrong, nothing is changed. When a new worker does not start, it stops there: the workers
 /// that were not replaced yet stay.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 EXAMPLES
   overspill restart web
   overspill restart web --netns blue
+  overspill restart --config /etc/overspill/web.toml    # by the file as it is now
   overspill restart web:80    # the same as web: its supervisor has the service web:80")]
 pub(crate) struct Args {
     /// The supervisor's name, or one of its services
-    #[arg(value_parser = args::name)]
-    name: Name,
+    #[arg(value_parser = args::name, required_unless_present = "config")]
+    name: Option<Name>,
+
+    /// The configuration file that the supervisor was started with: it is looked at first,
+    /// and if it is wrong nothing is asked
+    #[arg(long, value_name = "FILE", conflicts_with = "name")]
+    config: Option<PathBuf>,
 
     #[command(flatten)]
     place: Place,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
+    let name = match (&args.config, &args.name) {
+        (Some(file), _) => super::run::read(file)?.name,
+        (None, name) => base(name.as_ref().expect("one of both is given")),
+    };
     let namespace = args.place.enter()?;
-    let name = base(&args.name);
     match Client::connect(&name)? {
         Some(supervisor) => supervisor.ask(Request::Restart, output::print),
         None => Err(nobody(&name, &namespace)),

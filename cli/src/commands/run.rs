@@ -2,16 +2,18 @@
 
 use std::ffi::{OsStr, OsString};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 use std::time::Duration;
 
+use clap::FromArgMatches as _;
 use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 use overspill::{Capacity, Name, Policy};
 
 use crate::args::{self, RuleArgs};
-use crate::failure::Outcome;
+use crate::config::{self, Config};
+use crate::failure::{Failure, Outcome};
 use crate::supervisor::relay::Output;
 use crate::supervisor::{self, Plan};
 
@@ -52,6 +54,15 @@ stdout or stderr as it was written. One longer than 64 KiB is cut, and goes on a
 A process of its own, overspill relay, does this, and goes on as long as there is a worker,
 even if overspill run is killed.
 
+With --config, all of this is in a file (TOML), in which each option is a key without its
+dashes, and COMMAND a list:
+    listen = [\"0.0.0.0:80\"]
+    command = [\"./server\", \"--inherit-socket\"]
+The name is the file's, without .toml. SIGHUP and overspill restart read the file again: the
+rules are set, and the workers replaced by what it says; if it is wrong nothing is changed.
+overspill check FILE tells whether it is right. NOTIFY_SOCKET, as of a systemd unit, is told
+when all workers listen.
+
 If overspill run is killed, the workers and their services go on. The next run of that name
 takes over: it replaces the workers that it finds by its own (with --listen: they have to be
 ended first).
@@ -65,7 +76,7 @@ grace time is over, or at a second signal, is killed; what outlives its worker i
 with it.
 
 Exit status: 0 when a signal has ended it, 1 when it failed (nothing is left behind), 2 for
-wrong usage.";
+wrong usage or a wrong file.";
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -88,20 +99,29 @@ EXAMPLES
   HTTP and HTTPS (services web:80 and web:443; descriptors 3 and 4 in each worker):
     overspill run --name web --listen 0.0.0.0:80 --listen 0.0.0.0:443 -- ./server
 
+  What a file says, as overspill@web.service does:
+    overspill run --config /etc/overspill/web.toml
+
   The same workers as plain Linux serves them, to compare:
     overspill run --redirect off -- python3 -m http.server 8080";
 
 /// Start the workers of a server, which share their queues
 #[derive(Debug, clap::Args)]
 #[command(long_about = LONG, after_help = EXAMPLES)]
+#[command(override_usage = "overspill run [OPTIONS] -- <COMMAND>...
+       overspill run --config <FILE>")]
 pub(crate) struct Args {
+    /// A file that says all of this, without any other option
+    #[arg(long, value_name = "FILE", exclusive = true)]
+    config: Option<PathBuf>,
+
     /// The service's name; with several ports it is followed by :PORT [default: COMMAND's
     /// file name]
     #[arg(long, value_parser = args::base_name)]
     name: Option<Name>,
 
     /// How many workers [default: one for each CPU, or for each address of --listen-each]
-    #[arg(short = 'n', value_name = "WORKERS",
+    #[arg(short = 'n', long, value_name = "WORKERS",
           value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
 
@@ -177,27 +197,70 @@ pub(crate) struct Args {
 #[derive(Debug, Clone)]
 struct Addresses(Vec<SocketAddr>);
 
+/// Options that do not go together.
+#[derive(Debug)]
+struct Clash {
+    options: &'static [&'static str],
+    message: String,
+}
+
 pub(crate) fn run(args: Args) -> Outcome {
+    if let Some(file) = args.config {
+        let plan = plan_of(&file)?;
+        return supervisor::run(plan, Some(Box::new(move || plan_of(&file))));
+    }
     args.rules.check_dispatcher()?;
     match args.plan() {
-        Ok(plan) => supervisor::run(plan),
-        Err(message) => wrong_usage(&message),
+        Ok(plan) => supervisor::run(plan, None),
+        Err(clash) => wrong_usage(&clash.message),
     }
+}
+
+/// What a configuration file says is to be run. Nothing but the file is looked at.
+pub(crate) fn read(file: &Path) -> Result<Plan, Failure> {
+    let command = <Args as clap::Args>::augment_args(clap::Command::new("overspill run"));
+    let config = Config::read(file, command.clone())?;
+    let matches = command.no_binary_name(true).try_get_matches_from(&config.arguments);
+    let args = matches.and_then(|matches| Args::from_arg_matches(&matches));
+    let mut args = args.map_err(|error| config.refuses(&[], &config::line(&error)))?;
+    args.rules.relative_to(file.parent().unwrap_or(Path::new("")));
+    if args.name.is_none() {
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+        let name = args::base_name(&stem).map_err(|why| {
+            let what =
+                format!("{stem:?} can't be the service's name: {why}; or add name = \"...\"");
+            config.refuses(&[], &what)
+        });
+        args.name = Some(name?);
+    }
+    args.plan().map_err(|clash| config.refuses(clash.options, &clash.message))
+}
+
+/// The same, with a look at the program that is to choose, if there is one.
+fn plan_of(file: &Path) -> Result<Plan, Failure> {
+    let plan = read(file)?;
+    plan.dispatcher.as_ref().map_or(Ok(()), overspill::check_dispatcher)?;
+    Ok(plan)
 }
 
 impl Args {
     /// What is to be run, or what is wrong with the arguments together.
-    fn plan(self) -> Result<Plan, String> {
+    fn plan(self) -> Result<Plan, Clash> {
         let hands_over = !self.listen.is_empty() || !self.listen_each.is_empty();
         if hands_over && !self.private_port.is_empty() {
-            return Err("--private-port is for ports that COMMAND listens on by itself; leave it \
-                        out, or --listen"
-                .to_owned());
+            return Err(Clash {
+                options: &["private-port", "listen", "listen-each"],
+                message: "--private-port is for ports that COMMAND listens on by itself; leave it \
+                          out, or --listen"
+                    .to_owned(),
+            });
         }
         if !hands_over && self.words {
-            return Err(
-                "--words is for workers that get their sockets: give --listen too".to_owned()
-            );
+            return Err(Clash {
+                options: &["words"],
+                message: "--words is for workers that get their sockets: give --listen too"
+                    .to_owned(),
+            });
         }
         let workers = self.workers()?;
         let everywhere = self.listen.iter().map(|&address| vec![address; workers]);
@@ -223,7 +286,7 @@ impl Args {
         })
     }
 
-    fn workers(&self) -> Result<usize, String> {
+    fn workers(&self) -> Result<usize, Clash> {
         let given = self.workers.map(usize::from);
         let Some(Addresses(first)) = self.listen_each.first() else {
             return Ok(given.unwrap_or_else(|| available_parallelism().map_or(1, usize::from)));
@@ -231,11 +294,14 @@ impl Args {
         let workers = given.unwrap_or(first.len());
         match self.listen_each.iter().find(|each| each.0.len() != workers) {
             None => Ok(workers),
-            Some(Addresses(other)) => Err(format!(
-                "the workers are {workers}, the addresses of --listen-each {}; give one address \
-                 for each worker",
-                other.len()
-            )),
+            Some(Addresses(other)) => Err(Clash {
+                options: &["workers", "listen-each"],
+                message: format!(
+                    "the workers are {workers}, the addresses of --listen-each {}; give one \
+                     address for each worker",
+                    other.len()
+                ),
+            }),
         }
     }
 }
@@ -282,7 +348,8 @@ mod tests {
 
     fn plan(line: &str) -> Result<Plan, String> {
         let words = std::iter::once("run").chain(line.split(' '));
-        Run::try_parse_from(words).map_err(|error| error.to_string())?.args.plan()
+        let args = Run::try_parse_from(words).map_err(|error| error.to_string())?.args;
+        args.plan().map_err(|clash| clash.message)
     }
 
     fn at(text: &str) -> SocketAddr {
@@ -368,5 +435,151 @@ mod tests {
         ] {
             assert_eq!(default_name(OsStr::new(command)).as_str(), name, "{command}");
         }
+    }
+
+    /// The keys of the file: the options of the command line.
+    fn keys() -> Vec<String> {
+        let command = <Args as clap::Args>::augment_args(clap::Command::new("run"));
+        command.get_arguments().filter_map(|it| config::key(it).map(ToOwned::to_owned)).collect()
+    }
+
+    /// What a file of that text, web.toml, is read as.
+    fn read_as(text: &str) -> Result<Plan, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("web.toml");
+        std::fs::write(&file, text).unwrap();
+        read(&file).map_err(|failure| failure.to_string())
+    }
+
+    const COMMAND: &str = r#"command = ["./server", "-x"]"#;
+
+    /// For each key what it may say, and what the same is on the command line.
+    const SAME: [(&str, &str); 20] = [
+        (r#"name = "api""#, "--name api"),
+        ("workers = 3", "-n 3"),
+        (r#"listen = ["10.0.0.1:80", "[::1]:81"]"#, "--listen 10.0.0.1:80 --listen [::1]:81"),
+        (
+            r#"listen-each = [["10.0.0.1:80", "10.0.0.2:80"], ["10.0.0.1:81", "10.0.0.2:81"]]"#,
+            "--listen-each 10.0.0.1:80,10.0.0.2:80 --listen-each 10.0.0.1:81,10.0.0.2:81",
+        ),
+        (r#"policy = "round-robin""#, "--policy round-robin"),
+        (r#"on-full = "reset""#, "--on-full reset"),
+        ("redirect = false", "--redirect off"),
+        ("spread = true", "--spread"),
+        ("backlog = 5", "--backlog 5"),
+        ("words = true\nlisten = \"10.0.0.1:80\"", "--words --listen 10.0.0.1:80"),
+        (r#"user = "nobody""#, "--user nobody"),
+        ("grace = 3", "--grace 3"),
+        ("private-port = [80, 0x51]", "--private-port 80 --private-port 81"),
+        ("hang = 1_000", "--hang 1000"),
+        ("drain = 4", "--drain 4"),
+        ("ready = 5", "--ready 5"),
+        (r#"stop-signal = "QUIT""#, "--stop-signal QUIT"),
+        (r#"output = "as-is""#, "--output as-is"),
+        ("capacity = [16, 256]", "--capacity 16,256"),
+        ("", ""),
+    ];
+
+    #[test]
+    fn a_file_says_what_the_command_line_does() {
+        let mut named: Vec<&str> = vec!["command"];
+        for (text, line) in SAME {
+            let read = read_as(&format!("{text}\n{COMMAND}")).unwrap();
+            let name = if text.starts_with("name") { "" } else { "--name web " };
+            let line = format!("{name}{line} -- ./server -x");
+            let typed = plan(&line.split_whitespace().collect::<Vec<_>>().join(" ")).unwrap();
+            assert_eq!(format!("{read:?}"), format!("{typed:?}"), "{text}");
+            named.extend(text.split(" =").next().filter(|key| !key.is_empty()));
+        }
+        let mut keys = keys();
+        keys.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(named, keys, "every option is a key, and every key an option");
+    }
+
+    #[test]
+    fn on_and_off_may_be_words_or_not() {
+        for (text, redirect, spread) in [
+            ("redirect = \"off\"\nspread = \"on\"", false, true),
+            ("redirect = \"on\"\nspread = \"off\"", true, false),
+            ("redirect = true\nspread = false", true, false),
+        ] {
+            let rules = read_as(&format!("{text}\n{COMMAND}")).unwrap().rules;
+            assert_eq!((rules.redirect, rules.spread), (redirect, spread), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_dispatcher_lies_beside_the_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("web.toml");
+        for (given, is) in [("choose.o", folder.path().join("choose.o")), ("/x.o", "/x.o".into())] {
+            std::fs::write(&file, format!("policy = \"dispatcher={given}\"\n{COMMAND}")).unwrap();
+            assert_eq!(read(&file).unwrap().dispatcher, Some(is));
+        }
+    }
+
+    #[test]
+    fn the_example_has_every_key_and_its_default() {
+        let text = include_str!("../../../dist/overspill.toml.example");
+        let file = read_as(text).unwrap_or_else(|error| panic!("{error}"));
+        let mut named = vec!["command".to_owned()];
+        let nothing: String = text.lines().filter(|line| !line.starts_with('#')).collect();
+        for paragraph in text.split("\n\n") {
+            let Some(line) = paragraph.lines().find(|line| {
+                line.strip_prefix('#')
+                    .is_some_and(|rest| rest.starts_with(|c: char| c.is_alphabetic()))
+            }) else {
+                continue;
+            };
+            let read = read_as(&format!("{}\n{nothing}", &line[1..]));
+            let read = read.unwrap_or_else(|error| panic!("{line}: {error}"));
+            let same = format!("{read:?}") == format!("{file:?}");
+            let example = paragraph.to_lowercase().contains("an example");
+            assert_ne!(same, example && !line.contains("name"), "{line}");
+            named.push(line[1..].split(" =").next().unwrap().to_owned());
+        }
+        let (mut keys, count) = (keys(), named.len());
+        keys.sort_unstable();
+        named.sort_unstable();
+        assert_eq!((named, count), (keys, 20));
+    }
+
+    #[test]
+    fn the_page_has_every_key_as_it_is_written_and_its_fate_at_a_reload() {
+        let page = include_str!("../../../docs/ways/config.md");
+        let rows: Vec<Vec<&str>> = page
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|line| line.trim_matches('|').split('|').map(str::trim).collect())
+            .collect();
+        let mut stays = Vec::new();
+        let mut named = Vec::new();
+        for row in rows {
+            let [line, _default, reload] = row[..] else { panic!("{row:?}") };
+            let line = line.trim_matches('`');
+            let key = line.split(" =").next().unwrap();
+            let rest = if key == "command" { "" } else { COMMAND };
+            read_as(&format!("{line}\n{rest}")).unwrap_or_else(|error| panic!("{line}: {error}"));
+            named.push(key.to_owned());
+            stays.extend((!reload.starts_with("yes")).then_some(key));
+        }
+        let mut keys = keys();
+        keys.sort_unstable();
+        named.sort_unstable();
+        assert_eq!(named, keys);
+
+        let old = plan("-n 1 --private-port 7 --user a -- x").unwrap();
+        let mut new = plan(
+            "--name y --listen-each 10.0.0.1:1,10.0.0.1:2 --words --backlog 1 --capacity 1,1 \
+             --user b --policy round-robin --on-full reset --redirect off --spread --hang 1 \
+             --grace 1 --drain 1 --ready 1 --stop-signal QUIT --output as-is -- y",
+        )
+        .unwrap();
+        let mut kept = supervisor::keep(&old, &mut new);
+        kept.push("listen-each");
+        kept.sort_unstable();
+        stays.sort_unstable();
+        assert_eq!(kept, stays);
     }
 }

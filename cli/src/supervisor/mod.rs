@@ -12,8 +12,10 @@ mod ignored;
 mod instance;
 mod leaving;
 mod log;
+mod notify;
 mod option;
 pub(crate) mod relay;
+mod reload;
 mod restart;
 mod services;
 mod sockets;
@@ -44,6 +46,9 @@ use leaving::Leaving;
 pub(crate) use leaving::stop_signal;
 use option::Given;
 use relay::{Output, Relay};
+use reload::Reread;
+#[cfg(test)]
+pub(crate) use reload::keep;
 use restart::Restart;
 use services::Services;
 use sockets::Sockets;
@@ -113,8 +118,9 @@ fn cgroup_prefix(name: &Name) -> String {
     format!("overspill-{name}-")
 }
 
-/// Runs the workers until a signal ends them. Nothing is left behind, whatever happens.
-pub(crate) fn run(plan: Plan) -> Outcome {
+/// Runs the workers until a signal ends them. Nothing is left behind, whatever happens. A
+/// plan that can be read again is, at each restart.
+pub(crate) fn run(plan: Plan, reread: Option<Reread>) -> Outcome {
     let (sender, events) = channel();
     let ignored = Ignored::read()?;
     if ignored.contains(Signal::SIGCHLD) {
@@ -148,6 +154,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         current: vec![None; plan.workers],
         services: Services::new(&plan),
         plan,
+        reread,
         sockets,
         relay,
         cgroup,
@@ -160,6 +167,7 @@ pub(crate) fn run(plan: Plan) -> Outcome {
         restart: None,
         looked_for_closed: Instant::now(),
         begun: false,
+        told_ready: false,
         sender,
         events,
     };
@@ -175,6 +183,7 @@ fn make_cgroup(name: &Name) -> Result<Cgroup, Failure> {
 
 struct Supervisor {
     plan: Plan,
+    reread: Option<Reread>,
     /// Those that are handed to the workers.
     sockets: Sockets,
     relay: Relay,
@@ -197,6 +206,8 @@ struct Supervisor {
     looked_for_closed: Instant,
     /// All workers have listened once: from then on nothing ends the supervisor but signals.
     begun: bool,
+    /// Who has started the supervisor knows it.
+    told_ready: bool,
     sender: Sender<Event>,
     events: Receiver<Event>,
 }
@@ -208,6 +219,7 @@ impl Supervisor {
             return Err(failure);
         }
         loop {
+            self.tell_ready();
             self.start_due();
             let now = Instant::now();
             if self.plan.hands_over() {
@@ -216,7 +228,7 @@ impl Supervisor {
             }
             let signal = match self.next_event(self.next_change(now)) {
                 Some(Event::Signal(Signal::SIGHUP)) => {
-                    self.ask_restart(None);
+                    self.reload(None);
                     None
                 }
                 Some(Event::Signal(signal)) => Some(signal),
@@ -292,8 +304,15 @@ impl Supervisor {
                 self.take_leave(id);
             }
         }
-        self.ask_restart(None);
+        self.ask_restart(None, None);
         Ok(true)
+    }
+
+    fn tell_ready(&mut self) {
+        if self.begun && !self.told_ready {
+            notify::tell(notify::READY);
+            self.told_ready = true;
+        }
     }
 
     fn tell_services(&self) {
@@ -404,7 +423,7 @@ impl Supervisor {
                 self.tend_given();
             }
             Some(Event::Hooks(HooksEvent::Request(request))) => self.requested(&request),
-            Some(Event::Asked(control::Request::Restart, reply)) => self.ask_restart(Some(reply)),
+            Some(Event::Asked(control::Request::Restart, reply)) => self.reload(Some(reply)),
             Some(Event::Signal(_)) | None => {}
         }
         self.look_for_ended_strangers()?;
@@ -515,7 +534,7 @@ impl Supervisor {
             let instance = self.instance(id);
             if !instance.cookies.contains(&cookie) {
                 instance.cookies.push(cookie);
-            } else if !instance.pending.is_empty() || !self.plan.rules.redirect {
+            } else if !instance.pending.is_empty() || !self.services.redirected() {
                 continue;
             }
             if !self.services.has(cookie) {
@@ -578,6 +597,7 @@ impl Supervisor {
     /// Passes a signal on to all workers, and what they started, and waits for them; what
     /// outlasts the grace time or a second signal is killed.
     fn stop(&mut self, signal: Signal) {
+        notify::tell(notify::STOPPING);
         // With the last copy of its socket a worker closes it: new requests go to those
         // that still listen, and in the end they are refused.
         self.sockets.close();

@@ -58,6 +58,8 @@ pub(crate) struct Relay {
     /// Where stdout and stderr go. Where both go to the same place it is one, so that their
     /// lines are not mixed; where not, nobody waits for the other's reader.
     places: Vec<Place>,
+    workers: usize,
+    output: Output,
     owner: Option<Uid>,
 }
 
@@ -78,16 +80,22 @@ impl Relay {
         workers: usize,
         owner: Option<Uid>,
     ) -> Result<Self, Failure> {
-        let places = match output {
-            Output::Prefixed => Self::places(workers),
-            Output::AsIs => Ok(Vec::new()),
-        };
-        let places = places.map_err(|error| {
-            Failure::new(format!(
-                "cannot start passing on the output of workers: {error}; try --output as-is"
-            ))
-        })?;
-        Ok(Self { places, owner })
+        let mut relay = Self { places: Vec::new(), workers, output, owner };
+        relay.change(output, owner)?;
+        Ok(relay)
+    }
+
+    /// What is started from now on writes in this way. Who writes in another goes on.
+    pub(crate) fn change(&mut self, output: Output, owner: Option<Uid>) -> Result<(), Failure> {
+        if output == Output::Prefixed && self.places.is_empty() {
+            self.places = Self::places(self.workers).map_err(|error| {
+                Failure::new(format!(
+                    "cannot start passing on the output of workers: {error}; try --output as-is"
+                ))
+            })?;
+        }
+        (self.output, self.owner) = (output, owner);
+        Ok(())
     }
 
     fn places(workers: usize) -> io::Result<Vec<Place>> {
@@ -104,7 +112,8 @@ impl Relay {
     pub(crate) fn outputs(&mut self, worker: usize) -> io::Result<[Stdio; 2]> {
         let owner = self.owner;
         match &mut self.places[..] {
-            [] => Ok([Stdio::inherit(), Stdio::inherit()]),
+            _ if self.output == Output::AsIs => Ok([Stdio::inherit(), Stdio::inherit()]),
+            [] => unreachable!("it is started where there are to be prefixes"),
             [both] => Ok([both.pipe(worker, owner)?, both.pipe(worker, owner)?]),
             [stdout, stderr, ..] => Ok([stdout.pipe(worker, owner)?, stderr.pipe(worker, owner)?]),
         }

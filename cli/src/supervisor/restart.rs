@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use overspill::adopt::Adopted;
 
 use super::control::Reply;
+use super::reload::Recipe;
 use super::worker::NotStarted;
 use super::{InstanceId, Supervisor, log};
 use crate::failure::Failure;
@@ -23,6 +24,8 @@ pub(crate) struct Restart {
     /// The one that is being replaced, by whom, and until when that must be ready.
     step: Option<(usize, InstanceId, Instant)>,
     replaced: usize,
+    /// How workers were started before, until one is replaced.
+    before: Option<Recipe>,
     /// Those who want to know.
     replies: Vec<Reply>,
 }
@@ -37,11 +40,12 @@ impl Restart {
 impl Supervisor {
     /// Begins a restart of all workers. One that is under way begins anew behind the worker
     /// that is being replaced: whatever has changed since then is to be seen by all.
-    pub(super) fn ask_restart(&mut self, reply: Option<Reply>) {
+    pub(super) fn ask_restart(&mut self, reply: Option<Reply>, before: Option<Recipe>) {
         let begun = self.restart.is_some();
         let restart = self.restart.get_or_insert_default();
         restart.workers = (0..self.plan.workers).collect();
         restart.replaced = 0;
+        restart.before = restart.before.take().or(before);
         restart.replies.extend(reply);
         let workers = log::workers(self.plan.workers);
         let again = if begun { " anew" } else { "" };
@@ -138,6 +142,7 @@ impl Supervisor {
         if let Some(restart) = &mut self.restart {
             restart.step = None;
             restart.replaced += 1;
+            restart.before = None;
             restart.tell(&format!("worker {worker} replaced (pid {pid})"));
         }
         true
@@ -166,5 +171,9 @@ impl Supervisor {
         );
         log::line(format_args!("restart: {why}"));
         restart.replies.into_iter().for_each(|reply| reply.failed(&why));
+        if let Some(before) = restart.before {
+            // What has failed once is not what a worker that ends is started by.
+            self.go_back(before);
+        }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::fstat;
 use overspill::adopt::Adopted;
@@ -21,6 +21,8 @@ use crate::failure::Failure;
 pub(crate) struct Services {
     name: Name,
     rules: Rules,
+    /// There are services at all: redirection was on at the start.
+    redirected: bool,
     dispatcher: Option<PathBuf>,
     capacity: Option<overspill::Capacity>,
     made: Vec<Service>,
@@ -71,6 +73,7 @@ impl Services {
         Self {
             name: plan.name.clone(),
             rules: plan.rules,
+            redirected: plan.rules.redirect,
             dispatcher: plan.dispatcher.clone(),
             capacity: plan.capacity,
             made: Vec::new(),
@@ -86,6 +89,7 @@ impl Services {
         Self {
             name: peers.name.clone(),
             rules: peers.rules,
+            redirected: peers.rules.redirect,
             dispatcher: peers.dispatcher.clone(),
             capacity: peers.capacity,
             made: Vec::new(),
@@ -98,6 +102,49 @@ impl Services {
 
     pub(crate) fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// Whether there are services at all.
+    pub(crate) fn redirected(&self) -> bool {
+        self.redirected
+    }
+
+    /// Sets the rules of all of them, or of none.
+    pub(crate) fn set_rules(
+        &mut self,
+        rules: Rules,
+        dispatcher: Option<&PathBuf>,
+    ) -> overspill::Result<()> {
+        let old = (self.rules, self.dispatcher.take());
+        (self.rules, self.dispatcher) = (rules, dispatcher.cloned());
+        let result = self.made.iter().try_for_each(|service| self.apply_rules(service));
+        if result.is_err() {
+            (self.rules, self.dispatcher) = old;
+            // The cause is reported, not the trouble on the way back.
+            let _ = self.made.iter().try_for_each(|service| self.apply_rules(service));
+        }
+        result
+    }
+
+    /// One that is gone, by `overspill rm`, has no rules.
+    fn apply_rules(&self, service: &Service) -> overspill::Result<()> {
+        let change = overspill::Change {
+            policy: Some(self.rules.policy),
+            dispatcher: self.dispatcher.clone(),
+            on_full: Some(self.rules.on_full),
+            redirect: Some(self.rules.redirect),
+            spread: Some(self.rules.spread),
+            ..Default::default()
+        };
+        match service.set(&change) {
+            Err(Error::NoSuchService { .. }) => Ok(()),
+            result => result,
+        }
+    }
+
+    /// Bears with a worker for that long from now on.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.watching = Watching::new(patience, "worker");
     }
 
     /// The sockets of an owner.
@@ -204,7 +251,7 @@ impl Services {
     }
 
     fn make_all(&mut self, sockets: &Sockets) -> overspill::Result<()> {
-        if !self.rules.redirect {
+        if !self.redirected {
             return Ok(());
         }
         let ports = sockets.ports();
@@ -280,7 +327,7 @@ impl Services {
                 && (seat.owner.is_none() || seat.owner == succeeds)
         });
         let (pid, holder) = (socket.pid(), Some((socket.pid(), socket.descriptor())));
-        let member = if self.rules.redirect {
+        let member = if self.redirected {
             Some(self.place(vacant.and_then(|seat| self.seats[seat].member), address, &socket)?)
         } else {
             None
@@ -483,7 +530,7 @@ impl Services {
                 format!("{}-ipv4", self.name),
                 format!("{}-ipv6", self.name),
             ];
-            if !self.rules.redirect || !own.iter().any(|own| own == base) {
+            if !self.redirected || !own.iter().any(|own| own == base) {
                 continue;
             }
             let status = service.status()?;
@@ -495,15 +542,7 @@ impl Services {
             for member in &status.members {
                 self.take_over_member(member, &mut left, new_id)?;
             }
-            let change = overspill::Change {
-                policy: Some(self.rules.policy),
-                dispatcher: self.dispatcher.clone(),
-                on_full: Some(self.rules.on_full),
-                redirect: Some(true),
-                spread: Some(self.rules.spread),
-                ..Default::default()
-            };
-            self.made[self.made.len() - 1].set(&change)?;
+            self.apply_rules(&self.made[self.made.len() - 1])?;
         }
         self.take_over_seatless(&mut left, new_id);
         Ok(left)

@@ -21,6 +21,7 @@ use nix::unistd::{Uid, User, initgroups, setgid, setuid};
 
 use overspill::{Cgroup, Words};
 
+use super::notify;
 use super::sockets::descriptor_name;
 use crate::failure::{Failure, Outcome};
 
@@ -121,6 +122,7 @@ impl Start<'_> {
             None => worker.env_remove(Words::VARIABLE),
         };
         worker
+            .env_remove(notify::VARIABLE)
             .arg("--")
             .args(self.command)
             .stdin(OwnedFd::from(stdin))

@@ -4,6 +4,7 @@
 mod allow;
 mod bad_input;
 mod commands;
+mod config;
 mod control;
 mod demo;
 mod dispatcher;
@@ -16,3 +17,4 @@ mod survive;
 mod tool;
 mod trace;
 mod unchanged;
+mod unit;

@@ -33,18 +33,28 @@ impl Run {
 
     /// With more options for `env`.
     pub(crate) fn start_with(env: &[&str], options: &str, command: &[&str]) -> Self {
+        let mut run = Self::command(env);
+        run.args(options.split_whitespace()).arg("--").args(command);
+        Self::watch(run)
+    }
+
+    /// What a configuration file says, with more options for `env`.
+    pub(crate) fn start_from(env: &[&str], file: &Path) -> Self {
+        let mut run = Self::command(env);
+        run.arg("--config").arg(file);
+        Self::watch(run)
+    }
+
+    fn command(env: &[&str]) -> Command {
         // Whatever the tests' own parent ignores, the supervisor is not to.
-        let mut supervisor = Command::new("env")
-            .arg("--default-signal")
-            .args(env)
-            .args([env!("CARGO_BIN_EXE_overspill"), "run"])
-            .args(options.split_whitespace())
-            .arg("--")
-            .args(command)
-            .stdin(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut run = Command::new("env");
+        run.arg("--default-signal").args(env).args([env!("CARGO_BIN_EXE_overspill"), "run"]);
+        run
+    }
+
+    /// Starts a command that becomes a supervisor.
+    pub(crate) fn watch(mut run: Command) -> Self {
+        let mut supervisor = run.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let stderr = BufReader::new(supervisor.stderr.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -502,7 +512,8 @@ fn what_a_worker_leaves_running_ends_with_it() {
     let script = "sleep 30 & echo left $! >&2; exit 0";
     let run = Run::start("-n 1 --listen 10.0.0.1:80", &["sh", "-c", script]);
     let left: u32 = run.line("left").rsplit(' ').next().unwrap().parse().unwrap();
-    run.line("ended with status 0; next start now");
+    // Its end may be told before its line: then it is the next one's.
+    run.line("ended with status 0; next start");
     wait_until("it has ended", || {
         // Whoever inherits it may take its time to reap it.
         std::fs::read_to_string(format!("/proc/{left}/stat"))

@@ -1,0 +1,303 @@
+//! The systemd unit: its capabilities are those that are needed, and what else it closes
+//! keeps nothing from working.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use overspill::Cgroup;
+use tempfile::TempDir;
+use world::{at, wait_until};
+
+use crate::run::{Run, WORKER, ask, assert_no_state, pid};
+use crate::server::get;
+use crate::tool::Ran;
+
+const UNIT: &str = include_str!("../../../dist/systemd/overspill@.service");
+const OVERSPILL: &str = env!("CARGO_BIN_EXE_overspill");
+
+/// A control group as systemd gives one to a unit; what is left in it in the end is killed.
+struct Slot(Cgroup);
+
+impl Slot {
+    fn new(name: &str) -> Self {
+        let name = format!("overspill-test-{name}-{}", std::process::id());
+        Self(Cgroup::own().unwrap().make(&name).unwrap())
+    }
+
+    /// A command that is run in it.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new("sh");
+        let enter = r#"echo $$ > "$0/cgroup.procs" && exec "$@""#;
+        command.args(["-c", enter]).arg(self.0.path()).arg(program);
+        command
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let start = std::time::Instant::now();
+        while self.0.remove().is_err() && start.elapsed() < world::DEADLINE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+/// The capabilities that the unit names.
+fn capabilities() -> Vec<&'static str> {
+    let lines = UNIT.lines().filter_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    lines.flat_map(str::split_whitespace).collect()
+}
+
+/// The two kinds of services, of a user without privilege: servers that make their sockets,
+/// and use their stdout by its name, and workers that get theirs, at a low port.
+struct Files {
+    _folder: TempDir,
+    unchanged: PathBuf,
+    handed_over: PathBuf,
+}
+
+impl Files {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            fs::write(&path, text).unwrap();
+            path
+        };
+        let python = include_str!("unchanged.py");
+        let unchanged = write(
+            "unchanged.toml",
+            format!(
+                "workers = 1\nuser = 'nobody'\ngrace = 1\ncommand = ['sh', '-c', 'echo up > \
+                 /dev/stdout; exec python3 -c \"$0\" 10.0.0.1:8080', '''{python}''']"
+            ),
+        );
+        let [program, option, script] = WORKER;
+        let handed_over = write(
+            "handed.toml",
+            format!(
+                "workers = 1\nuser = 'nobody'\nlisten = '10.0.0.2:80'\n\
+                 command = ['{program}', '{option}', '''{script}''']"
+            ),
+        );
+        Self { _folder: folder, unchanged, handed_over }
+    }
+}
+
+/// overspill run with these capabilities, as root without any other.
+fn start(slot: &Slot, capabilities: &[&str], file: &Path) -> Run {
+    let set: Vec<String> = capabilities
+        .iter()
+        .map(|name| format!("+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
+        .collect();
+    let mut command = slot.command("setpriv");
+    command
+        .args(["--bounding-set", &format!("-all,{}", set.join(","))])
+        .args(["--inh-caps=-all", "--ambient-caps=-all", "--no-new-privs"])
+        .args(["env", "--default-signal", OVERSPILL, "run", "--config"])
+        .arg(file)
+        .stdout(Stdio::null());
+    Run::watch(command)
+}
+
+#[test]
+fn it_works_with_the_units_capabilities() {
+    world::enter();
+    let slot = Slot::new("all");
+    let files = Files::new();
+    let run = start(&slot, &capabilities(), &files.unchanged);
+    run.line("member 0 of unchanged");
+    assert_eq!(get(at("10.0.0.1:8080"), "/uid"), "65534");
+    run.signal(Signal::SIGHUP);
+    run.line("restart: done, 1 worker replaced");
+    assert_eq!(get(at("10.0.0.1:8080"), "/uid"), "65534");
+    let lines = run.ends_at(Signal::SIGTERM);
+    assert!(!lines.iter().any(|line| line.contains("killing")), "{lines:#?}");
+
+    let run = start(&slot, &capabilities(), &files.handed_over);
+    run.line("service handed");
+    let first = pid(&ask("10.0.0.2:80"));
+    run.signal(Signal::SIGHUP);
+    run.line(&format!("worker 0 (pid {first}) was ended by SIGTERM"));
+    assert_eq!(ask("10.0.0.2:80")["ids"][0], 65534);
+    run.ends_at(Signal::SIGTERM);
+}
+
+#[test]
+fn with_any_capability_less_it_does_not() {
+    world::enter();
+    let slot = Slot::new("less");
+    let files = Files::new();
+    let (unchanged, handed_over) = (&files.unchanged, &files.handed_over);
+    // What is missed without it; the last ones only when the worker is told to end.
+    let missed = [
+        ("CAP_SYS_ADMIN", unchanged, "no permission to load the hooks"),
+        ("CAP_NET_ADMIN", unchanged, "no permission to find the network namespace of socket"),
+        ("CAP_DAC_READ_SEARCH", unchanged, "no permission to read the descriptors of process"),
+        // Its socket can't be taken: to overspill it is as if there were none.
+        ("CAP_SYS_PTRACE", unchanged, "has not listened on a TCP port"),
+        ("CAP_NET_BIND_SERVICE", handed_over, "no permission to bind to 10.0.0.2:80"),
+        ("CAP_SETUID", handed_over, "cannot become user nobody"),
+        ("CAP_SETGID", handed_over, "cannot become user nobody"),
+        ("CAP_KILL", unchanged, "1 s are over: killing 1 worker"),
+        ("CAP_CHOWN", unchanged, ""),
+    ];
+    let mut named = capabilities();
+    named.sort_unstable();
+    let mut known = missed.map(|(name, ..)| name);
+    known.sort_unstable();
+    assert_eq!(named, known, "each has its reason");
+    for (name, file, line) in missed {
+        println!("without {name}");
+        let rest: Vec<&str> = named.iter().copied().filter(|&it| it != name).collect();
+        let run = start(&slot, &rest, file);
+        match name {
+            "CAP_KILL" => {
+                run.line("member 0 of unchanged");
+                let lines = run.ends_at(Signal::SIGTERM);
+                assert!(lines.iter().any(|it| it.contains(line)), "{lines:#?}");
+            }
+            "CAP_CHOWN" => {
+                let complaint = run.line("/dev/stdout");
+                assert!(complaint.contains("Permission denied"), "{complaint}");
+                run.ends_at(Signal::SIGTERM);
+            }
+            _ => drop(run.line_within(Duration::from_secs(20), line)),
+        }
+    }
+}
+
+/// systemd, as the first process of namespaces of its own, with no units but ours.
+struct Systemd {
+    _slot: Slot,
+    outer: Child,
+    /// The pid of its first process here.
+    pid: String,
+    folder: TempDir,
+}
+
+/// Becomes it; $1 is a folder with units and programs. All else is closed to it: as a first
+/// process it would set the machine's limits.
+const BOOT: &str = r#"
+    mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /etc/systemd &&
+    mount -t cgroup2 none /sys/fs/cgroup && mount --bind "$1" /mnt &&
+    mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&
+    mount -o remount,bind,ro / &&
+    exec env -i container=other PATH="$PATH" SYSTEMD_UNIT_PATH=/mnt/units \
+        /lib/systemd/systemd --system --unit=none.target --log-target=null --show-status=0"#;
+
+impl Systemd {
+    /// Boots it with the unit, but for where its program and its files lie.
+    fn boot() -> Self {
+        let slot = Slot::new("systemd");
+        let folder = tempfile::tempdir().unwrap();
+        let units = folder.path().join("units");
+        fs::create_dir(&units).unwrap();
+        let unit = UNIT
+            .replace("/usr/bin/overspill", "/mnt/overspill")
+            .replace("/etc/overspill/", "/mnt/");
+        fs::write(units.join("overspill@.service"), unit).unwrap();
+        for target in ["none", "sysinit", "basic", "shutdown", "network-online", "multi-user"] {
+            let text = "[Unit]\nDefaultDependencies=no\n";
+            fs::write(units.join(format!("{target}.target")), text).unwrap();
+        }
+        fs::copy(OVERSPILL, folder.path().join("overspill")).unwrap();
+        let outer = slot
+            .command("unshare")
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc", "--cgroup", "--ipc", "--uts"])
+            .args(["--propagation", "private", "sh", "-c", BOOT, "sh"])
+            .arg(folder.path())
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let children = format!("/proc/{0}/task/{0}/children", outer.id());
+        let pid = || fs::read_to_string(&children).unwrap_or_default().trim().to_owned();
+        wait_until("its first process runs", || !pid().is_empty());
+        let systemd = Self { pid: pid(), _slot: slot, outer, folder };
+        wait_until("systemd is up", || {
+            systemd.systemctl("is-system-running").stdout == "running\n"
+        });
+        systemd
+    }
+
+    fn run(&self, command: &str) -> Ran {
+        let mut inside = Command::new("nsenter");
+        inside.args(["-t", &self.pid, "-m", "-p", "-C", "-u", "-i"]).args(command.split(' '));
+        Ran::from(inside.output().unwrap())
+    }
+
+    fn systemctl(&self, arguments: &str) -> Ran {
+        self.run(&format!("systemctl --no-pager {arguments}"))
+    }
+}
+
+impl Drop for Systemd {
+    fn drop(&mut self) {
+        // With its first process the kernel ends all of that namespace.
+        let _ = Command::new("kill").args(["-KILL", &self.pid]).status();
+        let _ = self.outer.wait();
+    }
+}
+
+#[test]
+fn systemd_starts_reloads_and_ends_it() {
+    world::enter();
+    let systemd = Systemd::boot();
+    let file = systemd.folder.path().join("web.toml");
+    let [program, option, script, address] =
+        ["python3", "-c", include_str!("unchanged.py"), "10.0.0.1:80"];
+    let write = |first: &str| {
+        let command = format!("command = ['{program}', '{option}', '''{script}''', '{address}']");
+        fs::write(&file, format!("{first}\nworkers = 2\n{command}\n")).unwrap();
+    };
+    write("policy = 'round-robin'");
+    let started = systemd.systemctl("start overspill@web");
+    assert_eq!(
+        started.code,
+        Some(0),
+        "{started:?}\n{}",
+        systemd.systemctl("status overspill@web").stdout
+    );
+    // It has started when both listen.
+    let shown = || systemd.run("/mnt/overspill show web --json").done();
+    let web = || serde_json::from_str::<serde_json::Value>(&shown()).unwrap();
+    let pids = || -> Vec<u64> {
+        web()["members"].as_array().unwrap().iter().map(|it| it["pid"].as_u64().unwrap()).collect()
+    };
+    let before = pids();
+    assert_eq!((before.len(), &web()["policy"]), (2, &"round-robin".into()));
+    assert!(["0", "1"].contains(&&*get(at(address), "/")));
+
+    write("policy = 'shortest-queue'");
+    systemd.systemctl("reload overspill@web").done();
+    let after = pids();
+    assert_eq!(web()["policy"], "shortest-queue");
+    assert!(after.iter().all(|pid| !before.contains(pid)), "{before:?} {after:?}");
+    assert!(["0", "1"].contains(&&*get(at(address), "/")));
+
+    write("polcy = 'shortest-queue'");
+    assert_eq!(systemd.systemctl("reload overspill@web").code, Some(1));
+    assert_eq!(systemd.systemctl("is-active overspill@web").stdout, "active\n");
+    assert_eq!(pids(), after);
+
+    systemd.systemctl("stop overspill@web").done();
+    assert_no_state();
+    // A wrong file is not tried again and again.
+    assert_eq!(systemd.systemctl("start overspill@web").code, Some(1));
+    let told = systemd.systemctl("show -P Result -P NRestarts -P ExecMainStatus overspill@web");
+    assert_eq!(told.stdout.split_whitespace().collect::<Vec<_>>(), ["exit-code", "0", "2"]);
+    assert_eq!(systemd.systemctl("is-failed overspill@web").stdout, "failed\n");
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_unit() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("overspill@.service");
+    fs::write(&file, UNIT.replace("/usr/bin/overspill", OVERSPILL)).unwrap();
+    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output();
+    assert_eq!(Ran::from(verified.expect("systemd is installed")).done(), "");
+}
