@@ -15,7 +15,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{allow, check, demo, drain, ls, restart, resume, rm, run, set, share, show, trace};
+use commands::{
+    allow, check, demo, drain, ls, restart, resume, rm, run, set, share, show, top, trace,
+};
 use supervisor::{relay, worker};
 
 /// Let the sockets of one service share their queues inside the kernel
@@ -38,6 +40,7 @@ enum Command {
     Share(share::Args),
     Ls(ls::Args),
     Show(show::Args),
+    Top(top::Args),
     Trace(trace::Args),
     Set(set::Args),
     Drain(drain::Args),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Share(args) => share::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Show(args) => show::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Trace(args) => trace::run(&args),
         Command::Set(args) => set::run(&args),
         Command::Drain(args) => drain::run(&args),

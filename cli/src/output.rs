@@ -1,5 +1,6 @@
 //! How a command says what it has found: a table for people, JSON for programs.
 
+use std::env;
 use std::io::{self, Write as _};
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -68,6 +69,43 @@ pub(crate) fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
 }
 
+/// Whether the locale says that text is in UTF-8.
+pub(crate) fn speaks_utf8() -> bool {
+    is_utf8(|name| env::var(name).ok())
+}
+
+/// Whether colour is welcome, as far as `NO_COLOR` tells (no-color.org).
+pub(crate) fn allows_colour() -> bool {
+    env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+/// Whether text is in UTF-8: the first of these variables that is set says it (locale(7)).
+fn is_utf8(variable: impl Fn(&str) -> Option<String>) -> bool {
+    ["LC_ALL", "LC_CTYPE", "LANG"]
+        .into_iter()
+        .filter_map(variable)
+        .find(|value| !value.is_empty())
+        .is_some_and(|value| {
+            let value = value.to_ascii_lowercase();
+            value.contains("utf-8") || value.contains("utf8")
+        })
+}
+
+/// Breaks a text into lines of at most `width` columns.
+pub(crate) fn wrap(text: &str, width: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.len() + 1 + word.len() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +122,24 @@ mod tests {
     fn a_table_without_rows_is_its_headings() {
         let none: [[String; 2]; 0] = [];
         assert_eq!(table(&[words("NAME"), numbers("PORT")], none), "NAME  PORT");
+    }
+
+    #[test]
+    fn the_locale_says_whether_it_is_utf8() {
+        let with = |pairs: &'static [(&str, &str)]| {
+            is_utf8(|name| {
+                let pair = pairs.iter().find(|(key, _)| *key == name);
+                pair.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert!(with(&[("LANG", "de_DE.UTF-8")]));
+        assert!(with(&[("LC_ALL", ""), ("LC_CTYPE", "C.utf8")]));
+        assert!(!with(&[("LC_ALL", "C"), ("LANG", "de_DE.UTF-8")]));
+        assert!(!with(&[]));
+    }
+
+    #[test]
+    fn a_text_is_broken_between_words() {
+        assert_eq!(wrap("one two three", 8), ["one two", "three"]);
     }
 }

@@ -19,7 +19,7 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Outcome};
-use crate::output::print;
+use crate::output::{print, wrap};
 
 /// Show the difference on real servers and clients of its own
 ///
@@ -69,7 +69,7 @@ fn play_here(seconds: u32, svg: Option<&Path>) -> Outcome {
     let folder = stage::enter()?;
     let look = terminal::Look::of_stdout();
     let introduction = introduction(seconds);
-    for line in terminal::wrap(&introduction, 79) {
+    for line in wrap(&introduction, 79) {
         print(&line)?;
     }
     let mut scenes = Vec::new();
@@ -84,7 +84,7 @@ fn play_here(seconds: u32, svg: Option<&Path>) -> Outcome {
     }
     print(&format!("\n{}\n", terminal::legend(look)))?;
     let conclusion = report::conclusion(&scenes);
-    for line in terminal::wrap(&conclusion, 79) {
+    for line in wrap(&conclusion, 79) {
         print(&line)?;
     }
     let Some(path) = svg else { return Ok(()) };

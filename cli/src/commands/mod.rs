@@ -12,4 +12,5 @@ pub(crate) mod run;
 pub(crate) mod set;
 pub(crate) mod share;
 pub(crate) mod show;
+pub(crate) mod top;
 pub(crate) mod trace;

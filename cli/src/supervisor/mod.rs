@@ -8,7 +8,7 @@
 pub(crate) mod allow;
 pub(crate) mod control;
 mod crew;
-mod ignored;
+pub(crate) mod ignored;
 mod instance;
 mod leaving;
 mod log;

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use super::report::{Act, MemberRow, Part, Scene};
 use super::scene::BACKLOG;
-use super::terminal::wrap;
+use crate::output::wrap;
 
 const WIDTH: usize = 920;
 const MARGIN: usize = 24;

@@ -1,10 +1,10 @@
 //! The report as text of at most 80 columns.
 
-use std::env;
 use std::fmt::Write as _;
 use std::io::IsTerminal;
 
 use super::report::{Line, Measure, Part, Scene};
+use crate::output;
 
 /// What the terminal can show.
 #[derive(Debug, Clone, Copy)]
@@ -22,10 +22,9 @@ const ACT: usize = BAR + NUMBER;
 impl Look {
     /// That of standard output.
     pub(super) fn of_stdout() -> Self {
-        let plain = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self {
-            unicode: is_utf8(|name| env::var(name).ok()),
-            colour: std::io::stdout().is_terminal() && !plain,
+            unicode: output::speaks_utf8(),
+            colour: std::io::stdout().is_terminal() && output::allows_colour(),
         }
     }
 
@@ -56,18 +55,6 @@ impl Look {
     fn bold(self, text: &str) -> String {
         if self.colour { format!("\x1b[1m{text}\x1b[0m") } else { text.to_owned() }
     }
-}
-
-/// Whether text is in UTF-8: the first of these variables that is set says it (locale(7)).
-fn is_utf8(variable: impl Fn(&str) -> Option<String>) -> bool {
-    ["LC_ALL", "LC_CTYPE", "LANG"]
-        .into_iter()
-        .filter_map(variable)
-        .find(|value| !value.is_empty())
-        .is_some_and(|value| {
-            let value = value.to_ascii_lowercase();
-            value.contains("utf-8") || value.contains("utf8")
-        })
 }
 
 /// A scene: its title, the picture, and the table.
@@ -125,21 +112,6 @@ fn cells(value: usize, scale: usize, width: usize) -> usize {
     if value == 0 { 0 } else { ((value * width + scale / 2) / scale).clamp(1, width) }
 }
 
-/// Breaks a text into lines of at most `width` columns.
-pub(super) fn wrap(text: &str, width: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ') {
-        match lines.last_mut() {
-            Some(line) if line.len() + 1 + word.len() <= width => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,24 +143,5 @@ mod tests {
     fn a_bar_is_as_long_as_its_value() {
         let lengths = [0, 1, 250, 500, 1000].map(|value| cells(value, 1000, 14));
         assert_eq!(lengths, [0, 1, 4, 7, 14]);
-    }
-
-    #[test]
-    fn the_locale_says_whether_it_is_utf8() {
-        let with = |pairs: &'static [(&str, &str)]| {
-            is_utf8(|name| {
-                let pair = pairs.iter().find(|(key, _)| *key == name);
-                pair.map(|(_, value)| (*value).to_owned())
-            })
-        };
-        assert!(with(&[("LANG", "de_DE.UTF-8")]));
-        assert!(with(&[("LC_ALL", ""), ("LC_CTYPE", "C.utf8")]));
-        assert!(!with(&[("LC_ALL", "C"), ("LANG", "de_DE.UTF-8")]));
-        assert!(!with(&[]));
-    }
-
-    #[test]
-    fn a_text_is_broken_between_words() {
-        assert_eq!(wrap("one two three", 8), ["one two", "three"]);
     }
 }

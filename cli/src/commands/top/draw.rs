@@ -1,0 +1,380 @@
+//! Drawing. A line is made of pieces of text; nothing is read here, and nothing decided.
+
+use overspill::Policy;
+use ratatui::Frame;
+use ratatui::layout::Rect;
+use ratatui::style::{Modifier, Style};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Clear, Padding, Paragraph};
+
+use super::act::meaning;
+use super::book::{Member, Service};
+use super::columns::{Column, MemberColumn, ServiceColumn, fit};
+use super::help;
+use super::look::{Look, Tone};
+use super::plan::{LEAST, Note, Plan};
+use super::state::{Focus, Overlay, State, Table};
+use crate::output::{count, on_off, wrap};
+
+const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
+const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
+
+/// Draws all of it.
+pub(super) fn draw(frame: &mut Frame<'_>, state: &State, look: Look) {
+    let plan = state.plan();
+    let area = frame.area();
+    if plan.is_too_small() {
+        let (width, height) = LEAST;
+        let text =
+            format!("too small: {width}x{height} at least, this is {}x{}", area.width, area.height);
+        let lines = wrap(&text, area.width.into()).into_iter().map(Line::from);
+        return frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), area);
+    }
+    if let Some(Overlay::Help(first)) = state.overlay {
+        return frame.render_widget(Paragraph::new(help_page(first, state)), area);
+    }
+    let painter = Painter { state, look, width: area.width.into() };
+    let mut lines = vec![painter.title(&plan)];
+    lines.extend(painter.tables(&plan));
+    let notes: Vec<Line<'_>> = plan.notes.iter().map(|note| painter.note(note)).collect();
+    // The notes and the keys stand at the bottom, wherever the tables end.
+    let bottom = usize::from(area.height).saturating_sub(1 + notes.len());
+    lines.resize(bottom, Line::default());
+    lines.extend(notes);
+    lines.push(painter.keys());
+    frame.render_widget(Paragraph::new(lines), area);
+    match &state.overlay {
+        Some(Overlay::Policies(service, at)) => painter.policies(frame, service, *at),
+        Some(Overlay::Question(act)) => {
+            let (question, known) = act.question(state);
+            painter.question(frame, &question, &known);
+        }
+        _ => {}
+    }
+}
+
+fn help_page(first: usize, state: &State) -> Vec<Line<'static>> {
+    let (last, page) = help::scroll(state.size);
+    let lines = help::lines(state.size.0).into_iter().skip(first).take(page);
+    let mut lines: Vec<Line<'static>> = lines
+        .map(|line| {
+            let style = if line.starts_with(' ') { Style::new() } else { BOLD };
+            Line::styled(line, style)
+        })
+        .collect();
+    lines.resize(page, Line::default());
+    let more = if first < last { "down: more  " } else { "" };
+    lines.push(Line::styled(format!("{more}any other key: back"), BOLD));
+    lines
+}
+
+struct Painter<'a> {
+    state: &'a State,
+    look: Look,
+    width: usize,
+}
+
+impl<'a> Painter<'a> {
+    /// What this is, and how many services there are.
+    fn title(&self, plan: &Plan) -> Line<'a> {
+        let services = self.state.services.order.len();
+        let right = match plan.services {
+            Some(lines) if lines < services => {
+                part("services", self.state.services.shown(lines), services)
+            }
+            _ => count(services, "service"),
+        };
+        self.both_ends("overspill top", &self.state.title, &right)
+    }
+
+    fn tables(&self, plan: &Plan) -> Vec<Line<'a>> {
+        let mut lines = Vec::new();
+        let Some(service) = self.state.service() else {
+            return self.nothing();
+        };
+        if let Some(rows) = plan.services {
+            let table = &self.state.services;
+            let focused = self.state.focus == Focus::Services;
+            let shown = fit(self.state.book.services(), self.width);
+            lines.push(self.headings(table, &shown));
+            lines.extend(rows_of(table, rows, focused, |at| {
+                self.service(&self.state.book.services()[at], &shown)
+            }));
+        }
+        if plan.gap {
+            lines.push(Line::default());
+        }
+        if let Some(rows) = plan.members {
+            let table = &self.state.members;
+            let focused = self.state.focus == Focus::Members;
+            let shown = fit(&service.members, self.width);
+            lines.push(self.rules(service, rows));
+            lines.push(self.headings(table, &shown));
+            lines.extend(rows_of(table, rows, focused, |at| {
+                self.member(&service.members[at], &shown)
+            }));
+        }
+        lines
+    }
+
+    fn nothing(&self) -> Vec<Line<'a>> {
+        let text = "no services yet in this network namespace; those that come will be shown \
+                    here (overspill run and overspill share make them)";
+        let mut lines = vec![Line::default()];
+        lines.extend(wrap(text, self.width).into_iter().map(Line::from));
+        lines
+    }
+
+    /// The chosen service, in the words with which `overspill set` changes it.
+    fn rules(&self, service: &Service, rows: usize) -> Line<'a> {
+        let status = &service.status;
+        let members = service.members.len();
+        let right = if rows < members {
+            part("members", self.state.members.shown(rows), members)
+        } else {
+            count(members, "member")
+        };
+        let rules = format!(
+            "port {}, {}{}, on-full {}, redirect {}, spread {}",
+            status.port,
+            status.policy,
+            status.dispatcher.as_ref().map_or_else(String::new, |name| format!(" {name}")),
+            status.on_full,
+            on_off(status.redirect),
+            on_off(status.spread),
+        );
+        self.both_ends(&status.name, &rules, &right)
+    }
+
+    /// A bold beginning, what follows it, and something at the right end: what has no place is
+    /// left out from the right end on.
+    fn both_ends(&self, bold: &str, text: &str, right: &str) -> Line<'a> {
+        let bold = self.fitted(bold, self.width.min(bold.len()), true);
+        let mut left = self.width - bold.chars().count();
+        let mut spans = vec![Span::styled(bold, BOLD)];
+        let with_right = text.len() + right.len() + 4 <= left;
+        if left > 4 {
+            let room = if with_right { left - right.len() - 2 } else { left };
+            spans.push(Span::raw(format!("  {}", self.fitted(text, room - 2, true))));
+            left -= room;
+        }
+        if with_right {
+            spans.push(Span::raw(format!("{right:>left$}")));
+        }
+        Line::from(spans)
+    }
+
+    fn headings<C: Column, K>(&self, table: &Table<C, K>, shown: &[(C, usize)]) -> Line<'a> {
+        let cells = shown.iter().flat_map(|&(column, width)| {
+            let sorted = table.column == column;
+            let mark = if sorted { self.look.sorted(table.turned) } else { " " };
+            let heading = self.fitted(column.heading(), width, column.leans_left());
+            let style = Style::new().add_modifier(Modifier::UNDERLINED);
+            let style = if sorted { style.add_modifier(Modifier::BOLD) } else { style };
+            // A heading stands beside its mark, also where its cells lean to the right.
+            let space = heading.len() - heading.trim_start().len();
+            let (space, heading) = heading.split_at(space);
+            [Span::raw(space.to_owned()), Span::raw(mark), Span::styled(heading.to_owned(), style)]
+        });
+        Line::from(cells.collect::<Vec<_>>())
+    }
+
+    fn service(&self, service: &Service, shown: &[(ServiceColumn, usize)]) -> Vec<Span<'a>> {
+        let cell = |&(column, width): &(ServiceColumn, usize)| {
+            let rates = service.rates.as_ref();
+            let bad = match column {
+                ServiceColumn::Dropped => rates.is_some_and(|rates| rates.dropped > 0.0),
+                ServiceColumn::Reset => rates.is_some_and(|rates| rates.reset > 0.0),
+                _ => false,
+            };
+            let style = if bad { self.look.style(Tone::Bad) } else { Style::new() };
+            Span::styled(self.fitted(&column.text(service), width, column.leans_left()), style)
+        };
+        spaced(shown.iter().map(|shown| vec![cell(shown)]))
+    }
+
+    fn member(&self, member: &Member, shown: &[(MemberColumn, usize)]) -> Vec<Span<'a>> {
+        let cell = |&(column, width): &(MemberColumn, usize)| match column {
+            MemberColumn::Queue => self.bar(member, width),
+            MemberColumn::Lately => vec![Span::raw(self.lately(member, width))],
+            _ => {
+                let text = self.fitted(&column.text(member), width, column.leans_left());
+                let style = match column {
+                    MemberColumn::State => self.look.state(member.status.state),
+                    _ => Style::new(),
+                };
+                vec![Span::styled(text, style)]
+            }
+        };
+        spaced(shown.iter().map(cell))
+    }
+
+    /// A bar of what waits, what is half open and what is free.
+    fn bar(&self, member: &Member, width: usize) -> Vec<Span<'a>> {
+        let status = &member.status;
+        let [waits, half_open] =
+            bar(status.queued.into(), status.half_open.into(), status.capacity.into(), width);
+        let full = status.capacity > 0 && member.held() >= status.capacity.into();
+        let tones = [if full { Tone::Bad } else { Tone::Good }, Tone::Set];
+        let signs = self.look.bar();
+        vec![
+            Span::styled(signs[0].repeat(waits), self.look.style(tones[0])),
+            Span::styled(signs[1].repeat(half_open), self.look.style(tones[1])),
+            Span::raw(signs[2].repeat(width - waits - half_open)),
+        ]
+    }
+
+    /// How full its queue was, the newest at the right.
+    fn lately(&self, member: &Member, width: usize) -> String {
+        let signs: String = member.lately.last(width).map(|it| self.look.eighth(it)).collect();
+        format!("{signs:>width$}")
+    }
+
+    fn note(&self, note: &Note) -> Line<'a> {
+        let style = if note.trouble { self.look.style(Tone::Bad) } else { Style::new() };
+        Line::styled(note.text.clone(), style)
+    }
+
+    /// As many of the keys as there is room for, the first to know first.
+    fn keys(&self) -> Line<'a> {
+        let other = match self.state.focus {
+            Focus::Services => "members",
+            Focus::Members => "services",
+        };
+        // Where each stands, and how early it is left out.
+        let keys = [
+            ("arrows", "choose", 7),
+            ("Tab", other, 2),
+            ("s", "sort", 6),
+            ("o", "turn", 8),
+            ("d", "drain", 3),
+            ("r", "resume", 4),
+            ("p", "policy", 5),
+            ("?", "help", 0),
+            ("q", "quit", 1),
+        ];
+        let mut by_rank = keys;
+        by_rank.sort_by_key(|(.., rank)| *rank);
+        let mut left = self.width + 2;
+        let fits = by_rank.into_iter().take_while(|(key, what, _)| {
+            let room = left.checked_sub(key.len() + what.len() + 3);
+            left = room.unwrap_or_default();
+            room.is_some()
+        });
+        let shown = fits.count();
+        let keys = keys.into_iter().filter(|(.., rank)| *rank < shown);
+        let spans = keys.enumerate().flat_map(|(number, (key, what, _))| {
+            let space = if number == 0 { "" } else { "  " };
+            [Span::raw(space), Span::styled(key, BOLD), Span::raw(format!(" {what}"))]
+        });
+        Line::from(spans.collect::<Vec<_>>())
+    }
+
+    /// The list to choose a policy from.
+    fn policies(&self, frame: &mut Frame<'_>, service: &str, chosen: usize) {
+        let now = self.state.find(service).map(|service| service.status.policy);
+        let room = self.width - 4;
+        let lines = Policy::ALL.iter().enumerate().map(|(at, &policy)| {
+            let mark = if at == chosen { '>' } else { ' ' };
+            let now = if now == Some(policy) { "(now) " } else { "" };
+            let text = format!("{mark} {:15} {now}{}", policy.name(), meaning(policy));
+            let style = if at == chosen { CHOSEN } else { Style::new() };
+            Line::styled(self.fitted(&text, room.min(64), true), style)
+        });
+        let title = format!("policy of {service}");
+        self.show_box(frame, &title, lines.collect(), "Enter choose  Esc back");
+    }
+
+    fn question(&self, frame: &mut Frame<'_>, question: &str, known: &str) {
+        let room = (self.width - 4).min(64);
+        let asked = wrap(question, room).into_iter().map(|line| Line::styled(line, BOLD));
+        let known = wrap(known, room).into_iter().map(Line::from);
+        self.show_box(frame, "change?", asked.chain(known).collect(), "y yes  n no");
+    }
+
+    /// A box in the middle of the screen, as large as what stands in it.
+    fn show_box(&self, frame: &mut Frame<'_>, title: &str, lines: Vec<Line<'a>>, keys: &str) {
+        let area = frame.area();
+        let widest = lines.iter().map(Line::width).chain([title.len(), keys.len()]).max();
+        let clamp = |size: usize, most: u16| u16::try_from(size).unwrap_or(most).min(most);
+        let width = clamp(widest.unwrap_or_default() + 4, area.width);
+        let height = clamp(lines.len() + 2, area.height);
+        let (x, y) = ((area.width - width) / 2, (area.height - height) / 2);
+        let area = Rect { x, y, width, height };
+        let title = self.fitted(title, usize::from(width - 4).min(title.len()), true);
+        let block = Block::bordered()
+            .border_set(self.look.border())
+            .padding(Padding::horizontal(1))
+            .title_top(format!(" {title} "))
+            .title_bottom(Line::styled(format!(" {keys} "), BOLD));
+        frame.render_widget(Clear, area);
+        frame.render_widget(Paragraph::new(lines).block(block), area);
+    }
+
+    /// A text of just that width; what is cut off leaves a sign.
+    fn fitted(&self, text: &str, width: usize, left: bool) -> String {
+        if text.chars().count() > width {
+            let kept = text.chars().take(width.saturating_sub(1));
+            return kept.chain((width > 0).then(|| self.look.cut())).collect();
+        }
+        if left { format!("{text:width$}") } else { format!("{text:>width$}") }
+    }
+}
+
+/// As many rows as there are lines for, the chosen one marked.
+fn rows_of<'a, C: Column, K: Clone + PartialEq>(
+    table: &Table<C, K>,
+    lines: usize,
+    focused: bool,
+    row: impl Fn(usize) -> Vec<Span<'a>>,
+) -> Vec<Line<'a>> {
+    let rows = table.shown(lines).map(|at| {
+        let chosen = at == table.at;
+        let mut spans = vec![Span::raw(if chosen { ">" } else { " " })];
+        spans.extend(row(table.order[at]));
+        let line = Line::from(spans);
+        match (chosen, focused) {
+            (true, true) => line.style(CHOSEN),
+            (true, false) => line.style(BOLD),
+            _ => line,
+        }
+    });
+    rows.collect()
+}
+
+/// Cells with a space between them.
+fn spaced<'a>(cells: impl Iterator<Item = Vec<Span<'a>>>) -> Vec<Span<'a>> {
+    let mut spans = Vec::new();
+    for cell in cells {
+        if !spans.is_empty() {
+            spans.push(Span::raw(" "));
+        }
+        spans.extend(cell);
+    }
+    spans
+}
+
+/// "services 3-7 of 120"
+fn part(what: &str, shown: std::ops::Range<usize>, all: usize) -> String {
+    format!("{what} {}-{} of {all}", shown.start + 1, shown.end)
+}
+
+/// How long the parts of a bar are that has so many cells: some cell for whatever is not
+/// nothing, where there is one, and all of them for what is full alone.
+fn bar(waits: u64, half_open: u64, capacity: u64, cells: usize) -> [usize; 2] {
+    let held = waits + half_open;
+    if held == 0 || cells == 0 {
+        return [0, 0];
+    }
+    let most = if held < capacity { (cells - 1).max(1) } else { cells };
+    let length = |part: u64| {
+        let cells = u64::try_from(cells).expect("a screen is not that wide");
+        let rounded = (part * cells + capacity / 2) / capacity.max(1);
+        usize::try_from(rounded).unwrap_or(most).clamp(1, most)
+    };
+    let all = length(held);
+    let half_open = if half_open == 0 { 0 } else { length(half_open).min(all) };
+    let waits_least = usize::from(waits > 0 && all > 1);
+    let half_open = half_open.min(all - waits_least);
+    [all - half_open, half_open]
+}
