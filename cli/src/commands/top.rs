@@ -53,11 +53,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     place: Place,
 
-    /// Use no colours
-    ///
-    /// None are used either where the environment has a `NO_COLOR`, or on a terminal without
-    /// colours.
-    #[arg(long)]
+    #[arg(
+        long,
+        help = "Use no colours; nor are any used where NO_COLOR is set or the terminal has none"
+    )]
     no_color: bool,
 }
 

@@ -90,6 +90,6 @@ mod tests {
                 assert!(line.chars().count() <= usize::from(width), "{width}: {line}");
             }
         }
-        assert!(lines(80).len() <= 28, "two looks at 24 lines");
+        assert!(lines(80).len() <= 2 * scroll((80, 24)).1, "two looks");
     }
 }

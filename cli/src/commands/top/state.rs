@@ -88,6 +88,9 @@ impl<C: Column, K: Clone + PartialEq> Table<C, K> {
             self.order.iter().position(|&position| key(&rows[position]) == *chosen)
         });
         self.at = found.unwrap_or(self.at).min(rows.len().saturating_sub(1));
+        if self.chosen.is_none() {
+            self.chosen = self.chosen().map(|position| key(&rows[position]));
+        }
     }
 
     /// The position of the chosen row in the book.
@@ -382,5 +385,268 @@ impl State {
             _ => return None,
         };
         Some(to.min(last))
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::book::tests::{member, service};
+    use super::*;
+    use overspill::MemberStatus;
+    use proptest::prelude::*;
+
+    pub(crate) fn press(state: &mut State, keys: &str) -> Option<Wish> {
+        let mut wish = None;
+        for key in keys.split(' ') {
+            assert_eq!(wish, None, "before {key}");
+            wish = state.press(self::key(key));
+        }
+        wish
+    }
+
+    fn key(name: &str) -> KeyEvent {
+        let code = match name {
+            "up" => KeyCode::Up,
+            "down" => KeyCode::Down,
+            "end" => KeyCode::End,
+            "tab" => KeyCode::Tab,
+            "enter" => KeyCode::Enter,
+            "esc" => KeyCode::Esc,
+            "pgdn" => KeyCode::PageDown,
+            letter => KeyCode::Char(letter.chars().last().unwrap()),
+        };
+        let control = name.starts_with('^');
+        KeyEvent::new(code, if control { KeyModifiers::CONTROL } else { KeyModifiers::NONE })
+    }
+
+    fn members(count: u32) -> Vec<MemberStatus> {
+        (0..count).map(|id| member(id, id, 0, 17)).collect()
+    }
+
+    /// The services api, db and web, with 1, 2 and 3 members.
+    fn state() -> State {
+        let mut state = State::new("netns 1".to_owned(), None);
+        let named = |(count, name): (u32, &str)| service(name, members(count));
+        let statuses = [(1, "api"), (2, "db"), (3, "web")].map(named);
+        state.note(Duration::ZERO, Ok(statuses.into()));
+        state
+    }
+
+    fn chosen(state: &State) -> (&str, Option<u32>) {
+        (state.service().map_or("", Service::name), state.member().map(|member| member.id().0))
+    }
+
+    fn names(state: &State) -> Vec<&str> {
+        let services = state.book.services();
+        state.services.order.iter().map(|&at| services[at].name()).collect()
+    }
+
+    fn message(state: &State) -> &str {
+        state.message.as_ref().map_or("", |note| &note.text)
+    }
+
+    #[test]
+    fn a_service_and_a_member_are_chosen() {
+        let mut state = state();
+        assert_eq!(chosen(&state), ("api", Some(0)));
+        press(&mut state, "j down j j");
+        assert_eq!(chosen(&state), ("web", Some(0)), "it ends at the last");
+        press(&mut state, "tab down j k down");
+        assert_eq!(chosen(&state), ("web", Some(2)));
+        press(&mut state, "tab up");
+        assert_eq!(chosen(&state), ("db", Some(0)), "another service, its first member");
+        press(&mut state, "end l end g G");
+        assert_eq!(chosen(&state), ("web", Some(2)));
+    }
+
+    #[test]
+    fn what_is_chosen_stays_chosen_by_name_and_number() {
+        let mut state = state();
+        press(&mut state, "end tab end up");
+        assert_eq!(chosen(&state), ("web", Some(1)));
+        let read = |names: &[&str], ids: &[u32]| {
+            let members = ids.iter().map(|&id| member(id, 0, 0, 17)).collect::<Vec<_>>();
+            Ok(names.iter().map(|name| service(name, members.clone())).collect())
+        };
+        let second = Duration::from_secs(1);
+        state.note(second, read(&["aaa", "api", "web", "zzz"], &[2, 4, 1, 7]));
+        assert_eq!(chosen(&state), ("web", Some(1)));
+        // What is gone is chosen again when it comes back; its neighbour has its place until then.
+        state.note(2 * second, read(&["aaa", "api"], &[2, 7]));
+        assert_eq!(chosen(&state), ("api", Some(7)));
+        state.note(3 * second, read(&[], &[]));
+        assert_eq!(chosen(&state), ("", None));
+        state.note(4 * second, read(&["api", "web"], &[0, 1]));
+        assert_eq!(chosen(&state), ("web", Some(1)));
+    }
+
+    #[test]
+    fn the_service_asked_for_is_chosen() {
+        let mut state = State::new(String::new(), Some("web".to_owned()));
+        state.note(Duration::ZERO, Ok(["api", "web"].map(|name| service(name, members(1))).into()));
+        assert_eq!(chosen(&state), ("web", Some(0)));
+    }
+
+    #[test]
+    fn services_and_members_are_sorted_by_the_columns_that_are_shown() {
+        let mut state = state();
+        press(&mut state, "o");
+        assert_eq!(names(&state), ["web", "db", "api"]);
+        assert_eq!(chosen(&state), ("api", Some(0)), "the chosen one moves with its row");
+        press(&mut state, "s s");
+        assert_eq!(state.services.column, ServiceColumn::Members);
+        assert_eq!(names(&state), ["web", "db", "api"]);
+        press(&mut state, "o S S");
+        assert_eq!(names(&state), ["api", "db", "web"]);
+        press(&mut state, "S");
+        assert_eq!(state.services.column, ServiceColumn::Reset, "round to the last");
+        press(&mut state, "end tab s s s");
+        assert_eq!(state.members.column, MemberColumn::Queue);
+        assert_eq!(state.members.order, [2, 1, 0], "the fullest first");
+        // Where there is no room for a column, it is passed by.
+        state.size = (40, 12);
+        press(&mut state, "S S");
+        assert_eq!(state.members.column, MemberColumn::Member);
+    }
+
+    #[test]
+    fn nothing_is_changed_without_a_yes() {
+        let mut state = state();
+        press(&mut state, "end tab j");
+        for no in ["n", "N", "esc", "enter", "q"] {
+            assert_eq!(press(&mut state, &format!("d x d j pgdn {no}")), None);
+            assert_eq!((message(&state), &state.overlay), ("nothing was changed", &None));
+        }
+        let act = Act { service: "web".to_owned(), what: What::Drain(MemberId(1)) };
+        assert_eq!(press(&mut state, "d y"), Some(Wish::Do(act.clone())));
+        assert_eq!((&state.pending, message(&state)), (&Some(act.clone()), ""));
+        // Another one has to wait.
+        assert_eq!(press(&mut state, "d y"), None);
+        assert!(message(&state).is_empty() && state.overlay.is_none());
+        state.done(&act, Some("it is locked".to_owned()));
+        assert_eq!((message(&state), &state.pending), ("it is locked", &None));
+    }
+
+    #[test]
+    fn only_a_member_that_drains_is_resumed() {
+        let mut state = state();
+        press(&mut state, "r");
+        assert_eq!((message(&state), &state.overlay), ("member 0 of api does not drain", &None));
+        let mut drains = service("api", members(1));
+        drains.members[0].state = MemberState::Draining;
+        state.note(Duration::from_secs(1), Ok(vec![drains]));
+        press(&mut state, "d");
+        assert_eq!((message(&state), &state.overlay), ("member 0 of api drains already", &None));
+        let act = Act { service: "api".to_owned(), what: What::Resume(MemberId(0)) };
+        assert_eq!(press(&mut state, "r y"), Some(Wish::Do(act)));
+    }
+
+    #[test]
+    fn the_last_active_member_is_drained_with_a_warning() {
+        let mut state = state();
+        let known = |state: &State| match &state.overlay {
+            Some(Overlay::Question(act)) => act.question(state).1,
+            other => panic!("{other:?}"),
+        };
+        press(&mut state, "d");
+        assert!(known(&state).contains("refused"), "{}", known(&state));
+        press(&mut state, "n end d");
+        assert!(!known(&state).contains("refused"), "{}", known(&state));
+    }
+
+    #[test]
+    fn a_policy_is_chosen_and_asked_for() {
+        let mut state = state();
+        press(&mut state, "p enter");
+        assert_eq!(message(&state), "api has the policy least-loaded already");
+        press(&mut state, "p j esc");
+        assert_eq!(state.overlay, None);
+        press(&mut state, "p g enter");
+        let what = What::Policy(Policy::NextAvailable);
+        let act = Act { service: "api".to_owned(), what };
+        let (question, _) = act.question(&state);
+        assert_eq!(question, "Change the policy of api from least-loaded to next-available?");
+        assert_eq!(state.overlay, Some(Overlay::Question(act.clone())));
+        assert_eq!(press(&mut state, "y"), Some(Wish::Do(act)));
+    }
+
+    #[test]
+    fn it_is_left_by_each_of_these_keys() {
+        for key in ["q", "esc", "^c"] {
+            assert_eq!(press(&mut state(), key), Some(Wish::Quit));
+        }
+        for overlay in ["?", "p", "d"] {
+            let mut state = state();
+            assert_eq!(press(&mut state, &format!("{overlay} q")), None, "back to the tables");
+            assert_eq!(press(&mut state, &format!("{overlay} ^c")), Some(Wish::Quit));
+        }
+        assert_eq!(press(&mut state(), "^z"), Some(Wish::Suspend));
+    }
+
+    #[test]
+    fn what_can_t_be_seen_is_not_changed() {
+        let mut state = state();
+        press(&mut state, "d");
+        state.size = (31, 24);
+        assert_eq!(press(&mut state, "y"), None);
+        assert_eq!(press(&mut state, "d y"), None);
+        assert_eq!(press(&mut state, "q"), Some(Wish::Quit));
+    }
+
+    #[test]
+    fn what_was_read_last_stays_while_nothing_can_be_read() {
+        let mut state = state();
+        state.note(Duration::from_secs(1), Err("no".to_owned()));
+        assert_eq!((state.trouble.as_deref(), names(&state).len()), (Some("no"), 3));
+        // The figures since are spread over the time since they were read.
+        let mut grown = service("web", members(3));
+        grown.requests.placed = 40;
+        state.note(Duration::from_secs(2), Ok(vec![grown]));
+        assert_eq!(state.trouble, None);
+        let rates = state.service().unwrap().rates.unwrap();
+        assert!((rates.placed - 20.0).abs() < 0.001, "{rates:?}");
+    }
+
+    const KEYS: [&str; 21] = [
+        "up", "down", "end", "tab", "enter", "esc", "pgdn", "j", "k", "g", "G", "s", "S", "o", "d",
+        "r", "p", "n", "?", "x", "y",
+    ];
+
+    proptest! {
+        /// Whatever is pressed and read: what is shown exists, and every change has been
+        /// asked for on a screen that could show it.
+        #[test]
+        fn every_change_was_asked_for(
+            steps in proptest::collection::vec((0..KEYS.len() + 3, 0_u32..4), 1..60),
+        ) {
+            let mut state = state();
+            for (number, (step, count)) in steps.into_iter().enumerate() {
+                let when = Duration::from_secs(number as u64);
+                match KEYS.get(step) {
+                    Some(key) => {
+                        let seen = !state.plan().is_too_small();
+                        let asked = state.overlay == None;
+                        let question = matches!(state.overlay, Some(Overlay::Question(_)));
+                        if let Some(Wish::Do(act)) = state.press(self::key(key)) {
+                            prop_assert!(*key == "y" && question && seen && !asked);
+                            state.done(&act, None);
+                        }
+                    }
+                    None if step == KEYS.len() => {
+                        state.size = [(80, 24), (40, 12), (32, 8), (9, 3)][count as usize];
+                    }
+                    None if step == KEYS.len() + 1 => state.note(when, Err("no".to_owned())),
+                    None => {
+                        let named = |(at, name): (u32, &str)| {
+                            (at < count).then(|| service(name, members(count + 3 * at)))
+                        };
+                        let all = [(0, "web"), (1, "api"), (2, "db")];
+                        state.note(when, Ok(all.into_iter().filter_map(named).collect()));
+                    }
+                }
+                prop_assert_eq!(state.service().is_some(), !state.book.services().is_empty());
+                prop_assert_eq!(state.member().is_some(), state.service().is_some());
+            }
+        }
     }
 }
