@@ -12,6 +12,9 @@ pub(super) trait Column: Copy + PartialEq + 'static {
     /// All of them, from left to right.
     const ALL: &'static [Self];
 
+    /// Those that take what width is left over, the first of them first.
+    const GROW: &'static [Self];
+
     fn heading(self) -> &'static str;
 
     /// The other columns go first where there is no room for all: the one with the highest.
@@ -74,6 +77,8 @@ impl Column for ServiceColumn {
         Self::Dropped,
         Self::Reset,
     ];
+
+    const GROW: &'static [Self] = &[Self::Service];
 
     fn heading(self) -> &'static str {
         match self {
@@ -164,6 +169,8 @@ impl Column for MemberColumn {
         Self::Out,
     ];
 
+    const GROW: &'static [Self] = &[Self::Address, Self::Queue, Self::Lately];
+
     fn heading(self) -> &'static str {
         match self {
             Self::Member => "MEMBER",
@@ -201,6 +208,11 @@ impl Column for MemberColumn {
     fn widths(self, rows: &[Member]) -> (usize, usize) {
         match self {
             Self::State => ("draining".len(), "draining".len()),
+            // The longest of IPv4; of one of IPv6 it shows the end.
+            Self::Address => {
+                let widest = widest(self, rows);
+                (widest.min(15), widest)
+            }
             Self::Queue => (5, 24),
             Self::Lately => (8, 60),
             _ => {
@@ -318,17 +330,17 @@ pub(super) fn fit<C: Column>(rows: &[C::Row], width: usize) -> Vec<(C, usize)> {
     let mut shown: Vec<(C, usize, usize)> = Vec::new();
     for column in by_rank {
         let (least, most) = column.widths(rows);
-        if least + 1 > left {
-            break;
+        if least < left {
+            left -= least + 1;
+            shown.push((column, least, most));
         }
-        left -= least + 1;
-        shown.push((column, least, most));
     }
-    // What is left over makes cells wider that are worth it, the most important first.
-    for (_, width, most) in &mut shown {
-        let more = (*most - *width).min(left);
-        *width += more;
-        left -= more;
+    for column in C::GROW {
+        if let Some((_, width, most)) = shown.iter_mut().find(|(it, ..)| it == column) {
+            let more = (*most - *width).min(left);
+            *width += more;
+            left -= more;
+        }
     }
     let find = |column: C| shown.iter().find(|(it, ..)| *it == column);
     let shown = C::ALL.iter().filter_map(|&column| find(column));

@@ -146,13 +146,13 @@ impl<'a> Painter<'a> {
         self.both_ends(&status.name, &rules, &right)
     }
 
-    /// A bold beginning, what follows it, and something at the right end: what has no place is
-    /// left out from the right end on.
+    /// A bold beginning, what follows it, and something at the right end, if that leaves room
+    /// for what is said before it.
     fn both_ends(&self, bold: &str, text: &str, right: &str) -> Line<'a> {
         let bold = self.fitted(bold, self.width.min(bold.len()), true);
         let mut left = self.width - bold.chars().count();
         let mut spans = vec![Span::styled(bold, BOLD)];
-        let with_right = text.len() + right.len() + 4 <= left;
+        let with_right = text.len().min(24) + right.len() + 4 <= left;
         if left > 4 {
             let room = if with_right { left - right.len() - 2 } else { left };
             spans.push(Span::raw(format!("  {}", self.fitted(text, room - 2, true))));
@@ -198,7 +198,12 @@ impl<'a> Painter<'a> {
             MemberColumn::Queue => self.bar(member, width),
             MemberColumn::Lately => vec![Span::raw(self.lately(member, width))],
             _ => {
-                let text = self.fitted(&column.text(member), width, column.leans_left());
+                let text = column.text(member);
+                let text = match column {
+                    // Addresses differ at their ends.
+                    MemberColumn::Address => self.fitted_end(&text, width),
+                    _ => self.fitted(&text, width, column.leans_left()),
+                };
                 let style = match column {
                     MemberColumn::State => self.look.state(member.status.state),
                     _ => Style::new(),
@@ -311,6 +316,14 @@ impl<'a> Painter<'a> {
         frame.render_widget(Paragraph::new(lines).block(block), area);
     }
 
+    /// The end of a text that is too long.
+    fn fitted_end(&self, text: &str, width: usize) -> String {
+        match text.len().checked_sub(width) {
+            Some(more @ 1..) if width > 0 => format!("{}{}", self.look.cut(), &text[more + 1..]),
+            _ => self.fitted(text, width, true),
+        }
+    }
+
     /// A text of just that width; what is cut off leaves a sign.
     fn fitted(&self, text: &str, width: usize, left: bool) -> String {
         if text.chars().count() > width {
@@ -377,4 +390,234 @@ fn bar(waits: u64, half_open: u64, capacity: u64, cells: usize) -> [usize; 2] {
     let waits_least = usize::from(waits > 0 && all > 1);
     let half_open = half_open.min(all - waits_least);
     [all - half_open, half_open]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::act::{Act, What};
+    use super::super::book::tests::{member, service};
+    use super::super::state::tests::press;
+    use super::*;
+    use overspill::{Address, Families, MemberId, MemberState, MemberStatus, Requests, Status};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::buffer::Buffer;
+    use ratatui::style::Color;
+    use std::fs;
+    use std::path::Path;
+    use std::time::Duration;
+
+    const PLAIN: Look = Look { colour: false, unicode: true };
+
+    fn drawn(state: &mut State, look: Look, (width, height): (u16, u16)) -> Buffer {
+        state.size = (width, height);
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, state, look)).unwrap();
+        terminal.backend().buffer().clone()
+    }
+
+    fn text(buffer: &Buffer) -> String {
+        let area = buffer.area();
+        let line = |y| (0..area.width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
+        (0..area.height).map(|y| line(y).trim_end().to_owned() + "\n").collect()
+    }
+
+    /// Holds a screen against `screens/NAME.txt`. With `OVERSPILL_RENEW` set, what is drawn is
+    /// written there first: read it before you keep it.
+    #[track_caller]
+    fn is_as_in(name: &str, buffer: &Buffer) {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/commands/top/screens");
+        let path = folder.join(name).with_extension("txt");
+        let text = text(buffer);
+        if std::env::var_os("OVERSPILL_RENEW").is_some() {
+            fs::write(&path, &text).unwrap();
+        }
+        let expected = fs::read_to_string(&path).unwrap_or_default();
+        assert!(text == expected, "{}\nis expected, but\n{text}", expected);
+    }
+
+    fn web(reading: u32) -> Status {
+        let states =
+            [MemberState::Active, MemberState::Draining, MemberState::Hung, MemberState::Gone];
+        let queues = [(reading % 9, 0), (2, 1), (17, 0), (0, 0)];
+        let mut members: Vec<MemberStatus> = states
+            .into_iter()
+            .zip(queues)
+            .zip(0..)
+            .map(|((state, (queued, half_open)), id)| {
+                let capacity = if state == MemberState::Gone { 0 } else { 17 };
+                let status = member(id, queued, half_open, capacity);
+                MemberStatus { state, placed: u64::from(reading * 20), ..status }
+            })
+            .collect();
+        members[0].redirected_in = u64::from(reading * 7);
+        members[2].redirected_out = u64::from(reading * 7);
+        members[3].established = None;
+        let reading = u64::from(reading);
+        let requests = Requests {
+            placed: reading * 1234,
+            redirected: reading * 7,
+            dropped: reading / 2,
+            ..Requests::default()
+        };
+        Status { requests, ..service("web", members) }
+    }
+
+    fn long() -> Status {
+        let mut status = service(&format!("{}x:65535", "frontend-".repeat(7)), Vec::new());
+        status.members = (0..3).map(|id| member(id, 4097, 11, 4097)).collect();
+        let ip = "2001:db8:1234:5678:9abc:def0:1234:5678".parse().unwrap();
+        status.members[1].address = Address { ip, port: 65535, families: Families::IPV6 };
+        status.members[2].member = MemberId(u32::MAX);
+        status.policy = Policy::Dispatcher;
+        status.dispatcher = Some("by_local_cpu".to_owned());
+        status
+    }
+
+    /// After so many readings, `web` chosen.
+    fn state(readings: u32) -> State {
+        let mut state =
+            State::new("netns 4026531840, every 1 s".to_owned(), Some("web".to_owned()));
+        for reading in 0..readings {
+            let api = service("api", vec![member(0, 0, 0, 512)]);
+            let when = Duration::from_secs(reading.into());
+            state.note(when, Ok(vec![api, long(), web(reading)]));
+        }
+        state
+    }
+
+    #[test]
+    fn the_screen_is_as_expected() {
+        let mut state = state(30);
+        is_as_in("80x24", &drawn(&mut state, PLAIN, (80, 24)));
+        is_as_in("ascii", &drawn(&mut state, Look { unicode: false, ..PLAIN }, (80, 24)));
+        is_as_in("40x12", &drawn(&mut state, PLAIN, (40, 12)));
+        is_as_in("32x8", &drawn(&mut state, PLAIN, (32, 8)));
+        is_as_in("20x3", &drawn(&mut state, PLAIN, (20, 3)));
+        is_as_in("120x40", &drawn(&mut state, PLAIN, (120, 40)));
+        state.size = (80, 24);
+        press(&mut state, "k");
+        is_as_in("long", &drawn(&mut state, PLAIN, (80, 24)));
+    }
+
+    #[test]
+    fn before_there_is_anything_to_compare_with() {
+        is_as_in("first", &drawn(&mut state(1), PLAIN, (80, 24)));
+        is_as_in("none", &drawn(&mut state(0), PLAIN, (80, 24)));
+    }
+
+    #[test]
+    fn what_is_asked_and_what_is_told() {
+        let mut state = state(2);
+        press(&mut state, "tab d");
+        is_as_in("drain", &drawn(&mut state, PLAIN, (80, 24)));
+        is_as_in("drain-32x8", &drawn(&mut state, PLAIN, (32, 8)));
+        state.size = (80, 24);
+        press(&mut state, "n p j");
+        is_as_in("policies", &drawn(&mut state, PLAIN, (80, 24)));
+        is_as_in("policies-32x8", &drawn(&mut state, PLAIN, (32, 8)));
+        state.size = (80, 24);
+        press(&mut state, "enter");
+        is_as_in("policy", &drawn(&mut state, PLAIN, (80, 24)));
+        press(&mut state, "n ?");
+        is_as_in("help", &drawn(&mut state, PLAIN, (80, 24)));
+        state.size = (80, 24);
+        press(&mut state, "pgdn");
+        is_as_in("help-end", &drawn(&mut state, PLAIN, (80, 24)));
+        press(&mut state, "q");
+        let line = "cannot read the map figures: Cannot allocate memory (os error 12); look at \
+                    the memory that is left, or at the limit of this control group";
+        state.note(Duration::from_secs(9), Err(line.to_owned()));
+        let act = Act { service: "web".to_owned(), what: What::Drain(MemberId(0)) };
+        state.done(&act, Some("there is no service web; overspill ls lists them".to_owned()));
+        is_as_in("trouble", &drawn(&mut state, PLAIN, (80, 24)));
+    }
+
+    #[test]
+    fn thousands_of_members_are_scrolled() {
+        let mut state = State::new("netns 1".to_owned(), None);
+        let members = (0..10_000).map(|id| member(id, id % 18, 0, 17)).collect();
+        state.note(Duration::ZERO, Ok(vec![service("web", members)]));
+        press(&mut state, "tab pgdn pgdn pgdn j");
+        is_as_in("many", &drawn(&mut state, PLAIN, (80, 12)));
+        press(&mut state, "end");
+        is_as_in("many-end", &drawn(&mut state, PLAIN, (80, 12)));
+    }
+
+    fn colours(buffer: &Buffer) -> Vec<Color> {
+        let mut colours: Vec<Color> = Vec::new();
+        for cell in buffer.content() {
+            assert_eq!(cell.bg, Color::Reset, "the terminal's own background");
+            if !colours.contains(&cell.fg) {
+                colours.push(cell.fg);
+            }
+        }
+        colours
+    }
+
+    #[test]
+    fn colour_adds_nothing_but_colour() {
+        let mut state = state(30);
+        for keys in ["x", "d", "n p", "esc ?"] {
+            press(&mut state, keys);
+            let plain = drawn(&mut state, PLAIN, (80, 24));
+            let coloured = drawn(&mut state, Look { colour: true, ..PLAIN }, (80, 24));
+            assert_eq!(text(&plain), text(&coloured));
+            assert_eq!(colours(&plain), [Color::Reset]);
+            let own = [Color::Reset, Color::Green, Color::Magenta, Color::Red];
+            assert!(colours(&coloured).iter().all(|colour| own.contains(colour)));
+            assert_eq!(colours(&coloured).len() == 4, keys == "x", "all are used");
+        }
+    }
+
+    #[test]
+    fn without_unicode_all_of_it_is_ascii() {
+        let mut state = state(30);
+        for keys in ["x", "d", "n p", "esc k", "?"] {
+            press(&mut state, keys);
+            let buffer = drawn(&mut state, Look { unicode: false, ..PLAIN }, (80, 24));
+            assert!(text(&buffer).is_ascii(), "{}", text(&buffer));
+        }
+    }
+
+    /// A buffer refuses what is written beside it; this would be seen here.
+    #[test]
+    fn every_size_is_drawn() {
+        for readings in [0, 1, 3] {
+            for keys in ["x", "tab", "tab d", "p", "?", "tab k"] {
+                let mut state = state(readings);
+                press(&mut state, keys);
+                state.note(Duration::from_secs(99), Err("what went wrong ".repeat(9)));
+                for width in (0..10).chain((10..140).step_by(7)) {
+                    for height in (0..15).chain([24, 50]) {
+                        drawn(&mut state, PLAIN, (width, height));
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_bar_tells_nothing_from_something_and_something_from_full() {
+        let cases = [
+            ((0, 0, 17), [0, 0]),
+            ((1, 0, 4097), [1, 0]),
+            ((0, 1, 4097), [0, 1]),
+            ((1, 1, 4097), [0, 1]),
+            ((2, 1, 17), [1, 1]),
+            ((16, 0, 17), [9, 0]),
+            ((17, 0, 17), [10, 0]),
+            ((16, 1, 17), [9, 1]),
+            ((1, 16, 17), [1, 9]),
+            ((40, 9, 17), [5, 5]),
+            ((1, 0, 0), [10, 0]),
+        ];
+        for ((waits, half_open, capacity), cells) in cases {
+            assert_eq!(
+                bar(waits, half_open, capacity, 10),
+                cells,
+                "{waits}+{half_open}/{capacity}"
+            );
+        }
+    }
 }

@@ -66,7 +66,9 @@ fn notes(state: &State) -> Vec<Note> {
         let trouble = note.trouble;
         lines.map(move |text| Note { text, trouble }).collect::<Vec<_>>()
     };
-    let trouble = state.trouble.clone().map(|text| Note { text, trouble: true });
+    let trouble = state.trouble.as_ref();
+    let trouble =
+        trouble.map(|text| Note { text: format!("no new figures: {text}"), trouble: true });
     let doing = state.pending.as_ref().map(|act| Note { text: act.doing(), trouble: false });
     let message = state.message.clone().or(doing);
     trouble.iter().chain(&message).flat_map(lines).collect()
