@@ -15,6 +15,7 @@ mod run;
 mod server;
 mod survive;
 mod tool;
+mod top;
 mod trace;
 mod unchanged;
 mod unit;

@@ -1,6 +1,6 @@
 //! The terminal: taken for the screen, given back whatever happens, and what comes from it.
 
-use std::io::{self, IsTerminal as _, Stdout, stdin, stdout};
+use std::io::{self, BufWriter, IsTerminal as _, Stdout, stdin, stdout};
 use std::panic;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
-use ratatui::crossterm::cursor::Show;
+use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::event::{self, Event as Input, KeyEvent, KeyEventKind};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{
@@ -37,7 +37,10 @@ pub(super) enum Event {
 }
 
 /// The terminal, as long as it shows the screen.
-pub(super) struct Screen(Terminal<CrosstermBackend<Stdout>>);
+pub(super) struct Screen(Drawn);
+
+/// What is drawn goes out at once: a slow line shows no half-drawn lines then.
+type Drawn = Terminal<CrosstermBackend<BufWriter<Stdout>>>;
 
 /// Whether the terminal is to be given back.
 static TAKEN: AtomicBool = AtomicBool::new(false);
@@ -102,11 +105,11 @@ impl Drop for Screen {
     }
 }
 
-fn enter() -> io::Result<Terminal<CrosstermBackend<Stdout>>> {
+fn enter() -> io::Result<Drawn> {
     TAKEN.store(true, Ordering::SeqCst);
     enable_raw_mode()?;
-    execute!(stdout(), EnterAlternateScreen, Clear(ClearType::All))?;
-    Terminal::new(CrosstermBackend::new(stdout()))
+    execute!(stdout(), EnterAlternateScreen, Clear(ClearType::All), Hide)?;
+    Terminal::new(CrosstermBackend::new(BufWriter::with_capacity(1 << 16, stdout())))
 }
 
 /// Once for each time that it was taken: a second time would move the cursor of the shell.
