@@ -433,7 +433,7 @@ mod tests {
             fs::write(&path, &text).unwrap();
         }
         let expected = fs::read_to_string(&path).unwrap_or_default();
-        assert!(text == expected, "{}\nis expected, but\n{text}", expected);
+        assert!(text == expected, "{expected}\nis expected, but\n{text}");
     }
 
     fn web(reading: u32) -> Status {
@@ -446,8 +446,8 @@ mod tests {
             .zip(0..)
             .map(|((state, (queued, half_open)), id)| {
                 let capacity = if state == MemberState::Gone { 0 } else { 17 };
-                let status = member(id, queued, half_open, capacity);
-                MemberStatus { state, placed: u64::from(reading * 20), ..status }
+                let made = member(id, queued, half_open, capacity);
+                MemberStatus { state, placed: u64::from(reading * 20), ..made }
             })
             .collect();
         members[0].redirected_in = u64::from(reading * 7);
