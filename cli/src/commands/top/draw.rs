@@ -588,8 +588,8 @@ mod tests {
                 let mut state = state(readings);
                 press(&mut state, keys);
                 state.note(Duration::from_secs(99), Err("what went wrong ".repeat(9)));
-                for width in (0..10).chain((10..140).step_by(7)) {
-                    for height in (0..15).chain([24, 50]) {
+                for width in (0..10).step_by(3).chain((10..140).step_by(11)) {
+                    for height in (0..15).step_by(2).chain([24, 50]) {
                         drawn(&mut state, PLAIN, (width, height));
                     }
                 }

@@ -1,10 +1,10 @@
 //! The page behind `?`: every key and every column.
 
+use overspill::{Figure, MemberStatus, Requests};
+
 use crate::output::wrap;
 
-/// What a key does or a column says. A part begins where the second is empty.
-const LINES: &[(&str, &str)] = &[
-    ("KEYS", ""),
+const KEYS: [(&str, &str); 8] = [
     ("arrows, j k", "choose a row; PgUp PgDn Home End too"),
     ("Tab", "to the members, to the services; left and right too"),
     ("s, S", "sort by the next column, by the one before"),
@@ -12,28 +12,46 @@ const LINES: &[(&str, &str)] = &[
     ("d, r", "drain, resume the chosen member, after a question"),
     ("p", "change the policy of the chosen service, after a question"),
     ("q, Esc, Ctrl-C", "quit; Ctrl-Z stops, fg goes on; Ctrl-L draws all of it again"),
-    ("SERVICES", ""),
-    ("MEMBERS", "the active of all members"),
-    ("QUEUED", "what the queues hold of what they can, half-open requests included"),
-    ("ESTAB", "complete connections that the servers have not closed"),
-    ("PLACED/s", "requests a second put on a member that they called"),
-    ("REDIR/s", "put on a sibling, because the called members had no room"),
-    ("DROP/s", "dropped by the kernel, because every queue was full"),
-    ("RESET/s", "refused at once, by on-full reset or while all drain"),
-    ("MEMBERS", ""),
-    ("MEMBER", "its number; sorted by it, members stand in the order of the list"),
-    (
-        "STATE",
-        "active; draining: no new requests, by your wish; hung: accepts nothing; gone: closed",
-    ),
-    ("QUEUE", "what its queue holds: what waits, then what is half open, then what is free"),
-    ("HELD", "the same in figures: waiting + half open / what fits"),
-    ("LATELY", "how full its queue was at the last readings, the newest at the right"),
-    ("PLACED/s", "requests a second that called it and were put on it"),
-    ("IN/s", "that called siblings and were put on it"),
-    ("OUT/s", "that called it and were put on siblings"),
-    ("-", "not known: no reading to compare with, or not counted"),
+    ("?", "this page"),
 ];
+
+/// What keys do and columns say: of a figure, the text with which the library describes it. A
+/// heading is a term that needs no words.
+fn entries() -> Vec<(&'static str, &'static str)> {
+    let request = |name| about(Requests::FIGURES, name);
+    let member = |name| about(MemberStatus::FIGURES, name);
+    let mut entries = vec![("KEYS", "")];
+    entries.extend(KEYS);
+    entries.extend([
+        ("SERVICES (requests a second)", ""),
+        ("MEMBERS", "The active of all members."),
+        ("QUEUED", "What the queues hold of what they can, half-open requests included."),
+        ("ESTAB", "The members' connections."),
+        ("PLACED/s", request("placed")),
+        ("REDIR/s", request("redirected")),
+        ("DROP/s", request("dropped")),
+        ("RESET/s", request("reset")),
+        ("MEMBERS (requests a second)", ""),
+        ("MEMBER", "Its number. Sorted by it, members stand in the order of the list."),
+        (
+            "STATE",
+            "active; draining: no new requests, as you wish; hung: accepts nothing; gone: closed.",
+        ),
+        ("QUEUE", "What waits, what is half open, what is free."),
+        ("HELD", "The same in figures: waiting + half open / what fits."),
+        ("LATELY", "How full its queue was at the last readings, the newest at the right."),
+        ("ESTAB", member("established")),
+        ("PLACED/s", member("placed")),
+        ("IN/s", member("redirected_in")),
+        ("OUT/s", member("redirected_out")),
+        ("-", "Not known: no reading to compare with, or not counted."),
+    ]);
+    entries
+}
+
+fn about<T>(figures: &[Figure<T>], name: &str) -> &'static str {
+    figures.iter().find(|figure| figure.name == name).map_or("", |figure| figure.about)
+}
 
 const INDENT: usize = 16;
 
@@ -44,9 +62,9 @@ pub(super) fn lines(width: u16) -> Vec<String> {
     let beside = width >= 60;
     let indent = if beside { INDENT + 2 } else { 4 };
     let mut lines = Vec::new();
-    for (term, meaning) in LINES {
+    for (term, meaning) in entries() {
         if meaning.is_empty() {
-            lines.push((*term).to_owned());
+            lines.push(term.to_owned());
             continue;
         }
         let mut term = format!("  {term}");
@@ -76,9 +94,10 @@ mod tests {
     fn every_column_is_explained() {
         let known = ["SERVICE", "POLICY", "ADDRESS"];
         let services = ServiceColumn::ALL.iter().map(|column| column.heading());
+        let entries = entries();
         for heading in services.chain(MemberColumn::ALL.iter().map(|column| column.heading())) {
             let explained =
-                LINES.iter().any(|(term, meaning)| *term == heading && !meaning.is_empty());
+                entries.iter().any(|(term, meaning)| *term == heading && !meaning.is_empty());
             assert!(explained || known.contains(&heading), "{heading}");
         }
     }
