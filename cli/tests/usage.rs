@@ -79,6 +79,8 @@ fn wrong_numbers_are_answered_with_what_would_do() {
     is_wrong("drain web first", &["first", "number", "overspill show"]);
     is_wrong("rm web -1", &["-1"]);
     is_wrong("drain web 4294967296", &["number"]);
+    is_wrong("top --interval 0", &["--interval", "0.1 to 3600"]);
+    is_wrong("top --interval fast", &["--interval", "0.1 to 3600"]);
 }
 
 #[test]
@@ -94,7 +96,8 @@ fn what_does_not_go_together_is_refused() {
 
 #[test]
 fn every_help_has_examples() {
-    let commands = ["share", "restart", "ls", "show", "set", "drain", "resume", "rm", "check"];
+    let commands =
+        ["share", "restart", "ls", "show", "top", "set", "drain", "resume", "rm", "check"];
     for command in commands {
         let output = overspill(&format!("{command} --help"));
         let text = String::from_utf8(output.stdout).unwrap();

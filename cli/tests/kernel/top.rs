@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -501,6 +502,62 @@ fn what_fails_is_told_and_the_screen_goes_on() {
     terminal.press("q");
     wait_until("it has ended", || terminal.tells("#{pane_dead_status}") == "0");
     web.remove().unwrap();
+}
+
+/// What lies in the state's folder.
+fn pins() -> Vec<(String, u64)> {
+    let inode = Namespace::current().unwrap().inode();
+    let folder = fs::read_dir(format!("/sys/fs/bpf/overspill/{inode}")).unwrap();
+    let pin = |entry: fs::DirEntry| {
+        (entry.file_name().into_string().unwrap(), entry.metadata().unwrap().ino())
+    };
+    let mut pins: Vec<_> = folder.map(|entry| pin(entry.unwrap())).collect();
+    pins.sort();
+    pins
+}
+
+#[test]
+fn it_comes_and_goes_without_touching_anything() {
+    world::enter();
+    let web = Web::start();
+    let rules = |status: &Status| {
+        let states: Vec<_> = status.members.iter().map(|it| (it.member, it.state)).collect();
+        (status.policy, status.on_full, status.redirect, status.spread, states)
+    };
+    let before = (pins(), rules(&web.status()));
+    for _ in 0..5 {
+        let terminal = Terminal::open((80, 24), &[], &format!("{TOP}; read x"));
+        terminal.shows(">web");
+        // In the middle of a question, too.
+        terminal.press("d");
+        terminal.shows("Drain member 0 of web?");
+        kill(find(&terminal), Signal::SIGKILL).unwrap();
+    }
+    assert_eq!((pins(), rules(&web.status())), before);
+    web.end();
+}
+
+#[test]
+fn it_goes_on_while_a_change_waits() {
+    world::enter();
+    let web = Web::start();
+    let terminal = Terminal::open((80, 24), &[], TOP);
+    terminal.shows(">web");
+    // Another writer is at work.
+    let lock = fs::File::open("/sys/fs/bpf/overspill").unwrap();
+    lock.lock().unwrap();
+    terminal.press("d y");
+    terminal.shows("draining member 0 of web ...");
+    terminal.press("Down p Down Enter");
+    terminal.shows("wait: draining member 0 of web ...");
+    terminal.shows_that("requests go on being counted", |screen| {
+        row(screen, "web").get(6).is_some_and(|&redirected| number(redirected) > 0.0)
+    });
+    assert_eq!(web.state_of(0), MemberState::Active);
+    lock.unlock().unwrap();
+    terminal.shows("member 0 of web drains");
+    assert_eq!(web.state_of(0), MemberState::Draining);
+    web.end();
 }
 
 #[test]
