@@ -2,6 +2,7 @@
 //! seen.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
@@ -136,8 +137,8 @@ struct Web {
     service: Service,
     listeners: Vec<TcpListener>,
     waiting: Vec<TcpStream>,
-    /// No more clients are to come; after that: nor is anybody to be served.
-    stop: [Arc<AtomicBool>; 2],
+    /// No more clients are to come.
+    enough: Arc<AtomicBool>,
     clients: JoinHandle<u32>,
     servers: Vec<JoinHandle<u32>>,
 }
@@ -150,26 +151,23 @@ impl Web {
         let waiting = (0..6).map(|_| TcpStream::connect(addresses[0]).unwrap()).collect();
         let full = || service.status().unwrap().members[0].queued == 6;
         wait_until("the queue is full", full);
-        let stop = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        // Clients say nothing; who says something is the last.
         let accept = |listener: &TcpListener| {
-            let (listener, stop) = (listener.try_clone().unwrap(), Arc::clone(&stop[1]));
+            let listener = listener.try_clone().unwrap();
             thread::spawn(move || {
                 let mut served = 0;
-                for connection in listener.incoming() {
-                    drop(connection.unwrap());
+                while listener.accept().unwrap().0.read(&mut [0]).unwrap() == 0 {
                     served += 1;
-                    if stop.load(Ordering::SeqCst) {
-                        break;
-                    }
                 }
                 served
             })
         };
         let servers = listeners[1..].iter().map(accept).collect();
-        let enough = Arc::clone(&stop[0]);
+        let enough = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&enough);
         let clients = thread::spawn(move || {
             let mut served = 0;
-            while !enough.load(Ordering::SeqCst) {
+            while !told.load(Ordering::SeqCst) {
                 let address = addresses[served as usize % 2];
                 // Whoever gets no answer is a client that something was done to.
                 TcpStream::connect_timeout(&address, DEADLINE).unwrap();
@@ -178,7 +176,7 @@ impl Web {
             }
             served
         });
-        Self { service, listeners, waiting, stop, clients, servers }
+        Self { service, listeners, waiting, enough, clients, servers }
     }
 
     fn status(&self) -> Status {
@@ -191,16 +189,15 @@ impl Web {
 
     /// Ends the load: every client was served.
     fn end(self) {
-        self.stop[0].store(true, Ordering::SeqCst);
+        self.enough.store(true, Ordering::SeqCst);
         let clients = self.clients.join().unwrap();
-        self.stop[1].store(true, Ordering::SeqCst);
         self.service.remove().unwrap();
-        // Each that accepts looks up after one more.
         for listener in &self.listeners[1..] {
-            TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut last = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            last.write_all(b"!").unwrap();
         }
         let served: u32 = self.servers.into_iter().map(|server| server.join().unwrap()).sum();
-        assert_eq!(served, clients + 2);
+        assert_eq!(served, clients);
         drop(self.waiting);
     }
 }
