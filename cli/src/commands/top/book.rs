@@ -40,6 +40,8 @@ pub(super) struct Rates {
     pub(super) redirected: f64,
     pub(super) dropped: f64,
     pub(super) reset: f64,
+    pub(super) fallback: f64,
+    pub(super) left: f64,
 }
 
 /// A member as it was read last.
@@ -97,11 +99,13 @@ impl Service {
         let members: Vec<Member> = members.collect();
         let sum = |figure: fn(&Member) -> u64| members.iter().map(figure).sum();
         Self {
-            rates: rates.map(|[placed, redirected, dropped, reset]| Rates {
+            rates: rates.map(|[placed, redirected, dropped, reset, fallback, left]| Rates {
                 placed,
                 redirected,
                 dropped,
                 reset,
+                fallback,
+                left,
             }),
             held: sum(Member::held),
             capacity: sum(|member| member.status.capacity.into()),
@@ -178,9 +182,9 @@ impl Lately {
     }
 }
 
-fn counted(status: &Status) -> [u64; 4] {
-    let requests = &status.requests;
-    [requests.placed, requests.redirected, requests.dropped, requests.reset]
+fn counted(status: &Status) -> [u64; 6] {
+    let it = &status.requests;
+    [it.placed, it.redirected, it.dropped, it.reset, it.fallback, it.left]
 }
 
 /// What the counters have grown by, a second. `None` where one of them has gone back: then

@@ -311,7 +311,7 @@ pub(super) fn count(number: u64) -> String {
 
 /// A rate in at most five columns: one in two seconds is not nothing.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // rates are not negative
-fn rate(rate: Option<f64>) -> String {
+pub(super) fn rate(rate: Option<f64>) -> String {
     match rate {
         None => unknown(),
         Some(rate) if rate > 0.0 && rate < 9.95 => {

@@ -9,7 +9,7 @@ use ratatui::widgets::{Block, Clear, Padding, Paragraph};
 
 use super::act::meaning;
 use super::book::{Member, Service};
-use super::columns::{Column, MemberColumn, ServiceColumn, fit};
+use super::columns::{Column, MemberColumn, ServiceColumn, fit, rate};
 use super::help;
 use super::look::{Look, Tone};
 use super::plan::{LEAST, Note, Plan};
@@ -125,7 +125,8 @@ impl<'a> Painter<'a> {
         lines
     }
 
-    /// The chosen service, in the words with which `overspill set` changes it.
+    /// The chosen service, in the words with which `overspill set` changes it; before them what
+    /// should never be, and has no column therefore.
     fn rules(&self, service: &Service, rows: usize) -> Line<'a> {
         let status = &service.status;
         let members = service.members.len();
@@ -134,8 +135,14 @@ impl<'a> Painter<'a> {
         } else {
             count(members, "member")
         };
+        let unusual = service.rates.map_or_else(Vec::new, |rates| {
+            let rates = [("fallback", rates.fallback), ("left", rates.left)];
+            let some = rates.into_iter().filter(|(_, rate)| *rate > 0.0);
+            some.map(|(what, of)| format!("{} {what}/s, ", rate(Some(of)))).collect()
+        });
         let rules = format!(
-            "port {}, {}{}, on-full {}, redirect {}, spread {}",
+            "{}port {}, {}{}, on-full {}, redirect {}, spread {}",
+            unusual.concat(),
             status.port,
             status.policy,
             status.dispatcher.as_ref().map_or_else(String::new, |name| format!(" {name}")),
@@ -531,6 +538,16 @@ mod tests {
         let act = Act { service: "web".to_owned(), what: What::Drain(MemberId(0)) };
         state.done(&act, Some("there is no service web; overspill ls lists them".to_owned()));
         is_as_in("trouble", &drawn(&mut state, PLAIN, (80, 24)));
+    }
+
+    #[test]
+    fn what_should_never_be_is_told_beside_the_rules() {
+        let mut state = state(2);
+        let mut status = web(2);
+        (status.requests.fallback, status.requests.left) = (3, 40);
+        state.note(Duration::from_secs(2), Ok(vec![status]));
+        let text = text(&drawn(&mut state, PLAIN, (80, 24)));
+        assert!(text.contains("web  3.0 fallback/s, 40 left/s, port 80"), "{text}");
     }
 
     #[test]

@@ -31,6 +31,9 @@ fn entries() -> Vec<(&'static str, &'static str)> {
         ("REDIR/s", request("redirected")),
         ("DROP/s", request("dropped")),
         ("RESET/s", request("reset")),
+        ("BESIDE THE RULES, if any", ""),
+        ("fallback/s", request("fallback")),
+        ("left/s", request("left")),
         ("MEMBERS (requests a second)", ""),
         ("MEMBER", "Its number. Sorted by it, members stand in the order of the list."),
         (
