@@ -80,6 +80,9 @@ pub enum MemberState {
 }
 
 impl MemberState {
+    /// Every state, from the best on.
+    pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Hung, Self::Gone];
+
     /// The name in tables and JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

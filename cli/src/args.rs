@@ -163,19 +163,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn namespace(&self) -> Result<Namespace, Failure> {
-        let opened = match &self.netns {
-            None => return Ok(Namespace::current()?),
-            Some(Netns::Inode(inode)) => return numbered(*inode),
-            Some(Netns::Path(path)) => Namespace::at(path),
-        };
-        opened.map_err(|error| {
-            let says_what_to_do = error.remedy().is_some();
-            let line = Failure::from(error);
-            if says_what_to_do {
-                return line;
-            }
-            Failure::new(format!("{line}; look with ip netns or lsns -t net"))
-        })
+        self.netns.as_ref().map_or_else(|| Ok(Namespace::current()?), opened)
     }
 
     /// Lets the calling thread live there from now on.
@@ -200,6 +188,40 @@ impl Place {
 
     pub(crate) fn service(&self, name: &Name) -> Result<Service, Failure> {
         Ok(Service::open_in(name.as_str(), &self.namespace()?)?)
+    }
+}
+
+/// The network namespace that somebody has named.
+fn opened(netns: &Netns) -> Result<Namespace, Failure> {
+    let path = match netns {
+        Netns::Inode(inode) => return numbered(*inode),
+        Netns::Path(path) => path,
+    };
+    Namespace::at(path).map_err(|error| {
+        let says_what_to_do = error.remedy().is_some();
+        let line = Failure::from(error);
+        if says_what_to_do {
+            return line;
+        }
+        Failure::new(format!("{line}; look with ip netns or lsns -t net"))
+    })
+}
+
+/// In which network namespaces services are looked for.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Places {
+    /// Network namespace: a name as ip netns shows it, a path such as /proc/PID/ns/net, or
+    /// an inode number as lsns shows it [default: all that have services]
+    #[arg(long, value_name = "NETNS")]
+    netns: Option<Netns>,
+}
+
+impl Places {
+    pub(crate) fn namespaces(&self) -> Result<Vec<Namespace>, Failure> {
+        match &self.netns {
+            None => Ok(Namespace::with_services()?),
+            Some(netns) => Ok(vec![opened(netns)?]),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    allow, check, demo, drain, ls, restart, resume, rm, run, set, share, show, top, trace,
+    allow, check, demo, drain, ls, metrics, restart, resume, rm, run, set, share, show, top, trace,
 };
 use supervisor::{relay, worker};
 
@@ -46,6 +46,7 @@ enum Command {
     Drain(drain::Args),
     Resume(resume::Args),
     Rm(rm::Args),
+    Metrics(metrics::Args),
     Check(check::Args),
     Demo(demo::Args),
     #[command(hide = true)]
@@ -68,6 +69,7 @@ fn main() -> ExitCode {
         Command::Drain(args) => drain::run(&args),
         Command::Resume(args) => resume::run(&args),
         Command::Rm(args) => rm::run(&args),
+        Command::Metrics(args) => metrics::run(args),
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Worker(args) => worker::run(&args),

@@ -48,6 +48,11 @@ pub(crate) fn print(text: &str) -> Outcome {
     }
 }
 
+/// Says something beside the output. That nobody reads it is no reason to end.
+pub(crate) fn remark(line: &str) {
+    let _ = writeln!(io::stderr(), "overspill: {line}");
+}
+
 /// Prints a value as JSON.
 pub(crate) fn print_json(value: &impl Serialize) -> Outcome {
     print(&serde_json::to_string_pretty(value).expect("no map with keys that are not text"))
