@@ -9,6 +9,7 @@ mod control;
 mod demo;
 mod dispatcher;
 mod hang;
+mod metrics;
 mod option;
 mod output;
 mod run;

@@ -274,3 +274,37 @@ impl EncodeGaugeValue for Value {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::reading::Contents;
+    use super::*;
+
+    fn reading(name: &str) -> Reading {
+        let contents = Contents { services: Vec::new(), exits: Exits::default() };
+        let space = Space { inode: 7, names: vec![name.to_owned()], contents: Ok(contents) };
+        Reading { spaces: vec![space], started: [].into(), took: std::time::Duration::ZERO }
+    }
+
+    #[test]
+    fn what_would_end_a_label_is_escaped() {
+        for format in [Format::OpenMetrics, Format::Classic] {
+            let text = reading("a\"b\\c\nd").write(format);
+            let line = r#"overspill_namespace_info{netns="7",name="a\"b\\c\nd"} 1"#;
+            assert!(text.lines().any(|it| it == line), "{text}");
+        }
+    }
+
+    /// Nothing escapes descriptions: none has anything to escape.
+    #[test]
+    fn descriptions_are_plain_lines() {
+        let text = reading("x").write(Format::Classic);
+        let abouts = Requests::FIGURES.iter().map(|it| it.about);
+        let abouts = abouts.chain(MemberStatus::FIGURES.iter().map(|it| it.about));
+        for about in abouts.chain(Exits::FIGURES.iter().map(|it| it.about)) {
+            assert!(!about.contains(['\\', '"', '\n']), "{about}");
+            let plain = about.replace('`', "");
+            assert!(text.lines().any(|line| line.starts_with("# HELP ") && line.ends_with(&plain)));
+        }
+    }
+}
