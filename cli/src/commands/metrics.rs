@@ -26,18 +26,19 @@ use reading::Reading;
 /// Who can connect can read: listen elsewhere than on loopback only where all who can
 /// connect may see the services' names, addresses and figures.
 #[derive(Debug, clap::Args)]
+#[allow(clippy::doc_markdown)] // this is printed as it stands
 #[command(after_help = "\
 EXAMPLES
   overspill metrics
   overspill metrics --listen 192.0.2.1:28534 --netns blue
-  overspill metrics --once > /run/overspill.prom && \\
-    mv /run/overspill.prom /var/lib/prometheus/node-exporter/")]
+  overspill metrics --once | sponge /var/lib/prometheus/node-exporter/overspill.prom
+  curl -s http://127.0.0.1:28534/metrics | grep overspill_member_state")]
 pub(crate) struct Args {
     /// Listen for scrapes there
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:28534")]
     listen: SocketAddr,
 
-    /// Print the figures once instead, as node_exporter's textfile collector wants them
+    /// Print the figures once instead, for node_exporter's textfile collector
     #[arg(long, conflicts_with = "listen")]
     once: bool,
 

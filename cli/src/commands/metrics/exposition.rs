@@ -23,9 +23,9 @@ use crate::output::on_off;
 /// How a reading is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// OpenMetrics 1.0.
+    /// `OpenMetrics` 1.0.
     OpenMetrics,
-    /// Prometheus's text format 0.0.4, the only one that node_exporter's textfile collector
+    /// Prometheus's text format 0.0.4, the only one that `node_exporter`'s textfile collector
     /// and `promtool check metrics` read. It has no type `info`, and its counters have
     /// `_total` in the name of the family too.
     Classic,

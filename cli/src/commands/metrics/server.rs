@@ -161,7 +161,7 @@ impl<R: Fn() -> Result<Reading, Failure>> Exporter<R> {
     }
 }
 
-/// OpenMetrics for who names it, as every Prometheus since 2.5 does.
+/// `OpenMetrics` for who names it, as every Prometheus since 2.5 does.
 fn asked_for(headers: &HeaderMap) -> Format {
     let named = headers
         .get_all(ACCEPT)
