@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 use overspill::{Exits, MemberState, Namespace, Service, Status};
-use procfs::process::Process;
+use procfs::FromRead as _;
+use procfs::process::Stat;
 
 use crate::args::Places;
 use crate::failure::Failure;
@@ -101,8 +102,7 @@ fn started(spaces: &[Space]) -> HashMap<u32, f64> {
 
 #[allow(clippy::cast_precision_loss)] // hundredths of a second stay exact for centuries
 fn start(pid: u32) -> Option<f64> {
-    let process = Process::new(pid.try_into().ok()?).ok()?;
-    let ticks = process.stat().ok()?.starttime as f64;
+    let ticks = Stat::from_file(format!("/proc/{pid}/stat")).ok()?.starttime as f64;
     // Read once: it does not move when the clock is set, which would look like a restart.
     let boot = procfs::boot_time_secs().ok()? as f64;
     Some(boot + ticks / procfs::ticks_per_second() as f64)
