@@ -76,6 +76,7 @@ fn wrong_numbers_are_answered_with_what_would_do() {
     is_wrong("share web --pid one --port 80", &["one", "--pid"]);
     is_wrong("share web --pid 1 --port 80 --capacity 0,5", &["two numbers from 1 to 65536"]);
     is_wrong("share web --pid 1 --port 80 --capacity 5", &["two numbers from 1 to 65536"]);
+    is_wrong("metrics --listen localhost:80", &["localhost:80", "--listen <ADDR:PORT>"]);
     is_wrong("drain web first", &["first", "number", "overspill show"]);
     is_wrong("rm web -1", &["-1"]);
     is_wrong("drain web 4294967296", &["number"]);
@@ -85,6 +86,7 @@ fn wrong_numbers_are_answered_with_what_would_do() {
 
 #[test]
 fn what_does_not_go_together_is_refused() {
+    is_wrong("metrics --once --listen 127.0.0.1:1", &["--once", "--listen", "cannot be used"]);
     for option in
         ["--policy round-robin", "--on-full drop", "--redirect on", "--spread", "--capacity 1,1"]
     {

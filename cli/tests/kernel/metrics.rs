@@ -368,8 +368,14 @@ fn a_namespace_that_cannot_be_read_hides_no_other() {
     assert_eq!((once.code, parse(&once.stdout)[&up(blue)]), (Some(0), 0.0));
     assert!(once.complaint().starts_with(&reason));
 
-    // Where it can't be told what there is, the scrape fails, and says why. It was said once
-    // of each thing that was wrong.
+    // What has been said is not said at each scrape again.
+    let here = here().inode();
+    fs::remove_file(format!("/sys/fs/bpf/overspill/{here}/rows")).unwrap();
+    exporter.scrape();
+    let line = exporter.says();
+    assert!(line.contains(&format!("cannot read network namespace {here}: ")), "{line}");
+
+    // Where it can't be told what there is, the scrape fails, and says why.
     let exporter_of_blue = Exporter::start_with("--listen 127.0.0.1:0 --netns blue");
     assert!(exporter_of_blue.scrape().contains(&up(blue)));
     world::ip("netns del blue");
