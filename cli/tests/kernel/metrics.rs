@@ -176,6 +176,16 @@ fn dashboard_and_alerts_speak_of_what_there_is() {
     let rules = fs::read_to_string(dist("prometheus/overspill.rules.yml")).unwrap();
     let missing: Vec<String> = mentioned(&rules).difference(&there).cloned().collect();
     assert!(missing.is_empty(), "the alerts watch {missing:?}, which there is not");
+
+    // The page names those that do not follow from a figure.
+    let page = mentioned(&documentation());
+    let unnamed: Vec<&String> =
+        there.difference(&all_names()).filter(|name| !page.contains(*name)).collect();
+    assert!(unnamed.is_empty(), "docs/METRICS.md does not name {unnamed:?}");
+}
+
+fn documentation() -> String {
+    fs::read_to_string(dist("../docs/METRICS.md")).unwrap()
 }
 
 #[test]
@@ -200,6 +210,7 @@ fn every_alert_fires_when_it_should_and_says_what_to_do() {
         let silent = format!("{{alertname: {name}, eval_time: ");
         let fires = format!("- alertname: {name}\n");
         assert!(tests.contains(&silent) && tests.contains(&fires), "{name} is not tested");
+        assert!(documentation().contains(&format!("`{name}`")), "{name} is not in docs/METRICS.md");
     }
 }
 
