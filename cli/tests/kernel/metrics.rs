@@ -8,10 +8,10 @@ mod samples;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -286,6 +286,17 @@ fn once_tells_what_a_scrape_tells_in_either_format() {
     assert_eq!(lasting(only), ours);
 }
 
+/// Listens until it is told to close its socket, and lives on.
+const CLOSES: &str = r#"
+import socket, sys
+listener = socket.create_server(("10.0.0.1", 80))
+print("listens", flush=True)
+sys.stdin.readline()
+listener.close()
+print("closed", flush=True)
+sys.stdin.read()
+"#;
+
 #[test]
 fn a_service_comes_and_goes() {
     world::enter();
@@ -295,12 +306,26 @@ fn a_service_comes_and_goes() {
         samples.filter(|series| series.starts_with("overspill_service_info{")).collect()
     };
     assert!(services().is_empty());
-    let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
-    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    let mut server = Command::new("python3")
+        .args(["-c", CLOSES])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(server.stdout.take().unwrap());
+    let mut wait_for = |word: &str| {
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert_eq!(line.trim_end(), word);
+    };
+    wait_for("listens");
+    overspill(&format!("share web --pid {} --port 80", server.id())).done();
     assert_eq!(services().len(), 1);
+    assert!(exporter.scrape().contains("_process_start_time_seconds{"));
     overspill("set web --policy round-robin").done();
     assert!(services()[0].contains("policy=\"round-robin\""));
-    drop(server);
+    server.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
+    wait_for("closed");
     let state = |state: &str| {
         let inode = here().inode().to_string();
         let labels = labels(&[
@@ -311,12 +336,15 @@ fn a_service_comes_and_goes() {
             ("state", state),
         ]);
         let samples = parse(&exporter.scrape());
+        // The process is there, but might be anybody's by now.
         assert!(!samples.keys().any(|series| series.contains("process_start")), "{samples:#?}");
         samples[&series("overspill_member_state", &labels)]
     };
     assert_eq!([state("gone"), state("active")], [1.0, 0.0]);
     overspill("rm web").done();
     assert!(services().is_empty() && !exporter.scrape().contains("overspill_up{"));
+    drop(server.stdin.take());
+    server.wait().unwrap();
 }
 
 /// The alert for restart loops counts the changes of it.
@@ -326,7 +354,7 @@ fn a_worker_that_is_started_again_has_another_start_time() {
     let exporter = Exporter::start();
     let mut supervisor = crate::tool::command("run --name web -n 1")
         .args(["--listen", "10.0.0.1:80", "--", "sleep", "600"])
-        .stderr(std::process::Stdio::null())
+        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let started = || -> Option<(String, f64)> {
@@ -441,10 +469,12 @@ fn broken_clients_are_nobody_elses_trouble() {
         exporter.connect().write_all(b"GET /met").unwrap();
         exporter.connect().write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     }
-    // Headers without end are refused, at the latest when it has heard enough of them.
     let mut endless = exporter.connect();
-    let header = format!("GET /metrics HTTP/1.1\r\n{}", "X: y\r\n".repeat(1000));
-    assert!((0..10_000).any(|_| endless.write_all(header.as_bytes()).is_err()));
+    let header = format!("GET /metrics HTTP/1.1\r\nX: {}", "y".repeat(20_000));
+    endless.write_all(header.as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    endless.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 431");
     exporter.scrape();
 }
 
@@ -458,6 +488,13 @@ fn slow_clients_are_cut_off_and_the_next_has_its_turn() {
         client.write_all(b"GET /metrics HTTP/1.1\r\nHost:").unwrap();
     }
     exporter.scrape();
+    let cut_off = |client: &TcpStream| {
+        client.set_nonblocking(true).unwrap();
+        let silent = client.peek(&mut [0]);
+        client.set_nonblocking(false).unwrap();
+        silent.map_or_else(|error| error.kind() != ErrorKind::WouldBlock, |length| length == 0)
+    };
+    assert!(slow.iter().any(cut_off), "it serves more than it says");
     for mut client in slow {
         let mut answer = Vec::new();
         // Closed, or reset: over in any case.

@@ -175,9 +175,7 @@ impl Page<'_> {
         let about = "When the process that holds the member's socket started, in seconds since \
                      1970. Not known where that has ended or may not be seen.";
         let started = members.iter().filter_map(|(labels, member)| {
-            let alive = member.state != MemberState::Gone;
-            let start = reading.started.get(&member.pid).filter(|_| alive)?;
-            Some((labels, Value::Real(*start)))
+            Some((labels, Value::Real(*reading.started.get(&member.pid)?)))
         });
         let name = "overspill_member_process_start_time_seconds";
         self.family(name, about, MetricType::Gauge, started)?;
