@@ -199,6 +199,7 @@ fn every_alert_fires_when_it_should_and_says_what_to_do() {
     assert_eq!(tested.code, Some(0), "{tested:?}");
 
     let [rules, tests] = [rules, tests].map(|path| fs::read_to_string(path).unwrap());
+    let operations = fs::read_to_string(dist("../docs/OPERATIONS.md")).unwrap();
     let alerts: Vec<&str> = rules.split("- alert: ").skip(1).collect();
     assert_eq!(alerts.len(), 11);
     for alert in alerts {
@@ -210,6 +211,7 @@ fn every_alert_fires_when_it_should_and_says_what_to_do() {
         let silent = format!("{{alertname: {name}, eval_time: ");
         let fires = format!("- alertname: {name}\n");
         assert!(tests.contains(&silent) && tests.contains(&fires), "{name} is not tested");
+        assert!(operations.contains(&format!("\n### {name}\n")), "{name} is not explained");
         assert!(documentation().contains(&format!("`{name}`")), "{name} is not in docs/METRICS.md");
     }
 }
