@@ -2,6 +2,7 @@
 //! keeps nothing from working.
 
 use std::fs;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -12,10 +13,11 @@ use tempfile::TempDir;
 use world::{at, wait_until};
 
 use crate::run::{Run, WORKER, ask, assert_no_state, pid};
-use crate::server::get;
-use crate::tool::Ran;
+use crate::server::{Server, get};
+use crate::tool::{Ran, overspill};
 
 const UNIT: &str = include_str!("../../../dist/systemd/overspill@.service");
+const EXPORTER: &str = include_str!("../../../dist/systemd/overspill-metrics.service");
 const OVERSPILL: &str = env!("CARGO_BIN_EXE_overspill");
 
 /// A control group as systemd gives one to a unit; what is left in it in the end is killed.
@@ -171,7 +173,7 @@ fn with_any_capability_less_it_does_not() {
     }
 }
 
-/// systemd, as the first process of namespaces of its own, with no units but ours.
+/// systemd, as the first process of namespaces of its own, with no units but our two.
 struct Systemd {
     _slot: Slot,
     outer: Child,
@@ -185,22 +187,28 @@ struct Systemd {
 const BOOT: &str = r#"
     mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /etc/systemd &&
     mount -t cgroup2 none /sys/fs/cgroup && mount --bind "$1" /mnt &&
+    mount -t tmpfs tmpfs /tmp && mount -t tmpfs tmpfs /var/tmp &&
     mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys &&
     mount -o remount,bind,ro / &&
     exec env -i container=other PATH="$PATH" SYSTEMD_UNIT_PATH=/mnt/units \
         /lib/systemd/systemd --system --unit=none.target --log-target=null --show-status=0"#;
 
 impl Systemd {
-    /// Boots it with the unit, but for where its program and its files lie.
-    fn boot() -> Self {
-        let slot = Slot::new("systemd");
+    /// Boots it with the units, but for where their program and their files lie, in
+    /// a control group with that name.
+    fn boot(slot: &str) -> Self {
+        let slot = Slot::new(slot);
         let folder = tempfile::tempdir().unwrap();
         let units = folder.path().join("units");
         fs::create_dir(&units).unwrap();
-        let unit = UNIT
-            .replace("/usr/bin/overspill", "/mnt/overspill")
-            .replace("/etc/overspill/", "/mnt/");
-        fs::write(units.join("overspill@.service"), unit).unwrap();
+        for (name, unit) in [("overspill@.service", UNIT), ("overspill-metrics.service", EXPORTER)]
+        {
+            let unit = unit
+                .replace("/usr/bin/overspill", "/mnt/overspill")
+                .replace("/etc/overspill/", "/mnt/")
+                .replace("/etc/default/", "/mnt/");
+            fs::write(units.join(name), unit).unwrap();
+        }
         for target in ["none", "sysinit", "basic", "shutdown", "network-online", "multi-user"] {
             let text = "[Unit]\nDefaultDependencies=no\n";
             fs::write(units.join(format!("{target}.target")), text).unwrap();
@@ -246,7 +254,7 @@ impl Drop for Systemd {
 #[test]
 fn systemd_starts_reloads_and_ends_it() {
     world::enter();
-    let systemd = Systemd::boot();
+    let systemd = Systemd::boot("workers");
     let file = systemd.folder.path().join("web.toml");
     let [program, option, script, address] =
         ["python3", "-c", include_str!("unchanged.py"), "10.0.0.1:80"];
@@ -293,11 +301,38 @@ fn systemd_starts_reloads_and_ends_it() {
     assert_eq!(systemd.systemctl("is-failed overspill@web").stdout, "failed\n");
 }
 
+/// What the unit closes besides capabilities keeps the exporter from nothing.
 #[test]
-fn systemd_finds_nothing_wrong_with_the_unit() {
+fn systemd_runs_the_exporter() {
+    world::enter();
+    let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
+    overspill(&format!("share web --pid {} --port 80", server.pid())).done();
+    let systemd = Systemd::boot("exporter");
+    fs::write(systemd.folder.path().join("overspill-metrics"), "ARGS=--listen 10.0.0.3:9090\n")
+        .unwrap();
+    systemd.systemctl("start overspill-metrics").done();
+    wait_until("it listens", || TcpStream::connect("10.0.0.3:9090").is_ok());
+    let told = get(at("10.0.0.3:9090"), "/metrics");
+    assert!(told.contains("overspill_service_info{") && told.contains("} 1\n"), "{told}");
+    let pid = systemd.systemctl("show -P MainPID overspill-metrics").done();
+    let status = systemd.run(&format!("cat /proc/{}/status", pid.trim())).done();
+    let field = |name: &str| status.lines().find_map(|it| it.strip_prefix(name)).unwrap().trim();
+    // CAP_DAC_OVERRIDE (1) and CAP_SYS_ADMIN (21), a filter, and a user that is not root.
+    assert_eq!((field("CapEff:"), field("Seccomp:")), ("0000000000200002", "2"), "{status}");
+    assert!(!field("Uid:").starts_with("0\t"), "{status}");
+    systemd.systemctl("stop overspill-metrics").done();
+    let ended = systemd.systemctl("show -P Result -P ExecMainStatus overspill-metrics").stdout;
+    assert_eq!(ended.split_whitespace().collect::<Vec<_>>(), ["success", "0"]);
+}
+
+#[test]
+fn systemd_finds_nothing_wrong_with_the_units() {
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("overspill@.service");
-    fs::write(&file, UNIT.replace("/usr/bin/overspill", OVERSPILL)).unwrap();
-    let verified = Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(&file).output();
-    assert_eq!(Ran::from(verified.expect("systemd is installed")).done(), "");
+    for (name, unit) in [("overspill@.service", UNIT), ("overspill-metrics.service", EXPORTER)] {
+        let file = folder.path().join(name);
+        fs::write(&file, unit.replace("/usr/bin/overspill", OVERSPILL)).unwrap();
+        let mut analyze = Command::new("systemd-analyze");
+        let verified = analyze.args(["verify", "--man=no"]).arg(&file).output();
+        assert_eq!(Ran::from(verified.expect("systemd is installed")).done(), "");
+    }
 }
