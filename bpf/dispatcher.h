@@ -104,13 +104,9 @@ static __always_inline void gather_all(struct gathering *g)
 static __always_inline void describe(struct request *r, struct overspill_request *out)
 {
 	struct search *s = r->s;
-	bool ipv4 = s->takes == OV_TAKES_IPV4;
 
 	out->version = OVERSPILL_DISPATCHER_VERSION;
-	out->remote_address[0] = ipv4 ? 0 : s->remote[0];
-	out->remote_address[1] = ipv4 ? 0 : s->remote[1];
-	out->remote_address[2] = ipv4 ? bpf_htonl(0xffff) : s->remote[2];
-	out->remote_address[3] = s->remote[3];
+	remote_of(s, out->remote_address);
 	__builtin_memcpy(out->local_address, s->address, sizeof(out->local_address));
 	out->remote_port = s->ports >> 16;
 	out->local_port = s->ports;

@@ -721,6 +721,17 @@ static __always_inline void read_addresses(struct bpf_sk_lookup *ctx,
 	r->s->remote[3] = word;
 }
 
+/* The client's address as others are told it: IPv4 as ::ffff:a.b.c.d. */
+static __always_inline void remote_of(const struct search *s, __be32 *out)
+{
+	bool ipv4 = s->takes == OV_TAKES_IPV4;
+
+	out[0] = ipv4 ? 0 : s->remote[0];
+	out[1] = ipv4 ? 0 : s->remote[1];
+	out[2] = ipv4 ? bpf_htonl(0xffff) : s->remote[2];
+	out[3] = s->remote[3];
+}
+
 /* The address that the request is found by: the called one, or the wildcard. */
 static __always_inline void set_key(struct request *r, struct ov_endpoint_key *key,
 				    bool wildcard)

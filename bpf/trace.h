@@ -87,13 +87,9 @@ static __always_inline void describe_event(struct request *r, __u32 outcome,
 					   struct ov_event *e)
 {
 	struct search *s = r->s;
-	bool ipv4 = s->takes == OV_TAKES_IPV4;
 
 	name_of(r, e);
-	e->remote[0] = ipv4 ? 0 : s->remote[0];
-	e->remote[1] = ipv4 ? 0 : s->remote[1];
-	e->remote[2] = ipv4 ? bpf_htonl(0xffff) : s->remote[2];
-	e->remote[3] = s->remote[3];
+	remote_of(s, e->remote);
 	__builtin_memcpy(e->address, s->address, sizeof(e->address));
 	e->remote_port = s->ports >> 16;
 	e->port = s->ports;

@@ -9,6 +9,7 @@ mod client;
 mod contestant;
 mod decision;
 mod hang;
+mod ink;
 mod machine;
 mod peer;
 mod picture;

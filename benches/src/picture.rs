@@ -17,6 +17,7 @@ use plotters::style::{Color as _, IntoFont as _, ShapeStyle};
 
 use crate::contestant::{Contestant, Layout};
 use crate::decision::{self, COST, REQUEST};
+use crate::ink::{GRID, INK, legend};
 use crate::peer::Peer;
 use crate::plan::Plan;
 use crate::sample::Samples;
@@ -28,8 +29,6 @@ type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64
 
 /// Of a panel.
 const SIZE: (u32, u32) = (600, 450);
-const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
-const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 // Told apart by people who do not see all colours (Okabe and Ito).
 const GREY: RGBColor = RGBColor(0x99, 0x99, 0x99);
 const ORANGE: RGBColor = RGBColor(0xe6, 0x9f, 0x00);
@@ -170,24 +169,6 @@ fn frame<'a, 'b>(
         .x_label_area_size(44)
         .y_label_area_size(64)
         .build_cartesian_2d(x, y)
-        .map_err(failed)
-}
-
-fn legend<'a, 'b: 'a, X, Y>(
-    chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
-    position: SeriesLabelPosition,
-) -> Result<()>
-where
-    X: plotters::coord::ranged1d::Ranged<ValueType = f64>,
-    Y: plotters::coord::ranged1d::Ranged<ValueType = f64>,
-{
-    chart
-        .configure_series_labels()
-        .position(position)
-        .background_style(WHITE.mix(0.85))
-        .border_style(GRID)
-        .label_font(("sans-serif", 13).into_font().color(&INK))
-        .draw()
         .map_err(failed)
 }
 

@@ -4,6 +4,7 @@ use std::env;
 use std::io::{self, Write as _};
 
 use comfy_table::{CellAlignment, Table, presets};
+use overspill::Status;
 use serde::Serialize;
 
 use crate::failure::{Failure, Outcome};
@@ -67,6 +68,18 @@ pub(crate) fn count(number: usize, noun: &str) -> String {
 /// A number, or '-' for one that is not known.
 pub(crate) fn known(number: Option<impl ToString>) -> String {
     number.map_or_else(|| "-".to_owned(), |number| number.to_string())
+}
+
+/// A service's rules, the policy first, in the words with which `overspill set` changes them.
+pub(crate) fn rules(status: &Status) -> String {
+    format!(
+        "{}{}, on-full {}, redirect {}, spread {}",
+        status.policy,
+        status.dispatcher.as_ref().map_or_else(String::new, |name| format!(" {name}")),
+        status.on_full,
+        on_off(status.redirect),
+        on_off(status.spread),
+    )
 }
 
 /// "on" or "off".

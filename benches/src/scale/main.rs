@@ -5,6 +5,8 @@
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
 mod field;
+#[path = "../ink.rs"]
+mod ink;
 #[path = "../machine.rs"]
 mod machine;
 mod memory;

@@ -12,12 +12,11 @@ use plotters::style::{Color as _, IntoFont as _};
 
 use crate::Findings;
 use crate::field::Shape;
+use crate::ink::{GRID, INK, legend};
 use crate::operation::Operation;
 use crate::report::milliseconds;
 
 const SIZE: (u32, u32) = (900, 620);
-const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
-const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 // Told apart by people who do not see all colours (Okabe and Ito).
 const COLOURS: [RGBColor; 4] = [
     RGBColor(0x56, 0xb4, 0xe9),
@@ -92,13 +91,7 @@ fn draw_dots(findings: &Findings, path: &Path) -> Result<(), Box<dyn std::error:
         let style = style.pos(Pos::new(HPos::Right, VPos::Center));
         root.draw(&Text::new(operation.name(), (left - 10, line), style))?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
-        .background_style(WHITE)
-        .border_style(GRID)
-        .label_font(("sans-serif", 13).into_font().color(&INK))
-        .draw()?;
+    legend(&mut chart, SeriesLabelPosition::UpperLeft)?;
     root.present()?;
     Ok(())
 }

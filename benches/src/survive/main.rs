@@ -4,6 +4,8 @@
 // Counts and nanoseconds are far below what an f64 holds exactly; quantiles round down.
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
 
+#[path = "../ink.rs"]
+mod ink;
 #[path = "../machine.rs"]
 mod machine;
 mod picture;

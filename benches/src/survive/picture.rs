@@ -11,6 +11,8 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters::style::{Color as _, IntoFont as _};
 use trial::Trouble;
 
+use crate::ink::{GRID, INK, legend};
+
 /// What one trial came to.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Losses {
@@ -21,8 +23,6 @@ pub(crate) struct Losses {
     pub(crate) lost: usize,
 }
 
-const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
-const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 // Told apart by people who do not see all colours (Okabe and Ito).
 const RED: RGBColor = RGBColor(0xd5, 0x5e, 0x00);
 const BLUE: RGBColor = RGBColor(0x00, 0x72, 0xb2);
@@ -90,13 +90,7 @@ fn draw_bars(rows: &[Losses], path: &Path) -> Result<(), Box<dyn std::error::Err
         });
         chart.draw_series(values)?;
     }
-    chart
-        .configure_series_labels()
-        .position(SeriesLabelPosition::UpperMiddle)
-        .background_style(WHITE)
-        .border_style(GRID)
-        .label_font(("sans-serif", 13).into_font().color(&INK))
-        .draw()?;
+    legend(&mut chart, SeriesLabelPosition::UpperMiddle)?;
     root.present()?;
     Ok(())
 }

@@ -15,6 +15,9 @@ mod client;
 mod contestant;
 mod crowd;
 mod entrant;
+#[allow(dead_code)]
+#[path = "../ink.rs"]
+mod ink;
 #[path = "../machine.rs"]
 mod machine;
 mod measure;

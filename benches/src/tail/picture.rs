@@ -14,6 +14,7 @@ use plotters::prelude::{
 use plotters::style::{Color as _, IntoFont as _};
 
 use crate::entrant::Entrant;
+use crate::ink::{GRID, INK};
 use crate::measure::{P99, Plan, case};
 use crate::sample::Samples;
 use crate::statistics::Spread;
@@ -23,8 +24,6 @@ type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, LogCoord<f64>>>;
 
 const SIZE: (u32, u32) = (1320, 860);
-const INK: RGBColor = RGBColor(0x33, 0x33, 0x33);
-const GRID: RGBColor = RGBColor(0xdd, 0xdd, 0xdd);
 // Told apart by people who do not see all colours (Okabe and Ito).
 const OTHERS: [RGBColor; 4] = [
     RGBColor(0x99, 0x99, 0x99),

@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::args::{self, Place};
 use crate::failure::Outcome;
-use crate::output::{self, numbers, on_off, words};
+use crate::output::{self, numbers, words};
 
 /// Show a service: its rules, its members with their queues, and its requests
 ///
@@ -61,18 +61,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
     )
 }
 
-/// The rules in the words with which `overspill set` changes them.
 fn header(status: &Status) -> String {
     format!(
-        "{}: {} on port {}\npolicy {}{}, on-full {}, redirect {}, spread {}",
+        "{}: {} on port {}\npolicy {}",
         status.name,
         output::count(status.members.len(), "member"),
         status.port,
-        status.policy,
-        status.dispatcher.as_ref().map_or_else(String::new, |name| format!(" {name}")),
-        status.on_full,
-        on_off(status.redirect),
-        on_off(status.spread),
+        output::rules(status),
     )
 }
 

@@ -14,7 +14,7 @@ use super::help;
 use super::look::{Look, Tone};
 use super::plan::{LEAST, Note, Plan};
 use super::state::{Focus, Overlay, State, Table};
-use crate::output::{count, on_off, wrap};
+use crate::output::{count, rules, wrap};
 
 const BOLD: Style = Style::new().add_modifier(Modifier::BOLD);
 const CHOSEN: Style = Style::new().add_modifier(Modifier::REVERSED);
@@ -140,16 +140,7 @@ impl<'a> Painter<'a> {
             let some = rates.into_iter().filter(|(_, rate)| *rate > 0.0);
             some.map(|(what, of)| format!("{} {what}/s, ", rate(Some(of)))).collect()
         });
-        let rules = format!(
-            "{}port {}, {}{}, on-full {}, redirect {}, spread {}",
-            unusual.concat(),
-            status.port,
-            status.policy,
-            status.dispatcher.as_ref().map_or_else(String::new, |name| format!(" {name}")),
-            status.on_full,
-            on_off(status.redirect),
-            on_off(status.spread),
-        );
+        let rules = format!("{}port {}, {}", unusual.concat(), status.port, rules(status));
         self.both_ends(&status.name, &rules, &right)
     }
 
