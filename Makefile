@@ -10,7 +10,7 @@ RUNNER := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 # Each tests/NAME.rs runs as anybody; tests/kernel/ is the one that needs root.
 UNPRIVILEGED := $(addprefix --test ,$(basename $(notdir $(wildcard tests/*.rs cli/tests/*.rs))))
 
-.PHONY: help demo build test test-unprivileged lint bench root
+.PHONY: help demo build deb test test-package test-unprivileged lint bench root
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,13 @@ demo: root ## See the difference on real servers, in half a minute (needs root)
 build: ## Build target/release/overspill
 	@tools/setup build
 	$(CARGO) build --release --package overspill-cli
+
+deb: ## Build the Debian package, target/debian/overspill_VERSION_ARCH.deb
+	@tools/setup build package
+	CARGO=$(CARGO) tools/package
+
+test-package: root deb ## Install, use and remove it in Debians of its own (needs root)
+	$(SUDO) tools/try-package
 
 test: root lint ## Format, clippy, and all tests, those of the kernel too (needs root)
 	@tools/setup build test demo

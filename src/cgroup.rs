@@ -75,6 +75,30 @@ impl Cgroup {
         Ok(None)
     }
 
+    /// The systemd services in `system.slice` that run, those of templates too, by name.
+    ///
+    /// # Errors
+    ///
+    /// The mounts cannot be read.
+    pub fn units() -> Result<Vec<String>> {
+        let names = |folder: &Path| {
+            let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+        };
+        let slices = mounts::points("cgroup2")?.into_iter().map(|it| it.join("system.slice"));
+        let mut units = Vec::new();
+        for slice in slices {
+            for name in names(&slice) {
+                if name.starts_with("system-") {
+                    units.extend(names(&slice.join(&name)));
+                }
+                units.push(name);
+            }
+        }
+        units.retain(|name| name.ends_with(".service"));
+        Ok(units)
+    }
+
     /// The one with this number, which is its folder's inode number
     /// (fs/kernfs/inode.c); looked for first where the process `pid` is. `None` where it
     /// was removed, or lies outside of what is mounted here.

@@ -23,12 +23,14 @@ pub enum Error {
         name: String,
     },
     /// A word that stands for none of the known choices.
-    #[error("there is no {what} {word:?} (known: {known})")]
+    #[error("there is no {what} {word:?}{} (known: {known})", hint(nearest.as_ref()))]
     UnknownWord {
         /// What was to be chosen.
         what: &'static str,
         /// The word given.
         word: String,
+        /// The one of them that is much like it.
+        nearest: Option<String>,
         /// The words that would do.
         known: String,
     },
@@ -373,6 +375,9 @@ impl Error {
             }
             Self::TooManyTracers { .. } => "end one of them",
             Self::NoMembers { .. } => "remove the service with overspill rm",
+            Self::NotTcp { .. } => "leave it out: only TCP sockets can be members",
+            Self::OtherAddress { .. } => "bind it to that address, or let it join as a new member",
+            Self::Bpf { .. } => "overspill check tells what this machine lacks",
             Self::Mptcp { .. } => {
                 "let the server make a TCP socket (Go: GODEBUG=multipathtcp=0), or, if it \
                  runs under mptcpize, start it without"
@@ -443,6 +448,9 @@ impl Error {
                 } else {
                     format!("take it out there first (overspill rm {service} {member}{netns})")
                 }
+            }
+            Self::NoSuchMember { service, .. } => {
+                format!("overspill show {service} lists them with their addresses")
             }
             Self::OtherOwner { owner, .. } => format!(
                 "do it as that user; if nobody should have made it as user {owner}, remove that \

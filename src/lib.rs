@@ -43,6 +43,7 @@ mod member;
 pub mod model;
 mod mounts;
 mod namespace;
+mod nearest;
 mod policy;
 pub mod preflight;
 mod roster;

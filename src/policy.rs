@@ -6,6 +6,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::error::{Error, Result};
+use crate::nearest::nearest;
 
 /// How a member is chosen among those with room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize)]
@@ -138,6 +139,7 @@ fn parse<T: Copy>(
     all.iter().copied().find(|&one| name(one) == text).ok_or_else(|| Error::UnknownWord {
         what,
         word: text.to_owned(),
+        nearest: nearest(text, all.iter().map(|&one| name(one))),
         known: all.iter().map(|&one| name(one)).collect::<Vec<_>>().join(", "),
     })
 }

@@ -13,6 +13,7 @@ use crate::datapath::{self, Capacity, Datapath, Dispatcher, Joining, Lock, Snaps
 use crate::error::{Error, Result};
 use crate::member::{Health, MemberId};
 use crate::namespace::Namespace;
+use crate::nearest::nearest;
 use crate::policy::{OnFull, Policy, Rules};
 use crate::roster::{self, Member, Roster};
 use crate::status::{Queue, Status};
@@ -944,15 +945,6 @@ fn seats<'a>(
     Ok((members, joining.collect()))
 }
 
-/// The name most like `wanted`, if it is much like it.
-fn nearest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    names
-        .map(|name| (strsim::damerau_levenshtein(wanted, name), name))
-        .min()
-        .filter(|&(distance, _)| distance <= 1 + wanted.len() / 4)
-        .map(|(_, name)| name.to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -975,12 +967,5 @@ mod tests {
     fn a_port_is_put_behind_the_name_once() {
         let name: Name = "web".parse().unwrap();
         assert_eq!(name.with_port(80).with_port(81).as_str(), "web:81");
-    }
-
-    #[test]
-    fn the_nearest_name_must_be_near() {
-        let names = ["web", "mail"];
-        assert_eq!(nearest("wbe", names.into_iter()).as_deref(), Some("web"));
-        assert_eq!(nearest("database", names.into_iter()), None);
     }
 }

@@ -10,22 +10,24 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use nix::sched::{CloneFlags, setns};
 use overspill::{Capacity, Change, MemberId, Name, Namespace, OnFull, Policy, Rules, Service};
 
+use crate::complete;
 use crate::failure::{Failure, Outcome};
+use crate::nearest;
 
 /// By which rules requests are placed; what is not given stays as it is.
 #[derive(Debug, clap::Args)]
 pub(crate) struct RuleArgs {
-    /// How a member is chosen among those with room [possible values: next-available,
-    /// shortest-queue, round-robin, least-loaded, two-choices; dispatcher=FILE asks a
-    /// program of your own]
-    #[arg(long, value_parser = policy)]
+    /// How a member is chosen among those with room
+    #[arg(long, value_parser = policy, long_help = "\
+How a member is chosen among those with room: next-available, shortest-queue, round-robin, \
+least-loaded, two-choices; dispatcher=FILE asks a program of your own")]
     policy: Option<Chosen>,
 
     /// What becomes of a request when every queue is full
     #[arg(long, value_name = "ACTION", value_parser = on_full())]
     on_full: Option<OnFull>,
 
-    /// Whether requests are redirected to siblings at all
+    /// Whether requests are redirected at all
     #[arg(long, value_name = "ON|OFF", value_parser = on_off(), hide_possible_values = true)]
     redirect: Option<bool>,
 }
@@ -152,12 +154,20 @@ pub(crate) fn member(text: &str) -> Result<MemberId, String> {
     }
 }
 
+/// Where `ip netns` keeps the network namespaces that it has given names.
+const NAMED: &str = "/run/netns";
+
 /// In which network namespace a service is looked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Place {
-    /// Network namespace: a name as ip netns shows it, a path such as /proc/PID/ns/net, or
-    /// an inode number as lsns shows it [default: the current one]
-    #[arg(long, value_name = "NETNS")]
+    /// Look in this network namespace
+    #[arg(
+        long,
+        value_name = "NETNS",
+        long_help = "\
+Look in this network namespace: a name as ip netns shows it, a path such as /proc/PID/ns/net, or \
+an inode number as lsns shows it [default: the current one]"
+    )]
     netns: Option<Netns>,
 }
 
@@ -203,15 +213,23 @@ fn opened(netns: &Netns) -> Result<Namespace, Failure> {
         if says_what_to_do {
             return line;
         }
-        Failure::new(format!("{line}; look with ip netns or lsns -t net"))
+        let hint = nearest_named(path);
+        Failure::new(format!("{line}{hint}; look with ip netns or lsns -t net"))
     })
+}
+
+/// A name that `ip netns` has given which is much like the one given here.
+fn nearest_named(path: &Path) -> String {
+    let Ok(name) = path.strip_prefix(NAMED) else { return String::new() };
+    let named = std::fs::read_dir(NAMED).into_iter().flatten().flatten();
+    let named = named.filter_map(|file| file.file_name().into_string().ok());
+    nearest::hint(&name.to_string_lossy(), named)
 }
 
 /// In which network namespaces services are looked for.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Places {
-    /// Network namespace: a name as ip netns shows it, a path such as /proc/PID/ns/net, or
-    /// an inode number as lsns shows it [default: all that have services]
+    /// Look in this network namespace [default: all that have services]
     #[arg(long, value_name = "NETNS")]
     netns: Option<Netns>,
 }
@@ -245,7 +263,7 @@ fn numbered(inode: u64) -> Result<Namespace, Failure> {
 fn find_namespace(inode: u64) -> Result<PathBuf, Failure> {
     let processes = std::fs::read_dir("/proc")
         .map_err(|error| Failure::new(format!("cannot read /proc: {error}; mount it")))?;
-    let named = std::fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    let named = std::fs::read_dir(NAMED).into_iter().flatten().flatten();
     // What else there is in /proc has no such file.
     let paths = processes.flatten().map(|process| process.path().join("ns/net"));
     let mut paths = paths.chain(named.map(|file| file.path()));
@@ -263,7 +281,7 @@ fn find_namespace(inode: u64) -> Result<PathBuf, Failure> {
 #[derive(Debug, clap::Args)]
 pub(crate) struct MemberArgs {
     /// The service's name
-    #[arg(value_parser = name)]
+    #[arg(value_parser = name, add = complete::services())]
     name: Name,
 
     /// The member's number, as show lists it
@@ -297,7 +315,7 @@ impl FromStr for Netns {
         } else if text.contains('/') {
             Ok(Self::Path(text.into()))
         } else {
-            Ok(Self::Path(Path::new("/run/netns").join(text)))
+            Ok(Self::Path(Path::new(NAMED).join(text)))
         }
     }
 }

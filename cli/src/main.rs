@@ -5,18 +5,24 @@
 
 mod args;
 mod commands;
+mod complete;
 mod config;
 mod failure;
+mod help;
+mod nearest;
 mod output;
 mod supervisor;
+mod usage;
 
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{FromArgMatches as _, Parser, Subcommand};
 
 use commands::{
-    allow, check, demo, drain, ls, metrics, restart, resume, rm, run, set, share, show, top, trace,
+    allow, check, demo, drain, generate, ls, metrics, restart, resume, rm, run, set, share, show,
+    top, trace,
 };
 use supervisor::{relay, worker};
 
@@ -27,6 +33,25 @@ use supervisor::{relay, worker};
 /// makes the kernel put it there.
 #[derive(Debug, Parser)]
 #[command(name = "overspill", version, subcommand_required = true, arg_required_else_help = true)]
+// Without the two options, which would push it off the screen.
+#[command(
+    help_template = "{about-with-newline}\n{usage-heading} {usage}\n\nCommands:\n{subcommands}{after-help}"
+)]
+#[command(subcommand_value_name = "COMMAND", add = help::Manual::text(include_str!("main.manual")))]
+#[command(
+    after_help = "What a command takes: overspill COMMAND -h, --help, or man overspill-COMMAND"
+)]
+#[command(after_long_help = "\
+EXAMPLES
+  Four workers of a server that knows nothing of this:
+    overspill run --name web -n 4 -- python3 -m http.server 8080
+
+  Servers that are running:
+    overspill share web --pid 1201,1202 --port 80
+
+  What is going on:
+    overspill ls
+    overspill show web")]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -50,13 +75,16 @@ enum Command {
     Check(check::Args),
     Demo(demo::Args),
     #[command(hide = true)]
+    Generate(generate::Args),
+    #[command(hide = true)]
     Worker(worker::Args),
     #[command(hide = true)]
     Relay(relay::Args),
 }
 
 fn main() -> ExitCode {
-    let done = match Cli::parse().command {
+    complete::answer();
+    let done = match parse().command {
         Command::Run(args) => run::run(args),
         Command::Restart(args) => restart::run(&args),
         Command::Allow(args) => allow::run(args),
@@ -72,6 +100,7 @@ fn main() -> ExitCode {
         Command::Metrics(args) => metrics::run(args),
         Command::Check(args) => check::run(&args),
         Command::Demo(args) => demo::run(args),
+        Command::Generate(args) => generate::run(&args),
         Command::Worker(args) => worker::run(&args),
         Command::Relay(args) => relay::run(&args),
     };
@@ -87,6 +116,17 @@ fn main() -> ExitCode {
     }
 }
 
+fn parse() -> Cli {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut definition = help::definition_for(&arguments);
+    let matches = definition.try_get_matches_from_mut(std::env::args_os());
+    matches.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| {
+        let asked = help::asked(&definition, &arguments);
+        let command = asked.map_or_else(String::new, |name| format!(" {name}"));
+        usage::end(&error, &format!("overspill{command}"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,8 +139,13 @@ mod tests {
 
     #[test]
     fn the_examples_can_be_typed_as_they_stand() {
-        for command in Cli::command().get_subcommands() {
-            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let cli = Cli::command();
+        for command in cli.get_subcommands().chain([&cli]) {
+            let (short, long) = (command.get_after_help(), command.get_after_long_help());
+            let help = short.into_iter().chain(long).map(ToString::to_string);
+            let help = help.collect::<Vec<_>>().join("\n");
+            let wide = help.lines().find(|line| line.chars().count() > 80);
+            assert_eq!(wide, None, "it would be broken where it can't be");
             let help = help.replace("\\\n", " ");
             let lines = help.lines().map(str::trim).filter(|line| line.starts_with("overspill "));
             for line in lines {

@@ -16,6 +16,9 @@ fn is_wrong(arguments: &str, parts: &[&str]) {
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{arguments}: {text}");
     assert_eq!(output.stdout, b"", "{arguments}");
+    // Who speaks, what failed and why, and what to do, on one line as every failure.
+    assert!(text.starts_with("overspill: ") && text.contains("; "), "{arguments}: {text}");
+    assert_eq!(text.find('\n'), Some(text.len() - 1), "{arguments}: {text}");
     for part in parts {
         assert!(text.contains(part), "{arguments}: no {part:?} in {text}");
     }
@@ -44,7 +47,13 @@ fn wrong_words_are_answered_with_the_known_ones() {
     is_wrong("set web --on-full refuse", &["drop", "reset"]);
     is_wrong("set web --redirect maybe", &["on", "off"]);
     is_wrong("set web --spread yes", &["on", "off"]);
-    is_wrong("shwo web", &["a similar subcommand exists", "show"]);
+    is_wrong("shwo web", &["there is no command shwo; there is show;"]);
+    is_wrong("set web --polcy x", &["set has no option --polcy; there is --policy;"]);
+    is_wrong("set web --policy shortest", &["; there is shortest-queue (known: "]);
+    is_wrong("set web --policy least-laoded", &["; there is least-loaded (known: "]);
+    is_wrong("set web --on-full rest", &["; there is reset (known: drop, reset)"]);
+    is_wrong("run --output as-it-is -- x", &["prefixed, as-is"]);
+    is_wrong("run --stop-signal trm -- x", &["no signal TRM; there is TERM;"]);
 }
 
 #[test]
@@ -76,7 +85,7 @@ fn wrong_numbers_are_answered_with_what_would_do() {
     is_wrong("share web --pid one --port 80", &["one", "--pid"]);
     is_wrong("share web --pid 1 --port 80 --capacity 0,5", &["two numbers from 1 to 65536"]);
     is_wrong("share web --pid 1 --port 80 --capacity 5", &["two numbers from 1 to 65536"]);
-    is_wrong("metrics --listen localhost:80", &["localhost:80", "--listen <ADDR:PORT>"]);
+    is_wrong("metrics --listen localhost:80", &["localhost:80", "--listen"]);
     is_wrong("drain web first", &["first", "number", "overspill show"]);
     is_wrong("rm web -1", &["-1"]);
     is_wrong("drain web 4294967296", &["number"]);
@@ -94,18 +103,4 @@ fn what_does_not_go_together_is_refused() {
         is_wrong(&arguments, &["--join", "cannot be used with", option.split(' ').next().unwrap()]);
     }
     is_wrong("ls --all --netns blue", &["--all", "cannot be used with", "--netns"]);
-}
-
-#[test]
-fn every_help_has_examples() {
-    let commands =
-        ["share", "restart", "ls", "show", "top", "set", "drain", "resume", "rm", "check"];
-    for command in commands {
-        let output = overspill(&format!("{command} --help"));
-        let text = String::from_utf8(output.stdout).unwrap();
-        assert_eq!(output.status.code(), Some(0), "{command}");
-        let (_, examples) = text.split_once("\nEXAMPLES\n").expect("examples");
-        assert!(examples.contains(&format!("overspill {command}")), "{command}: {examples}");
-        assert!(text.lines().all(|line| line.len() <= 100), "{text}");
-    }
 }

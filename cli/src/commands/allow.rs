@@ -7,20 +7,24 @@ use overspill::{Capacity, Cgroup, Name, Policy};
 
 use crate::args::{self, RuleArgs};
 use crate::failure::{Failure, Outcome};
+use crate::help;
+use crate::nearest;
 use crate::supervisor::allow::{self, Peers};
 
 /// Let the servers of control groups or systemd units join a service
 ///
-/// Their processes join by listening on one of the ports, unchanged, or by the socket option
-/// (include/overspill.h). Those that listen already when it starts are taken too. Runs until
-/// a signal ends it; the service and its members stay, and serve on. What waits at a process
-/// that dies meanwhile is kept for others. overspill rm removes the service.
-///
-/// Several may run for one NAME, for other groups or at other times: all are peers. The rules
-/// are those of the first.
+/// Their processes join by listening on one of the ports, unchanged, or by the
+/// socket option (overspill.h). Those that listen already when it starts are
+/// taken too. Runs until a signal ends it; the service and its members stay, and
+/// serve on. What waits at a process that dies meanwhile is kept for others.
 #[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("allow.manual")))]
 #[command(group(clap::ArgGroup::new("peers").required(true).multiple(true).args(["cgroup", "unit"])))]
+#[command(override_usage = "overspill allow [OPTIONS] <--cgroup <PATH>|--unit <UNIT>> <NAME>")]
 #[command(after_help = "\
+EXAMPLE
+  overspill allow web --unit blue --unit green --port 80")]
+#[command(after_long_help = "\
 EXAMPLES
   Two units share port 80:
     overspill allow web --unit blue --unit green --port 80
@@ -35,15 +39,15 @@ pub(crate) struct Args {
     #[arg(value_parser = args::base_name)]
     name: Name,
 
-    /// A control group, by its folder; may be given several times
+    /// A control group, by its folder; may be repeated
     #[arg(long, value_name = "PATH")]
     cgroup: Vec<PathBuf>,
 
-    /// A systemd unit; may be given several times
+    /// A systemd unit; may be repeated
     #[arg(long, value_name = "UNIT")]
     unit: Vec<String>,
 
-    /// Who listens on this port joins; may be given several times
+    /// Who listens on this port joins; may be repeated
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     port: Vec<u16>,
 
@@ -51,16 +55,17 @@ pub(crate) struct Args {
     rules: RuleArgs,
 
     /// Let every member take requests to every address, not only when one is full
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     spread: bool,
 
-    /// How long, in ms, a request may wait at the head of a process's queue, while others
-    /// accept, until the process is taken to hang; 0 for ever
-    #[arg(long, value_name = "MS", default_value_t = 100)]
+    /// How long a process may let a request wait, while others accept, until it
+    /// is taken to hang; 0 for ever
+    #[arg(long, hide_short_help = true, value_name = "MS", default_value_t = 100)]
     hang: u32,
 
-    /// How much the network namespace is set up for, if this is its first service
-    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = args::capacity)]
+    /// How many services and members the network namespace is to hold; only
+    /// with its first service [default: 1024,4096]
+    #[arg(long, hide_short_help = true, value_name = "N,M", value_parser = args::capacity)]
     capacity: Option<Capacity>,
 }
 
@@ -88,9 +93,19 @@ fn cgroup(path: &Path) -> Result<Cgroup, Failure> {
 
 fn of_unit(unit: &str) -> Result<Cgroup, Failure> {
     Cgroup::of_unit(unit)?.ok_or_else(|| {
+        let hint = nearest::hint(unit, running());
         Failure::new(format!(
-            "unit {unit} has no cgroup in system.slice; start it first, or give its cgroup with \
+            "unit {unit} has no cgroup in system.slice{hint}; start it first, or give its cgroup with \
              --cgroup (systemctl show -p ControlGroup {unit})"
         ))
+    })
+}
+
+/// The units that run, with and without what may be left out of a service's name.
+fn running() -> impl Iterator<Item = String> {
+    let units = Cgroup::units().unwrap_or_default();
+    units.into_iter().flat_map(|unit| {
+        let short = unit.trim_end_matches(".service").to_owned();
+        [short, unit]
     })
 }

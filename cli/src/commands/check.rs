@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use overspill::preflight::{self, Item, Verdict};
 
 use crate::failure::{Failure, Outcome};
+use crate::help;
 use crate::output::{self, words};
 
 /// Tell what this machine lacks of what overspill needs
@@ -16,6 +17,7 @@ use crate::output::{self, words};
 /// With FILE, only reads that: is it right for overspill run --config FILE? All that is
 /// wrong is told, a line each, with exit status 2. Nothing of the machine is looked at.
 #[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("check.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill check

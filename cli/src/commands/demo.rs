@@ -14,11 +14,13 @@ mod svg;
 mod terminal;
 mod tools;
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Failure, Outcome};
+use crate::help;
 use crate::output::{print, wrap};
 
 /// Show the difference on real servers and clients of its own
@@ -28,6 +30,11 @@ use crate::output::{print, wrap};
 /// machine's own servers and network are not touched. Each load runs without overspill
 /// and with it.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+EXAMPLES
+  overspill demo
+  overspill demo --seconds 2 --svg demo.svg")]
+#[command(add = help::Manual::text(include_str!("demo.manual")))]
 pub(crate) struct Args {
     /// How long each of the four loads lasts
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=60))]
@@ -51,7 +58,7 @@ pub(crate) fn run(args: Args) -> Outcome {
 fn play() -> Outcome {
     if !nix::unistd::geteuid().is_root() {
         return Err(Failure::new(
-            "demo makes namespaces of its own, which takes root; run it with sudo",
+            "cannot make the namespaces of the demo: it takes root; run it with sudo",
         ));
     }
     tools::check()?;
@@ -89,7 +96,7 @@ fn play_here(seconds: u32, svg: Option<&Path>) -> Outcome {
     }
     let Some(path) = svg else { return Ok(()) };
     fs::write(path, svg::draw(&scenes, &introduction, &conclusion))
-        .map_err(|error| Failure::new(format!("demo cannot write {}: {error}", path.display())))
+        .map_err(|error| cannot_write(path, &error))
 }
 
 /// Says before the demo, not after it, that the picture will have no place.
@@ -98,7 +105,12 @@ fn check_writable(svg: Option<&Path>) -> Outcome {
     if parent == Path::new("") || parent.is_dir() {
         return Ok(());
     }
-    Err(Failure::new(format!("demo cannot write to {}: it is no folder", parent.display())))
+    Err(cannot_write(parent, &"it is no folder"))
+}
+
+fn cannot_write(path: &Path, why: &dyn Display) -> Failure {
+    let path = path.display();
+    Failure::new(format!("cannot write the picture to {path}: {why}; give --svg another file"))
 }
 
 fn introduction(seconds: u32) -> String {

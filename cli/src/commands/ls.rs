@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::args::Place;
 use crate::failure::{Failure, Outcome};
+use crate::help;
 use crate::output::{self, Column, numbers, words};
 
 /// List the services
@@ -13,11 +14,12 @@ use crate::output::{self, Column, numbers, words};
 /// requests included, of what they can hold. The other figures count requests since the
 /// service was made.
 #[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("ls.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill ls
   overspill ls --netns blue
-  overspill ls --all --json | jq -r '.[] | select(.requests.dropped > 0) | .name'")]
+  overspill ls --all --json | jq -r '.[] | select(.requests.dropped > 0).name'")]
 pub(crate) struct Args {
     /// Print an array of what show --json prints
     #[arg(long)]

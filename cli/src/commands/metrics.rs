@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 
 use crate::args::Places;
 use crate::failure::Outcome;
+use crate::help;
 use crate::output;
 
 use exposition::Format;
@@ -27,11 +28,13 @@ use reading::Reading;
 /// connect may see the services' names, addresses and figures.
 #[derive(Debug, clap::Args)]
 #[allow(clippy::doc_markdown)] // this is printed as it stands
+#[command(add = help::Manual::text(include_str!("metrics.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill metrics
   overspill metrics --listen 192.0.2.1:28534 --netns blue
-  overspill metrics --once | sponge /var/lib/prometheus/node-exporter/overspill.prom
+  overspill metrics --once | sponge \\
+      /var/lib/prometheus/node-exporter/overspill.prom
   curl -s http://127.0.0.1:28534/metrics | grep overspill_member_state")]
 pub(crate) struct Args {
     /// Listen for scrapes there

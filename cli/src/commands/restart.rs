@@ -5,30 +5,35 @@ use std::path::PathBuf;
 use overspill::{Name, Namespace, Service};
 
 use crate::args::{self, Place};
+use crate::complete;
 use crate::failure::{Failure, Outcome};
+use crate::help;
+use crate::nearest;
 use crate::output;
 use crate::supervisor::control::{self, Client, Request};
 
 /// Replace the workers of overspill run, one after another
 ///
 /// Asks the supervisor of that name, and shows how it gets on. It goes on even if this
-/// command is ended meanwhile. A supervisor with a configuration file (--config) reads it
-/// again first; if it is wrong, nothing is changed. When a new worker does not start, it stops there: the workers
-/// that were not replaced yet stay.
+/// command is ended meanwhile. A supervisor with a configuration file reads it again
+/// first; if it is wrong, nothing is changed. When a new worker does not start, it stops
+/// there: the workers that were not replaced yet stay.
 #[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("restart.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill restart web
   overspill restart web --netns blue
-  overspill restart --config /etc/overspill/web.toml    # by the file as it is now
-  overspill restart web:80    # the same as web: its supervisor has the service web:80")]
+  overspill restart --config /etc/overspill/web.toml    # by what it says now
+  overspill restart web:80    # the same: web:80 is a service of it")]
 pub(crate) struct Args {
     /// The supervisor's name, or one of its services
-    #[arg(value_parser = args::name, required_unless_present = "config")]
+    #[arg(value_parser = args::name, add = complete::supervisors())]
+    #[arg(required_unless_present = "config")]
     name: Option<Name>,
 
-    /// The configuration file that the supervisor was started with: it is looked at first,
-    /// and if it is wrong nothing is asked
+    /// The file that the supervisor was started with; if it is wrong nothing is
+    /// asked
     #[arg(long, value_name = "FILE", conflicts_with = "name")]
     config: Option<PathBuf>,
 
@@ -65,16 +70,9 @@ fn nobody(name: &Name, namespace: &Namespace) -> Failure {
             service.name()
         ));
     }
-    let hint = nearest(name).map(|it| format!("; there is {it}")).unwrap_or_default();
+    let hint = nearest::hint(name.as_str(), control::names().iter().map(ToString::to_string));
     Failure::new(format!(
         "there is no supervisor of {name} in this network namespace{hint}; overspill run --name \
          {name} starts one, --netns looks elsewhere"
     ))
-}
-
-/// The supervisor whose name is most like that one, if it is much like it.
-fn nearest(name: &Name) -> Option<Name> {
-    let distance = |other: &Name| strsim::damerau_levenshtein(name.as_str(), other.as_str());
-    let most = control::names().into_iter().min_by_key(distance)?;
-    (distance(&most) <= 1 + name.as_str().len() / 4).then_some(most)
 }

@@ -2,9 +2,11 @@
 
 use crate::args::MemberArgs;
 use crate::failure::Outcome;
+use crate::help;
 
 /// Give a drained member requests again
 #[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("resume.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill resume web 2

@@ -3,7 +3,9 @@
 use overspill::{MemberId, Name};
 
 use crate::args::{self, Place};
+use crate::complete;
 use crate::failure::Outcome;
+use crate::help;
 
 /// Remove a service, or take one member out of it
 ///
@@ -11,6 +13,7 @@ use crate::failure::Outcome;
 /// kernel as without overspill. With the last service of a network namespace, everything
 /// that overspill has there is removed.
 #[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("rm.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill rm web
@@ -18,7 +21,7 @@ EXAMPLES
   overspill rm web --netns blue")]
 pub(crate) struct Args {
     /// The service's name
-    #[arg(value_parser = args::name)]
+    #[arg(value_parser = args::name, add = complete::services())]
     name: Name,
 
     /// Only this member, by its number as show lists it

@@ -7,185 +7,119 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::FromArgMatches as _;
-use clap::error::ErrorKind;
 use nix::sys::signal::Signal;
 use overspill::{Capacity, Name, Policy};
 
 use crate::args::{self, RuleArgs};
 use crate::config::{self, Config};
 use crate::failure::{Failure, Outcome};
+use crate::help;
 use crate::supervisor::relay::Output;
 use crate::supervisor::{self, Plan};
-
-const LONG: &str = "\
-Start the workers of a server, which share their queues
-
-Without --listen, COMMAND is started unchanged, once for each worker, in a control group of
-its own, where hooks let all workers bind the same ports. Each TCP socket that a worker, or
-what it starts, listens on becomes a member of the service of its port: NAME while there is
-one port, NAME:PORT when there are more. What a socket holds when its worker ends is served
-by the other workers at that address, or by the worker's successor. A worker that lets
-requests wait for 100 ms (--hang) while others accept is taken to hang: it gets no new ones,
-what waits at it moves to the others, and it is taken back when it accepts again.
-
-With --listen, the sockets are made here, and COMMAND gets its own as from systemd:
-descriptors from 3 on, with LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES in its environment. A
-socket's name in LISTEN_FDNAMES is its address with '-' for each ':' (127.0.0.1-8080).
-
-Each worker finds its number, from 0 on, in OVERSPILL_WORKER. stdin is /dev/null, stdout and
-stderr are pipes (--output), and the worker leads a process group of its own.
-
-A worker that ends, with whatever status, is started again: at once, then after 100 ms,
-then after twice the pause before, up to 10 s; when it has run for 10 s, at once again. So
-COMMAND has to stay in the foreground. What it leaves running is killed. A script that
-starts the server does so with exec: its end is taken for the server's. With --listen,
-clients that wait in its queue wait for its successor; during a pause, and then until it has
-run for as long, new requests go to the other workers. After it the worker takes requests
-again, even if overspill drain had let it drain.
-
-SIGHUP, and overspill restart, replace the workers one after another: the successor is
-started, and when it listens wherever the worker does (with --listen: when it has run for a
-second) it takes the worker's place; the worker gets no new requests, may finish what it
-has (--drain), and is told to end (--stop-signal). When a successor fails to start, the
-restart stops, and the workers that are left stay.
-
-Each line that a worker writes comes out with the worker's number before it ('2 | GET /'), on
-stdout or stderr as it was written. One longer than 64 KiB is cut, and goes on after '2 + '.
-A process of its own, overspill relay, does this, and goes on as long as there is a worker,
-even if overspill run is killed.
-
-With --config, all of this is in a file (TOML), in which each option is a key without its
-dashes, and COMMAND a list:
-    listen = [\"0.0.0.0:80\"]
-    command = [\"./server\", \"--inherit-socket\"]
-The name is the file's, without .toml. SIGHUP and overspill restart read the file again: the
-rules are set, and the workers replaced by what it says; if it is wrong nothing is changed.
-overspill check FILE tells whether it is right. NOTIFY_SOCKET, as of a systemd unit, is told
-when all workers listen.
-
-If overspill run is killed, the workers and their services go on. The next run of that name
-takes over: it replaces the workers that it finds by its own (with --listen: they have to be
-ended first).
-
-Unless other rules are given, the policy is least-loaded and a request that finds every
-queue full is dropped. With --redirect off there is no service, only workers.
-
-SIGTERM, SIGINT and SIGQUIT are passed on to the workers' process groups and end the
-service; one that is ignored at the start (nohup) stays ignored. What still runs when the
-grace time is over, or at a second signal, is killed; what outlives its worker is killed
-with it.
-
-Exit status: 0 when a signal has ended it, 1 when it failed (nothing is left behind), 2 for
-wrong usage or a wrong file.";
+use crate::usage;
 
 const EXAMPLES: &str = "\
 EXAMPLES
   A server that knows nothing of this, as a worker for each CPU:
     overspill run -- python3 -m http.server 8080
 
-  Four workers as another user, each request to the shortest queue:
-    overspill run --name web -n 4 --policy shortest-queue --user www-data -- node server.js
+  Four workers as another user:
+    overspill run --name web -n 4 --user www-data -- node server.js
 
-  nginx, which finishes what it has at SIGQUIT; then new workers, one after another:
+  nginx, which finishes what it has at SIGQUIT; then new workers, one by one:
     overspill run --name web --stop-signal QUIT -- nginx -g 'daemon off;'
     overspill restart web
 
-  Each worker gets a socket that was made for it, as from systemd:
-    overspill run --listen 0.0.0.0:80 -- /usr/local/bin/server --inherit-socket
-
-  Two workers, each at an address of its own; when one is full, the other helps out:
+  Two workers that get their sockets as from systemd, at an address each:
     overspill run --listen-each 192.0.2.1:80,192.0.2.2:80 -- ./server
 
-  HTTP and HTTPS (services web:80 and web:443; descriptors 3 and 4 in each worker):
-    overspill run --name web --listen 0.0.0.0:80 --listen 0.0.0.0:443 -- ./server
-
   What a file says, as overspill@web.service does:
-    overspill run --config /etc/overspill/web.toml
-
-  The same workers as plain Linux serves them, to compare:
-    overspill run --redirect off -- python3 -m http.server 8080";
+    overspill run --config /etc/overspill/web.toml";
 
 /// Start the workers of a server, which share their queues
+///
+/// Without --listen, COMMAND is started unchanged, and each TCP socket that it
+/// listens on joins the service of its port. With --listen it gets sockets as
+/// from systemd. Workers that end are started again, those that hang get no
+/// requests; SIGHUP replaces them one by one. man overspill-run says the rest.
 #[derive(Debug, clap::Args)]
-#[command(long_about = LONG, after_help = EXAMPLES)]
+#[command(add = help::Manual::text(include_str!("run.manual")))]
+#[command(after_long_help = EXAMPLES, after_help = "\
+EXAMPLE
+  overspill run --name web -n 4 -- python3 -m http.server 8080")]
 #[command(override_usage = "overspill run [OPTIONS] -- <COMMAND>...
        overspill run --config <FILE>")]
 pub(crate) struct Args {
-    /// A file that says all of this, without any other option
+    /// A file that says all of this
     #[arg(long, value_name = "FILE", exclusive = true)]
     config: Option<PathBuf>,
 
-    /// The service's name; with several ports it is followed by :PORT [default: COMMAND's
-    /// file name]
+    /// The service's name [default: COMMAND's file name]
     #[arg(long, value_parser = args::base_name)]
     name: Option<Name>,
 
-    /// How many workers [default: one for each CPU, or for each address of --listen-each]
+    /// How many workers [default: one for each CPU]
     #[arg(short = 'n', long, value_name = "WORKERS",
           value_parser = clap::value_parser!(u16).range(1..))]
     workers: Option<u16>,
 
-    /// Each worker gets a socket at this address; may be given several times
+    /// Each worker gets a socket here; may be repeated
     #[arg(long, value_name = "ADDR:PORT", value_parser = address)]
     listen: Vec<SocketAddr>,
 
-    /// Each worker gets a socket at the address in its place; may be given several times.
-    /// These sockets come after those of --listen
-    #[arg(long, value_name = "A:P,B:P,...", value_parser = addresses)]
+    /// An address for each worker; may be repeated
+    #[arg(long, hide_short_help = true, value_name = "A:P,...", value_parser = addresses)]
     listen_each: Vec<Addresses>,
 
     #[command(flatten)]
     rules: RuleArgs,
 
-    /// Let every worker take requests to every address, not only when one is full
-    #[arg(long)]
+    /// Let every worker take requests to every address
+    #[arg(long, hide_short_help = true)]
     spread: bool,
 
-    /// How many connections may wait in each queue (and one more); the kernel lowers it to
-    /// net.core.somaxconn
-    #[arg(long, value_name = "N", default_value_t = 4096)]
+    /// A queue's length; at most net.core.somaxconn
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 4096)]
     backlog: u32,
 
-    /// Give each worker shared memory, in which it tells a dispatcher a figure of its own;
-    /// only with --listen
-    #[arg(long)]
+    /// Let workers tell a dispatcher how they are; only with --listen
+    #[arg(long, hide_short_help = true)]
     words: bool,
 
-    /// The user that the workers run as, by name or number
+    /// Whom the workers run as, by name or number
     #[arg(long)]
     user: Option<String>,
 
-    /// How long the workers may take to end before they are killed
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    /// The workers' time to end
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 10)]
     grace: u32,
 
-    /// A port that each worker is to have for itself; may be given several times
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    /// A port for each worker alone; may be repeated
+    #[arg(long, hide_short_help = true, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     private_port: Vec<u16>,
 
-    /// How long, in ms, a request may wait at the head of a worker's queue, while others
-    /// accept, until the worker is taken to hang; 0 for ever
-    #[arg(long, value_name = "MS", default_value_t = 100)]
+    /// Milliseconds until a worker hangs
+    #[arg(long, hide_short_help = true, value_name = "MS", default_value_t = 100)]
     hang: u32,
 
-    /// How long a worker that is replaced may go on with the connections that it has
-    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    /// A replaced worker's time to finish
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 10)]
     drain: u32,
 
-    /// How long a worker's successor may take until it listens
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    /// A successor's time until it listens
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 30)]
     ready: u32,
 
-    /// What tells a worker that is replaced to end
-    #[arg(long, value_name = "SIGNAL", default_value = "TERM", value_parser = supervisor::stop_signal)]
+    /// What ends a replaced worker
+    #[arg(long, hide_short_help = true, value_name = "SIGNAL", default_value = "TERM", value_parser = supervisor::stop_signal)]
     stop_signal: Signal,
 
-    /// How what the workers write comes out
-    #[arg(long, value_enum, default_value_t)]
+    /// Workers' output: prefixed by numbers, or as-is
+    #[arg(long, hide_short_help = true, value_enum, default_value_t, hide_possible_values = true)]
     output: Output,
 
-    /// How much the network namespace is set up for, if this is its first service
-    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = args::capacity)]
+    /// How many services and members there is room for [default: 1024,4096]
+    #[arg(long, hide_short_help = true, value_name = "N,M", value_parser = args::capacity)]
     capacity: Option<Capacity>,
 
     /// The server, and its arguments
@@ -212,7 +146,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     args.rules.check_dispatcher()?;
     match args.plan() {
         Ok(plan) => supervisor::run(plan, None),
-        Err(clash) => wrong_usage(&clash.message),
+        Err(clash) => usage::refuse(&clash.message),
     }
 }
 
@@ -304,11 +238,6 @@ impl Args {
             }),
         }
     }
-}
-
-fn wrong_usage(message: &str) -> ! {
-    let command = clap::Command::new("overspill run").bin_name("overspill run");
-    <Args as clap::Args>::augment_args(command).error(ErrorKind::ValueValidation, message).exit()
 }
 
 /// COMMAND's file name, made fit for a name.
@@ -406,7 +335,8 @@ mod tests {
     fn what_is_wrong_is_said() {
         for (line, said) in [
             ("--private-port 80 --listen 10.0.0.1:80 -- x", "leave it out"),
-            ("--stop-signal LEAVE -- x", "name of a signal"),
+            ("--stop-signal LEAVE -- x", "give its name, such as TERM"),
+            ("--stop-signal trm -- x", "there is no signal TRM; there is TERM"),
             ("--listen 10.0.0.1:80", "<COMMAND>"),
             ("--listen localhost -- x", "127.0.0.1:8080"),
             ("--listen 10.0.0.1:0 -- x", "port 0"),

@@ -5,6 +5,7 @@ use overspill::{Capacity, Name, Namespace, Policy, Service, adopt};
 
 use crate::args::{self, RuleArgs};
 use crate::failure::Outcome;
+use crate::help;
 use crate::output;
 
 /// Make a service of the sockets that running processes listen on
@@ -12,11 +13,12 @@ use crate::output;
 /// Takes every TCP socket that the processes listen on at the port, in the order of the
 /// list, in the network namespace of the first process. The processes notice nothing.
 /// Where one of the sockets can't be a member, nothing is changed.
-///
-/// Unless other rules are given, the policy is next-available, a request that finds every
-/// queue full is dropped, and redirecting is on.
 #[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("share.manual")))]
 #[command(after_help = "\
+EXAMPLE
+  overspill share web --pid 1201,1202 --port 80")]
+#[command(after_long_help = "\
 EXAMPLES
   Two servers on two addresses share their queues:
     overspill share web --pid 1201,1202 --port 80
@@ -32,7 +34,7 @@ pub(crate) struct Args {
     #[arg(value_parser = args::name)]
     name: Name,
 
-    /// The processes, in the order in which their sockets are to be tried
+    /// The processes whose sockets join, in this order
     #[arg(long = "pid", value_name = "PID", required = true, value_delimiter = ',',
           value_parser = RangedU64ValueParser::<u32>::new().range(1..=u32::MAX.into()))]
     pids: Vec<u32>,
@@ -45,16 +47,16 @@ pub(crate) struct Args {
     rules: RuleArgs,
 
     /// Count every member as called, whatever its address
-    #[arg(long)]
+    #[arg(long, hide_short_help = true)]
     spread: bool,
 
-    /// Add the sockets to the existing service NAME, at the end of its list
+    /// Let the sockets join the existing service NAME
     #[arg(long, conflicts_with_all = ["policy", "on_full", "redirect", "spread", "capacity"])]
     join: bool,
 
-    /// How many services and members the network namespace is to hold; only with the
-    /// first service of a namespace [default: 1024,4096]
-    #[arg(long, value_name = "SERVICES,MEMBERS", value_parser = args::capacity)]
+    /// How many services and members the network namespace is to hold; only
+    /// with its first service [default: 1024,4096]
+    #[arg(long, hide_short_help = true, value_name = "N,M", value_parser = args::capacity)]
     capacity: Option<Capacity>,
 }
 

@@ -4,21 +4,19 @@ use overspill::{Exits, Figure, MemberStatus, Name, Requests, Service, Status};
 use serde::Serialize;
 
 use crate::args::{self, Place};
+use crate::complete;
 use crate::failure::Outcome;
+use crate::help;
 use crate::output::{self, numbers, words};
 
-/// Show a service: its rules, its members with their queues, and its requests
+/// Show a service: its rules, members, queues and requests
 ///
-/// Of each member: QUEUED are the connections that wait to be accepted, of what its queue
-/// holds; HALF-OPEN are handshakes not yet completed; ESTAB are complete connections that the
-/// server has not closed, those that wait among them; PLACED are requests that called it and
-/// were put on it, IN those that called siblings and were put on it, OUT those that called it
-/// and were put on siblings. WEIGHT is shown where one is not 1, and SPECIAL, requests for
-/// another address than its own, where there are any.
-///
-/// The last figures are of the network namespace: what came to no service, and what should
-/// not happen.
+/// QUEUED wait to be accepted, of what the queue holds; HALF-OPEN are handshakes
+/// not yet completed; ESTAB are connections that the server has not closed.
+/// PLACED are requests put on the member that they called, IN came from siblings,
+/// OUT went to siblings. man overspill-show tells of every column.
 #[derive(Debug, clap::Args)]
+#[command(add = manual())]
 #[command(after_help = "\
 EXAMPLES
   overspill show web
@@ -26,7 +24,7 @@ EXAMPLES
   watch -n1 overspill show web --netns blue")]
 pub(crate) struct Args {
     /// The service's name
-    #[arg(value_parser = args::name)]
+    #[arg(value_parser = args::name, add = complete::services())]
     name: Name,
 
     /// Print JSON
@@ -43,6 +41,13 @@ struct Shown {
     #[serde(flatten)]
     status: Status,
     namespace: Exits,
+}
+
+fn manual() -> help::Manual {
+    help::Manual::text(include_str!("show.manual"))
+        .with_figures("MEMBERS", MemberStatus::FIGURES)
+        .with_figures("REQUESTS", Requests::FIGURES)
+        .with_figures("NETWORK NAMESPACE", Exits::FIGURES)
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {

@@ -25,6 +25,7 @@ use self::look::Look;
 use self::screen::{Event, Screen, start_thread, watch_input, watch_signals};
 use self::state::{State, Wish};
 use crate::args::{self, Place};
+use crate::complete;
 use crate::failure::{Failure, Outcome};
 
 /// Watch the services on a live screen, drain members and change policies from it
@@ -35,6 +36,7 @@ use crate::failure::{Failure, Outcome};
 /// It reads what is pinned: it may come and go without touching the traffic, and nothing is
 /// changed without an answer to a question.
 #[derive(Debug, clap::Args)]
+#[command(add = crate::help::Manual::text(include_str!("top.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill top
@@ -42,7 +44,7 @@ EXAMPLES
   overspill top --netns blue --no-color")]
 pub(crate) struct Args {
     /// The service that is chosen first [default: the first by name]
-    #[arg(value_parser = args::name)]
+    #[arg(value_parser = args::name, add = complete::services())]
     name: Option<Name>,
 
     /// How often to read, in seconds; less often where a reading takes more than a tenth

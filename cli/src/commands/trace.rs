@@ -14,32 +14,28 @@ use overspill::{MemberId, Name, Policy};
 use serde::Serialize;
 
 use crate::args::{self, Place};
+use crate::complete;
 use crate::failure::{Failure, Outcome as Done};
+use crate::help;
 use crate::output;
 
 /// Tell of each request where it was placed, and why
 ///
 /// A line a request: when, who asked, the address that was called, what became of it and why,
-/// the member called and the member chosen, each with its number and its queue at that
-/// moment: queued, then '+' and the half-open ones, of what it holds.
-///
-/// WHY: policy (it chose among members with room), or else what is the matter with the called
-/// member (full, draining, hung, gone), or: crowded (only half-open requests stand in the
-/// way), no-other (the member hangs, but no other has room), cookie (the flow was sent a SYN
-/// cookie from there), fallback (the dispatcher gave no usable answer).
-///
-/// Requests that come faster than they can be written are not waited for: how many were lost
-/// is said on stderr. Tracing ends with the service, and at a signal.
+/// the member called and the member chosen, each with its number and its queue at that moment.
+/// How many requests were lost, as they came too fast, is said on stderr. Tracing ends with
+/// the service, and at a signal. man overspill-trace tells of every column.
 #[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("trace.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill trace web --redirected
   overspill trace --dropped                   # of all services
   overspill trace web --member 2 --client 192.0.2.0/24
-  overspill trace web --json | jq -r '[.client, .outcome, .chosen.member] | @tsv'")]
+  overspill trace web --json | jq -r '[.client, .why] | @tsv'")]
 pub(crate) struct Args {
     /// The service's name [default: all services of the network namespace]
-    #[arg(value_parser = args::name)]
+    #[arg(value_parser = args::name, add = complete::services())]
     name: Option<Name>,
 
     /// Those that went to a sibling

@@ -24,6 +24,7 @@ use overspill::{Cgroup, Words};
 use super::notify;
 use super::sockets::descriptor_name;
 use crate::failure::{Failure, Outcome};
+use crate::nearest;
 
 /// The first of the descriptors handed over (`SD_LISTEN_FDS_START`).
 const FIRST_DESCRIPTOR: i32 = 3;
@@ -196,7 +197,13 @@ pub(crate) fn find_user(name: &str) -> Result<User, Failure> {
         (None, Ok(number)) => User::from_uid(Uid::from_raw(number)).map_err(failed)?,
         (user, _) => user,
     };
-    user.ok_or_else(|| Failure::new(format!("there is no user {name}; look with getent passwd")))
+    user.ok_or_else(|| {
+        // Users that are kept elsewhere, such as in LDAP, are not offered.
+        let local = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let local = local.lines().filter_map(|line| line.split(':').next().map(str::to_owned));
+        let hint = nearest::hint(name, local);
+        Failure::new(format!("there is no user {name}{hint}; look with getent passwd"))
+    })
 }
 
 fn become_user(user: &User) -> Result<(), Failure> {

@@ -248,11 +248,37 @@ time.sleep(60)
     overspill("rm web").done();
 }
 
+/// The control group of a unit that runs, as systemd would make it.
+struct Unit(std::path::PathBuf);
+
+impl Unit {
+    fn new(name: &str) -> Self {
+        let mut root = Cgroup::own().unwrap();
+        while let Some(parent) = root.parent().filter(|it| it.path().join("cgroup.procs").exists())
+        {
+            root = parent;
+        }
+        Self(root.make("system.slice").unwrap().make(name).unwrap().path().to_owned())
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.0).unwrap();
+        // Where systemd runs it is not empty, and stays.
+        let _ = std::fs::remove_dir(self.0.parent().unwrap());
+    }
+}
+
 #[test]
 fn what_is_not_there_is_said() {
     world::enter();
     let line = overspill("allow web --unit no-such-unit --port 80").failed();
     assert!(line.contains("unit no-such-unit has no cgroup in system.slice; start it"), "{line}");
+    let unit = format!("overspill-there-{}", std::process::id());
+    let _there = Unit::new(&format!("{unit}.service"));
+    let line = overspill(&format!("allow web --unit {unit}x --port 80")).failed();
+    assert!(line.contains(&format!("in system.slice; there is {unit}; start it")), "{line}");
     let line = overspill("allow web --cgroup /no/such --port 80").failed();
     assert!(line.contains("there is no cgroup /no/such"), "{line}");
 }

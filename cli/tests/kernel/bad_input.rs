@@ -200,6 +200,8 @@ fn names_members_and_namespaces_that_are_not_there() {
     let blue = Namespace::at("/run/netns/blue").unwrap().inode();
     assert_eq!(cells(&overspill(&format!("ls --netns {blue}")).done()).len(), 1);
     good.refuses(&format!("show good --netns {blue}"), &["there is no service good", "--netns"]);
+    good.refuses("ls --netns bleu", &["/run/netns/bleu", "No such file", "; there is blue; "]);
+    good.refuses("run --user rot -- true", &["there is no user rot; there is root; ", "getent"]);
 }
 
 #[test]

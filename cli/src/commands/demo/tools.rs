@@ -48,7 +48,7 @@ fn missing(tools: &[Tool]) -> Failure {
     let programs = join(|tool| tool.program, " and no ");
     let packages = join(|tool| tool.package, " ");
     Failure::new(format!(
-        "demo finds no {programs} in PATH or /usr/sbin; on Debian and Ubuntu: \
+        "cannot play the demo: there is no {programs} in PATH or /usr/sbin; on Debian and Ubuntu: \
          apt-get install {packages}"
     ))
 }
