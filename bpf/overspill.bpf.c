@@ -851,7 +851,6 @@ static __always_inline void count_placed(struct request *r, struct ov_member *m)
 
 	if (!c || !s)
 		return;
-	trace(r, r->s->siblings ? OV_REDIRECTED : OV_PLACED);
 	c->special += special;
 	s->special += special;
 	s->crowded += r->s->rule == RULE_CROWDED;
@@ -1032,6 +1031,7 @@ static __always_inline bool assign(struct request *r, struct ov_member *m)
 	if (r->endpoint->flags & OV_APART)
 		remember_cookie(r, m);
 	count_placed(r, m);
+	trace_placed(r);
 	return true;
 }
 
@@ -1495,6 +1495,8 @@ static __always_inline bool place_at_once(struct request *r)
 #pragma clang loop unroll(disable)
 	for (scope = 0; scope < 2; scope++) {
 		answer = choose(r);
+		if (answer == PUT)
+			trace_placed(r);
 		if (answer != NO)
 			return answer == PUT;
 		r->s->siblings = true;

@@ -171,4 +171,9 @@ static __always_inline void trace(struct request *r, enum ov_outcome outcome)
 		report(r->s, outcome);
 }
 
+static __always_inline void trace_placed(struct request *r)
+{
+	trace(r, r->s->siblings ? OV_REDIRECTED : OV_PLACED);
+}
+
 #endif
