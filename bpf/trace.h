@@ -119,6 +119,9 @@ __weak int wants(struct search *s, __u32 i, __u32 outcome, __u64 now)
 	tracer = &t->tracers[i];
 	if (tracer->until < now) {
 		__sync_fetch_and_and(&t->active, ~(1ULL << i));
+		/* It may have been moved on just now, and nobody would be told. */
+		if (*(volatile __u64 *)&tracer->until >= now)
+			__sync_fetch_and_or(&t->active, 1ULL << i);
 		return false;
 	}
 	return tracer->outcomes & 1 << outcome &&

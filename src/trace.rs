@@ -203,7 +203,7 @@ impl Trace {
             }
             None => None,
         };
-        let outcomes: u32 = filter.outcomes.iter().map(|&outcome| 1 << outcome as u32).sum();
+        let outcomes = filter.outcomes.iter().fold(0, |all, &outcome| all | 1 << outcome as u32);
         let outcomes = if outcomes == 0 { u32::MAX } else { outcomes };
         let tracer = datapath.trace(service.as_ref().map(|(_, id)| *id), outcomes)?;
         Ok(Self { tracer, service, namespace: namespace.clone() })
@@ -220,7 +220,11 @@ impl Trace {
             let events = self.tracer.take()?;
             if !events.is_empty() {
                 let clock = Clock::now();
-                return Ok(events.iter().map(|event| clock.read(event)).collect());
+                let events = events.iter().map(|event| clock.read(event));
+                let events: Vec<Event> = events.filter(|event| self.is_of(event)).collect();
+                if !events.is_empty() {
+                    return Ok(events);
+                }
             }
             let left = at_most.saturating_sub(begun.elapsed());
             if left.is_zero() {
@@ -228,6 +232,11 @@ impl Trace {
             }
             thread::sleep(left.min(LOOK));
         }
+    }
+
+    /// The kernel knows a service by its number, which another may have by now.
+    fn is_of(&self, event: &Event) -> bool {
+        self.service.as_ref().is_none_or(|(name, _)| name.as_str() == event.service)
     }
 
     /// How many requests were not told, because the ring buffer was full.
@@ -241,6 +250,13 @@ impl Trace {
     #[must_use]
     pub fn paused(&self) -> Duration {
         self.tracer.paused()
+    }
+
+    /// Whether another traces in this one's place, which was free when this process had been
+    /// stopped for five seconds.
+    #[must_use]
+    pub fn is_displaced(&self) -> bool {
+        self.tracer.is_displaced()
     }
 
     /// Whether more may be told. Not so when the service was removed, or the last one of
@@ -310,7 +326,7 @@ fn why(number: u8, outcome: Outcome, called: Option<Glimpse>) -> Why {
         (_, MemberState::Gone) => Why::Gone,
         (_, MemberState::Draining) => Why::Draining,
         (_, MemberState::Hung) => Why::Hung,
-        _ if called.queued + called.half_open >= called.capacity => Why::Full,
+        _ if called.queued.saturating_add(called.half_open) >= called.capacity => Why::Full,
         _ => Why::Policy,
     }
 }

@@ -101,7 +101,11 @@ impl Place {
         });
         let index = index.ok_or(Error::TooManyTracers { most: TRACERS })?;
         let (until, paused, ended) = (until.into(), 0.into(), false.into());
-        Ok(Self { memory, index, tracers, until, ended, paused })
+        let place = Self { memory, index, tracers, until, ended, paused };
+        // Where no request has met the last holder's time run out, the kernel would go on
+        // telling what that one wanted, into the new ring buffer.
+        place.active().fetch_and(!(1 << index), Ordering::AcqRel);
+        Ok(place)
     }
 
     fn word(&self, word: usize) -> &AtomicU64 {
@@ -178,7 +182,8 @@ fn end_of_lease(now: u64) -> u64 {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.until.load(Ordering::Acquire) == 0 {
+        // The time may have run out since it was moved on last, and another may be here.
+        if self.until.load(Ordering::Acquire) == 0 || !self.renew() {
             return;
         }
         self.active().fetch_and(!(1 << self.index), Ordering::AcqRel);
@@ -210,10 +215,15 @@ impl Tracer {
         Duration::from_nanos(self.place.paused.load(Ordering::Acquire))
     }
 
+    /// Whether another has the place.
+    pub(crate) fn is_displaced(&self) -> bool {
+        self.place.until.load(Ordering::Acquire) == 0
+    }
+
     /// Whether the state is still the one that is traced, and the place ours.
     pub(crate) fn is_on(&self) -> Result<bool> {
         let (path, link) = &self.link;
-        Ok(inode(path)? == *link && self.place.until.load(Ordering::Acquire) != 0)
+        Ok(inode(path)? == *link && !self.is_displaced())
     }
 }
 

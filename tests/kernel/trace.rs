@@ -194,3 +194,28 @@ fn changes_lose_nothing() {
     });
     assert_eq!(trace.lost(), 0);
 }
+
+#[test]
+fn an_outcome_may_be_asked_for_twice() {
+    world::enter();
+    let (_service, _listeners) = small("web", 80, OnFull::Reset);
+    let twice = begin(&Filter { outcomes: vec![Outcome::Placed; 2], ..Filter::default() });
+    let _clients = [(); 2].map(|()| connect(at("10.0.0.1:80")).unwrap());
+    assert_eq!(events(&twice, 1)[0].outcome, Outcome::Placed);
+}
+
+/// The kernel program knows services by their numbers only.
+#[test]
+fn another_service_with_the_number_is_not_told_of() {
+    world::enter();
+    let (_stays, _more) = small("stays", 79, OnFull::Drop);
+    let (one, _listeners) = small("one", 80, OnFull::Drop);
+    let of_one = begin(&Filter { service: Some("one".parse().unwrap()), ..Filter::default() });
+    let all = begin(&Filter::default());
+    one.remove().unwrap();
+    let (_two, _others) = small("two", 81, OnFull::Drop);
+    let _client = connect(at("10.0.0.1:81")).unwrap();
+    assert_eq!(events(&all, 1)[0].service, "two");
+    assert_eq!(of_one.wait(Duration::ZERO).unwrap(), []);
+    assert!(!of_one.is_on().unwrap() && !of_one.is_displaced());
+}

@@ -77,7 +77,10 @@ pub(crate) fn run(args: &Args) -> Done {
     let mut told = Told::default();
     out.head()?;
     while out.wants_more() {
-        for event in trace.wait(LOOK)?.iter().filter(|event| args.wants(event)) {
+        // Asked for first: what was told before the end is written.
+        let on = trace.is_on()?;
+        let events = trace.wait(if on { LOOK } else { Duration::ZERO })?;
+        for event in events.iter().filter(|event| args.wants(event)) {
             out.line(event)?;
         }
         out.flush()?;
@@ -85,14 +88,17 @@ pub(crate) fn run(args: &Args) -> Done {
         if signals.read_signal().is_ok_and(|signal| signal.is_some()) {
             return Ok(());
         }
-        if !trace.is_on()? {
-            return Err(Failure::new(ended(args)));
+        if !on && events.is_empty() {
+            return Err(Failure::new(ended(args, &trace)));
         }
     }
     Ok(())
 }
 
-fn ended(args: &Args) -> String {
+fn ended(args: &Args, trace: &Trace) -> String {
+    if trace.is_displaced() {
+        return "stopped for so long that another traces in its place; start it again".to_owned();
+    }
     let what =
         args.name.as_ref().map_or("the last service".to_owned(), |name| format!("service {name}"));
     format!("{what} was removed; overspill ls lists what there is")

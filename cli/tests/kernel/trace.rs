@@ -235,3 +235,28 @@ fn what_is_lost_is_said() {
     signal(Signal::SIGINT);
     assert!(child.wait().unwrap().success());
 }
+
+/// One that was stopped for long says whose fault it is, and takes nothing from who came
+/// after it.
+#[test]
+fn one_that_was_stopped_for_long_leaves_its_place() {
+    let (_server, _held) = service();
+    let stopped = Tracer::start("web");
+    let namespace = Namespace::current().unwrap();
+    let begin = || Trace::begin(&namespace, &Filter::default());
+    let _others: Vec<Trace> = (1..8).map(|_| begin().unwrap()).collect();
+    stopped.signal(Signal::SIGSTOP);
+    let mut after = None;
+    wait_until("its place is free", || {
+        after = begin().ok();
+        after.is_some()
+    });
+    stopped.signal(Signal::SIGCONT);
+    let line = stopped.ended().failed();
+    assert!(line.contains("another traces in its place"), "{line}");
+    let _client = connect("10.0.0.1:80");
+    let after = after.unwrap();
+    let events = after.wait(world::DEADLINE).unwrap();
+    assert_eq!(events.len(), 1, "{events:#?}");
+    assert!(after.is_on().unwrap());
+}
