@@ -239,7 +239,8 @@ impl Trace {
         self.service.as_ref().is_none_or(|(name, _)| name.as_str() == event.service)
     }
 
-    /// How many requests were not told, because the ring buffer was full.
+    /// How many requests were not told, because the ring buffer was full; 0 once another has
+    /// the place ([`Trace::is_displaced`]).
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.tracer.lost()

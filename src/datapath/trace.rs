@@ -207,6 +207,9 @@ impl Tracer {
 
     /// How many events found no room.
     pub(crate) fn lost(&self) -> u64 {
+        if self.is_displaced() {
+            return 0; // what is counted there is another's
+        }
         self.place.word(LOST).load(Ordering::Relaxed)
     }
 

@@ -2,15 +2,18 @@
 
 use std::io::{self, BufWriter, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::process;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use overspill::trace::{Event, Filter, Glimpse, Outcome, Trace, Why};
-use overspill::{MemberId, Name, Policy};
+use overspill::{MemberId, Name, Namespace, Policy, Service};
 use serde::Serialize;
 
 use crate::args::{self, Place};
@@ -68,26 +71,31 @@ pub(crate) struct Args {
 
 /// How long is waited at most before it is looked whether tracing has ended.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long it may take to end after a signal. Where a reader of the output stands still it
+/// would take for ever; the kernel takes the place back by itself.
+const GRACE: Duration = Duration::from_millis(500);
 
 pub(crate) fn run(args: &Args) -> Done {
-    let signals = signals()?;
+    let namespace = args.place.namespace()?;
+    args.check_member(&namespace)?;
+    let told_to_end = end_at_signal()?;
     let filter = Filter { service: args.name.clone(), outcomes: args.outcomes() };
-    let trace = Trace::begin(&args.place.namespace()?, &filter)?;
+    let trace = Trace::begin(&namespace, &filter)?;
     let mut out = Output::new(args);
     let mut told = Told::default();
+    let (mut on, mut looked) = (true, Instant::now());
     out.head()?;
-    while out.wants_more() {
+    while out.wants_more() && !told_to_end.load(Ordering::Acquire) {
         // Asked for first: what was told before the end is written.
-        let on = trace.is_on()?;
+        if looked.elapsed() >= LOOK {
+            (on, looked) = (trace.is_on()?, Instant::now());
+        }
         let events = trace.wait(if on { LOOK } else { Duration::ZERO })?;
         for event in events.iter().filter(|event| args.wants(event)) {
             out.line(event)?;
         }
         out.flush()?;
         told.tell(&trace);
-        if signals.read_signal().is_ok_and(|signal| signal.is_some()) {
-            return Ok(());
-        }
         if !on && events.is_empty() {
             return Err(Failure::new(ended(args, &trace)));
         }
@@ -104,15 +112,24 @@ fn ended(args: &Args, trace: &Trace) -> String {
     format!("{what} was removed; overspill ls lists what there is")
 }
 
-/// What ends tracing, to be asked for: the kernel is told that nobody listens any more.
-fn signals() -> Result<SignalFd, Failure> {
+/// Becomes true at a signal, so that the kernel is told that nobody listens any more.
+fn end_at_signal() -> Result<Arc<AtomicBool>, Failure> {
+    let failed =
+        |error: io::Error| Failure::new(format!("cannot wait for signals: {error}; try again"));
     let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
-    signals
-        .thread_block()
-        .and_then(|()| {
-            SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        })
-        .map_err(|error| Failure::new(format!("cannot wait for signals: {error}; try again")))
+    // Before there is another thread, which would be ended by them.
+    signals.thread_block().map_err(|error| failed(error.into()))?;
+    let ended = Arc::new(AtomicBool::new(false));
+    let told = Arc::clone(&ended);
+    let wait = move || {
+        if signals.wait().is_ok() {
+            told.store(true, Ordering::Release);
+            thread::sleep(GRACE);
+            process::exit(0);
+        }
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(wait).map_err(failed)?;
+    Ok(ended)
 }
 
 impl Args {
@@ -125,6 +142,18 @@ impl Args {
             outcomes.extend([Outcome::Dropped, Outcome::Reset, Outcome::Left]);
         }
         outcomes
+    }
+
+    /// Of a member that is not there nothing would ever be told.
+    fn check_member(&self, namespace: &Namespace) -> Done {
+        let (Some(name), Some(member)) = (&self.name, self.member) else { return Ok(()) };
+        let members = Service::open_in(name.as_str(), namespace)?.status()?.members;
+        if members.iter().any(|known| known.member == member) {
+            return Ok(());
+        }
+        let known: Vec<String> = members.iter().map(|known| known.member.to_string()).collect();
+        let (service, known) = (name.to_string(), known.join(", "));
+        Err(overspill::Error::NoSuchMember { service, member, known }.into())
     }
 
     fn wants(&self, event: &Event) -> bool {

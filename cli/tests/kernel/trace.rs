@@ -207,6 +207,29 @@ fn one_that_is_killed_gives_its_place_up() {
 }
 
 #[test]
+fn a_member_that_is_not_there_is_not_waited_for() {
+    let (_server, _held) = service();
+    let line = overspill("trace web --member 9").failed();
+    assert!(line.contains("service web has no member 9 (it has 0, 1)"), "{line}");
+}
+
+#[test]
+fn a_reader_that_stands_still_does_not_keep_it_from_ending() {
+    let (_server, _held) = service();
+    let mut tracer = Tracer::start("web");
+    // More than a pipe takes.
+    wait_until("it can't write any more", || {
+        for _ in 0..500 {
+            drop(TcpStream::connect(at("10.0.0.1:80")));
+        }
+        rustix::io::ioctl_fionread(tracer.lines.get_ref()).unwrap() >= 60_000
+    });
+    tracer.signal(Signal::SIGTERM);
+    wait_until("it has ended", || tracer.child.try_wait().unwrap().is_some());
+    assert!(tracer.child.wait().unwrap().success());
+}
+
+#[test]
 fn what_is_lost_is_said() {
     let (_server, mut held) = service();
     held.extend((0..6).map(|_| connect("10.0.0.2:80")));
