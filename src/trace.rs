@@ -311,13 +311,15 @@ fn outcome(number: u8) -> Outcome {
     named.expect("the kernel program has no other")
 }
 
-/// What the kernel says of it, and else what the called member's figures say.
+/// What the kernel says of one that a member got, and else what the called member's figures
+/// say.
 fn why(number: u8, outcome: Outcome, called: Option<Glimpse>) -> Why {
+    let got = matches!(outcome, Outcome::Placed | Outcome::Redirected | Outcome::Refused);
     match number {
-        layout::CROWDED => return Why::Crowded,
-        layout::NO_OTHER => return Why::NoOther,
-        layout::COOKIE => return Why::Cookie,
-        layout::FALLBACK => return Why::Fallback,
+        layout::CROWDED if got => return Why::Crowded,
+        layout::NO_OTHER if got => return Why::NoOther,
+        layout::COOKIE if got => return Why::Cookie,
+        layout::FALLBACK if got => return Why::Fallback,
         _ => {}
     }
     let Some(called) = called else { return Why::Policy };
@@ -377,5 +379,9 @@ mod tests {
         assert_eq!(why(0, Outcome::Dropped, called(MemberState::Draining, 0, 0)), Why::Full);
         let cookie = why(layout::COOKIE, Outcome::Placed, called(MemberState::Active, 0, 0));
         assert_eq!(cookie, Why::Cookie);
+        let refused = called(MemberState::Active, 5, 0);
+        assert_eq!(why(layout::FALLBACK, Outcome::Redirected, refused), Why::Fallback);
+        assert_eq!(why(layout::FALLBACK, Outcome::Dropped, refused), Why::Full);
+        assert_eq!(why(layout::FALLBACK, Outcome::Reset, refused), Why::Full);
     }
 }
