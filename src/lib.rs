@@ -61,6 +61,7 @@ pub use error::{Error, Result};
 pub use figure::{Figure, Kind};
 pub use member::{Address, Families, Health, MemberId};
 pub use namespace::Namespace;
+pub use nearest::nearest;
 pub use policy::{OnFull, Policy, Rules};
 pub use service::{Builder, Change, Looker, Name, Service, empty_queue, listeners};
 pub use status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};

@@ -139,7 +139,7 @@ fn parse<T: Copy>(
     all.iter().copied().find(|&one| name(one) == text).ok_or_else(|| Error::UnknownWord {
         what,
         word: text.to_owned(),
-        nearest: nearest(text, all.iter().map(|&one| name(one))),
+        nearest: nearest(text, all.iter().map(|&one| name(one))).map(str::to_owned),
         known: all.iter().map(|&one| name(one)).collect::<Vec<_>>().join(", "),
     })
 }

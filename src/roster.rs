@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::datapath;
 use crate::datapath::layout::{
     self, EndpointRow, Header, POSITIONS_PER_ROW, ROW_ENDPOINTS, ROW_SIZE,
 };
@@ -367,10 +368,8 @@ pub(crate) fn health_flags(health: Health) -> u8 {
 
 /// What a mark says; one that nobody has renewed says nothing.
 fn health_from(flags: u8, marked: u32) -> Health {
-    let clock = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let now = (i128::from(clock.tv_sec) * 1_000_000_000 + i128::from(clock.tv_nsec))
-        >> layout::MARK_TICK_SHIFT;
-    let now = u32::try_from(now & i128::from(u32::MAX)).expect("masked");
+    let now = datapath::monotonic() >> layout::MARK_TICK_SHIFT;
+    let now = u32::try_from(now & u64::from(u32::MAX)).expect("masked");
     match (flags & layout::HUNG != 0, flags & layout::TRIAL != 0) {
         (true, _) if now.wrapping_sub(marked) > layout::MARK_TICKS => Health::Well,
         (true, false) => Health::Hung,

@@ -666,7 +666,10 @@ impl Service {
     }
 
     fn unknown<'a>(&self, names: impl Iterator<Item = &'a str>) -> Error {
-        Error::NoSuchService { name: self.name.0.clone(), nearest: nearest(&self.name.0, names) }
+        Error::NoSuchService {
+            name: self.name.0.clone(),
+            nearest: nearest(&self.name.0, names).map(str::to_owned),
+        }
     }
 
     fn position(&self, roster: &Roster, member: MemberId) -> Result<usize> {

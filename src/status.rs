@@ -83,6 +83,16 @@ impl MemberState {
     /// Every state, from the best on.
     pub const ALL: [Self; 4] = [Self::Active, Self::Draining, Self::Hung, Self::Gone];
 
+    /// The state of a member of which these are true.
+    pub(crate) fn of(gone: bool, draining: bool, hung: bool) -> Self {
+        match (gone, draining, hung) {
+            (true, ..) => Self::Gone,
+            (_, true, _) => Self::Draining,
+            (_, _, true) => Self::Hung,
+            _ => Self::Active,
+        }
+    }
+
     /// The name in tables and JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

@@ -162,10 +162,12 @@ pub struct Glimpse {
     pub capacity: u32,
 }
 
-/// A request, and what became of it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A request, and what became of it. Its JSON is a promise: fields may be added, none change;
+/// the time is left to who knows how it is to be written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Event {
     /// When it was placed.
+    #[serde(skip)]
     pub time: SystemTime,
     /// The service.
     pub service: String,
@@ -336,15 +338,10 @@ fn why(number: u8, outcome: Outcome, called: Option<Glimpse>) -> Why {
 
 fn glimpse(of: &layout::Glimpse) -> Option<Glimpse> {
     let gone = of.gone != 0;
-    let state = match of.flags {
-        _ if gone => MemberState::Gone,
-        flags if flags & layout::DRAINING != 0 => MemberState::Draining,
-        flags if flags & layout::HUNG != 0 => MemberState::Hung,
-        _ => MemberState::Active,
-    };
+    let is = |flag| of.flags & flag != 0;
     (of.id != layout::NO_MEMBER).then_some(Glimpse {
         member: MemberId(of.id),
-        state,
+        state: MemberState::of(gone, is(layout::DRAINING), is(layout::HUNG)),
         queued: of.queued,
         half_open: of.half_open,
         capacity: if gone { 0 } else { of.backlog.saturating_add(1) },

@@ -1,14 +1,6 @@
 //! An unknown name is answered with the known one that is most like it.
 
-/// The one of `known` most like `wanted`, if it is much like it or goes on where it ends.
-pub(crate) fn nearest(wanted: &str, known: impl IntoIterator<Item = String>) -> Option<String> {
-    let distance = |name: &String| match name.strip_prefix(wanted) {
-        Some(_) if wanted.len() > 1 => 1,
-        _ => strsim::damerau_levenshtein(wanted, name),
-    };
-    let near = known.into_iter().map(|name| (distance(&name), name)).min()?;
-    (near.0 <= 1 + wanted.len() / 4).then_some(near.1)
-}
+use overspill::nearest;
 
 /// "; there is NAME", or nothing.
 pub(crate) fn hint(wanted: &str, known: impl IntoIterator<Item = String>) -> String {

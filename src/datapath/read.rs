@@ -258,12 +258,7 @@ fn member_status(
         member: member.id,
         address: member.address,
         pid: member.pid,
-        state: match (gone, member.draining, member.health) {
-            (true, ..) => MemberState::Gone,
-            (false, true, _) => MemberState::Draining,
-            (false, false, Health::Well) => MemberState::Active,
-            (false, false, Health::Hung | Health::OnTrial) => MemberState::Hung,
-        },
+        state: MemberState::of(gone, member.draining, member.health != Health::Well),
         weight: member.weight,
         queued: figures.queued,
         half_open: figures.half_open,

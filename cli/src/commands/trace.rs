@@ -1,7 +1,7 @@
 //! `overspill trace`
 
 use std::io::{self, BufWriter, Write as _};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::process;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,8 +12,8 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use nix::sys::signal::{SigSet, Signal};
-use overspill::trace::{Event, Filter, Glimpse, Outcome, Trace, Why};
-use overspill::{MemberId, Name, Namespace, Policy, Service};
+use overspill::trace::{Event, Filter, Glimpse, Outcome, Trace};
+use overspill::{MemberId, Name, Namespace, Service};
 use serde::Serialize;
 
 use crate::args::{self, Place};
@@ -307,32 +307,16 @@ fn member(glimpse: Option<Glimpse>) -> String {
     format!("{member}:{queued}{half_open}/{capacity}")
 }
 
-/// The JSON of an event: fields may be added, none change.
+/// An event with its time.
 #[derive(Serialize)]
 struct Line<'a> {
     /// UTC, as RFC 3339 has it.
     time: Timestamp,
-    service: &'a str,
-    client: SocketAddr,
-    called: SocketAddr,
-    outcome: Outcome,
-    why: Why,
-    policy: Policy,
-    member: Option<Glimpse>,
-    chosen: Option<Glimpse>,
+    #[serde(flatten)]
+    event: &'a Event,
 }
 
 fn json(event: &Event) -> String {
-    let line = Line {
-        time: Timestamp::try_from(event.time).expect("a time of today"),
-        service: &event.service,
-        client: event.client,
-        called: event.called,
-        outcome: event.outcome,
-        why: event.why,
-        policy: event.policy,
-        member: event.member,
-        chosen: event.chosen,
-    };
-    serde_json::to_string(&line).expect("no map with keys that are not text")
+    let time = Timestamp::try_from(event.time).expect("a time of today");
+    serde_json::to_string(&Line { time, event }).expect("no map with keys that are not text")
 }
