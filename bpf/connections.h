@@ -14,6 +14,9 @@
  * socket that ends goes to another member's socket with the program `migrate`, and so
  * does the count. Both happen under the connection's lock, one after the other
  * (inet_csk_listen_stop): each is counted once, and taken off once.
+ *
+ * A slot's count is that of one membership, its era: connections that outlive it change
+ * nothing, whoever has the slot next, be it the same socket.
  */
 #ifndef OVERSPILL_CONNECTIONS_H
 #define OVERSPILL_CONNECTIONS_H
@@ -39,19 +42,27 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, __u64);
-	__type(value, struct ov_origin);
+	__type(value, struct ov_moved);
 } moved SEC(".maps");
 
 /* Whether `moved` was ever written to: most connections end without a look at it. */
 static volatile bool any_moved;
 
-/* The count of a socket's connections, while the slot is that socket's. */
-static __always_inline struct ov_load *load_of(struct ov_origin *origin)
+/* The count that a connection is part of, while its membership lasts. */
+static __always_inline struct ov_load *load_of(const struct ov_origin *origin)
 {
 	__u32 slot = origin->slot;
 	struct ov_load *load = bpf_map_lookup_elem(&loads, &slot);
 
-	return load && load->cookie == origin->cookie ? load : NULL;
+	return load && origin->era && load->era == origin->era ? load : NULL;
+}
+
+static __always_inline void add_to(const struct ov_origin *origin, __s32 connections)
+{
+	struct ov_load *load = load_of(origin);
+
+	if (load)
+		__sync_fetch_and_add(&load->established, connections);
 }
 
 static __always_inline __u64 established(__u32 slot)
@@ -65,28 +76,26 @@ static __always_inline void count_begun(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct ov_origin *origin;
-	struct ov_load *load;
 
 	if (!sk)
 		return;
 	origin = bpf_sk_storage_get(&origins, sk, NULL, 0);
 	/* Counted already where a group and one above it are both attached to: each calls. */
-	if (!origin || origin->counted)
+	if (!origin || origin->counted || !load_of(origin))
 		return;
-	load = load_of(origin);
 	/* The flags of others stay: another program may want other calls. */
-	if (!load || bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
-							    BPF_SOCK_OPS_STATE_CB_FLAG))
+	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
+						   BPF_SOCK_OPS_STATE_CB_FLAG))
 		return;
 	origin->counted = true;
-	__sync_fetch_and_add(&load->established, 1);
+	add_to(origin, 1);
 }
 
 static __always_inline void count_ended(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
-	struct ov_origin *origin, *now;
-	struct ov_load *load;
+	struct ov_origin *origin;
+	struct ov_moved *now;
 	__u64 connection;
 
 	if (!sk)
@@ -94,19 +103,16 @@ static __always_inline void count_ended(struct bpf_sock_ops *ctx)
 	origin = bpf_sk_storage_get(&origins, sk, NULL, 0);
 	if (!origin || !origin->counted)
 		return;
-	origin->counted = false;
 	if (any_moved) {
 		connection = bpf_get_socket_cookie(ctx);
 		now = bpf_map_lookup_elem(&moved, &connection);
 		if (now) {
-			*origin = *now;
+			*origin = now->to;
 			bpf_map_delete_elem(&moved, &connection);
-			origin->counted = false;
 		}
 	}
-	load = load_of(origin);
-	if (load)
-		__sync_fetch_and_add(&load->established, -1);
+	origin->counted = false;
+	add_to(origin, -1);
 }
 
 SEC("sockops")
@@ -120,31 +126,92 @@ int connections(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
-/* Takes note that a connection goes from one member's socket to another's, `to`. Only
- * one that is counted has the flag (or another program has set it, for one that was
- * complete before its socket became a member: it is counted from then on). */
-static __always_inline void count_moved(struct bpf_sock *connection, struct ov_origin *from,
-					struct ov_origin *to)
+/* The id of the control group that a socket belongs to, and its connections with it. */
+static __always_inline __u64 cgroup_of(__u64 at)
 {
+	struct kernfs_node *node = NULL;
+	struct cgroup *cgroup = NULL;
+	__u64 id = 0;
+
+	LOAD(cgroup, sock, at, sk_cgrp_data.cgroup);
+	if (!cgroup)
+		return 0;
+	LOAD(node, cgroup, cgroup, kn);
+	if (!node)
+		return 0;
+	LOAD(id, kernfs_node, node, id);
+	return id;
+}
+
+/* How many programs' storage in a connection is gone through for ours. */
+#define STORAGES 16
+
+/* What `origins` has for a connection. The program `migrate` may not ask for it
+ * (sk_reuseport_func_proto), so it reads what bpf_sk_storage_get would find. */
+static __always_inline struct ov_origin origin_of(__u64 connection)
+{
+	union {
+		__s64 word;
+		struct ov_origin origin;
+	} found = {};
+	const struct ov_origin none = {};
+	__u32 own = ((struct bpf_map *)&origins)->id;
+	struct bpf_local_storage *storage = NULL;
+	struct hlist_node *node = NULL;
+	__u64 element, data;
+	__u32 i, id;
+
+	LOAD(storage, sock, connection, sk_bpf_storage);
+	if (!storage)
+		return none;
+	LOAD(node, bpf_local_storage, storage, list.first);
+	for (i = 0; i < STORAGES && node; i++) {
+		struct bpf_local_storage_map *map = NULL;
+
+		element = (__u64)node -
+			  bpf_core_field_offset(struct bpf_local_storage_elem, snode);
+		data = element + bpf_core_field_offset(struct bpf_local_storage_elem, sdata);
+		LOAD(map, bpf_local_storage_data, data, smap);
+		LOAD(id, bpf_local_storage_map, map, map.id);
+		if (id == own) {
+			data += bpf_core_field_offset(struct bpf_local_storage_data, data);
+			/* Any type of the kernel's will do that begins with such a number. */
+			LOAD(found.word, timespec64, data, tv_sec);
+			return found.origin;
+		}
+		LOAD(node, hlist_node, node, next);
+	}
+	return none;
+}
+
+/* Takes note that a connection goes to another member's socket. One that nobody is told of
+ * when it ends, since it was complete before its socket became a member, is not counted
+ * there either. */
+static __always_inline void count_moved(struct bpf_sock *connection, __u32 slot)
+{
+	struct ov_moved moving = { .to = { .slot = slot, .counted = true } }, *before;
+	struct ov_origin from;
 	struct ov_load *load;
-	__u8 flags = 0;
 	__u64 cookie;
 
 	if (connection->state != TCP_ESTABLISHED && connection->state != TCP_CLOSE_WAIT)
 		return;
-	LOAD(flags, tcp_sock, connection, bpf_sock_ops_cb_flags);
-	if (!(flags & BPF_SOCK_OPS_STATE_CB_FLAG))
+	from = origin_of((__u64)connection);
+	if (!from.counted)
 		return;
 	cookie = bpf_get_socket_cookie(connection);
+	before = bpf_map_lookup_elem(&moved, &cookie);
+	if (before)
+		from = before->to;
+	load = bpf_map_lookup_elem(&loads, &slot);
+	if (load && load->cookie)
+		moving.to.era = load->era;
+	moving.cgroup = cgroup_of((__u64)connection);
 	any_moved = true;
-	if (bpf_map_update_elem(&moved, &cookie, to, 0))
+	if (bpf_map_update_elem(&moved, &cookie, &moving, 0))
 		return;
-	load = load_of(to);
-	if (load)
-		__sync_fetch_and_add(&load->established, 1);
-	load = load_of(from);
-	if (load)
-		__sync_fetch_and_add(&load->established, -1);
+	add_to(&moving.to, 1);
+	add_to(&from, -1);
 }
 
 #endif

@@ -203,8 +203,43 @@ struct sock_cgroup_data {
 	struct cgroup *cgroup;
 };
 
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
+struct timespec64 {
+	__s64 tv_sec;
+};
+
+struct bpf_map {
+	__u32 id;
+};
+
+struct bpf_local_storage_map {
+	struct bpf_map map;
+};
+
+struct bpf_local_storage_data {
+	struct bpf_local_storage_map *smap;
+	__u8 data[];
+};
+
+struct bpf_local_storage_elem {
+	struct hlist_node snode;
+	struct bpf_local_storage_data sdata;
+};
+
+struct bpf_local_storage {
+	struct hlist_head list;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct bpf_local_storage *sk_bpf_storage;
 	__u32 sk_ack_backlog;
 	__u32 sk_max_ack_backlog;
 	struct socket_wq *sk_wq;
@@ -256,10 +291,6 @@ struct request_sock_queue {
 
 struct inet_connection_sock {
 	struct request_sock_queue icsk_accept_queue;
-};
-
-struct tcp_sock {
-	__u8 bpf_sock_ops_cb_flags;
 };
 
 #pragma clang attribute pop

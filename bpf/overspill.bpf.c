@@ -1699,23 +1699,6 @@ static __always_inline bool is_awaited(__u64 at)
 	return next && (__u64)next != (__u64)wq + list;
 }
 
-/* The id of the control group that a socket belongs to, and its connections with it. */
-static __always_inline __u64 cgroup_of(__u64 at)
-{
-	struct kernfs_node *node = NULL;
-	struct cgroup *cgroup = NULL;
-	__u64 id = 0;
-
-	LOAD(cgroup, sock, at, sk_cgrp_data.cgroup);
-	if (!cgroup)
-		return 0;
-	LOAD(node, cgroup, cgroup, kn);
-	if (!node)
-		return 0;
-	LOAD(id, kernfs_node, node, id);
-	return id;
-}
-
 /*
  * Tells the control group of the socket in the slot that stands in local_ip6[0], in that
  * slot's `figures`. Never attached: user space runs it before the socket is a member, since
@@ -1808,8 +1791,7 @@ struct heir {
 	struct request *r;
 	__be32 address[4];
 	__u64 leaving; /* the cookie of the socket that ends */
-	struct ov_origin from; /* its origin, if it is a member */
-	struct ov_origin to;
+	__u32 slot; /* of the best so far */
 	bool found;
 	__u64 score;
 };
@@ -1824,25 +1806,18 @@ static long consider_heir(__u32 i, struct heir *heir)
 	__u64 score;
 
 	m = member_at(r, endpoint->direct ? at : called_at(r, at));
-	if (m && m->cookie == heir->leaving) {
-		heir->from.cookie = m->cookie;
-		heir->from.slot = m->slot;
-		return 0;
-	}
 	/* A group has one address. What is not known to listen is left out: the socket
 	 * that ends does not any more, and one whose address is not cached can't be looked
 	 * up here, for lack of bpf_skc_to_tcp_sock. */
-	if (!m || !same_address(m->address, heir->address) ||
-	    !figures_at(m, m->sk, &f))
+	if (!m || m->cookie == heir->leaving ||
+	    !same_address(m->address, heir->address) || !figures_at(m, m->sk, &f))
 		return 0;
 	score = (__u64)is_out(m) << 32 | f.queued;
 	if (heir->found && score >= heir->score)
 		return 0;
 	heir->found = true;
 	heir->score = score;
-	heir->to.cookie = m->cookie;
-	heir->to.slot = m->slot;
-	heir->to.counted = true;
+	heir->slot = m->slot;
 	return 0;
 }
 
@@ -1888,7 +1863,7 @@ int migrate(struct sk_reuseport_md *md)
 	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
 	heir.leaving = bpf_get_socket_cookie(sk);
 	bpf_loop(r.endpoint->count, consider_heir, &heir, 0);
-	if (heir.found && !bpf_sk_select_reuseport(md, &sockets, &heir.to.slot, 0))
-		count_moved(moving, &heir.from, &heir.to);
+	if (heir.found && !bpf_sk_select_reuseport(md, &sockets, &heir.slot, 0))
+		count_moved(moving, heir.slot);
 	return SK_PASS;
 }

@@ -22,7 +22,7 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 4
+#define OVERSPILL_LAYOUT 5
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
@@ -232,7 +232,8 @@ struct ov_figures {
 /* `loads`, by slot: what a member holds besides its queue. */
 struct ov_load {
 	__u64 cookie; /* of the socket whose connections these are; 0: not counted */
-	__u64 established; /* connections in ESTABLISHED or CLOSE_WAIT, accepted or not */
+	__u32 era; /* grows with each member that has the slot, and as it leaves */
+	__u32 established; /* connections in ESTABLISHED or CLOSE_WAIT, accepted or not */
 };
 
 /* `words`, by slot: a number of the user's own for each member, for dispatchers. User
@@ -243,11 +244,17 @@ struct ov_word {
 };
 
 /* `origins`, in the storage of a member's socket, and by it of every connection that it
- * accepts; `moved`, by a connection's cookie: where it was moved to from its origin. */
+ * accepts. A socket that leaves and joins again is another member, of another era. */
 struct ov_origin {
-	__u64 cookie; /* of the member's socket */
-	__u32 slot;
-	__u32 counted; /* in the established ones of that slot */
+	__u32 era; /* of the slot as the socket joined; 0: its connections are not counted */
+	__u16 slot;
+	__u16 counted; /* a connection that the program is told the end of */
+};
+
+/* `moved`, by a connection's cookie: where it went from its origin. */
+struct ov_moved {
+	struct ov_origin to;
+	__u64 cgroup; /* id of the control group by which the program is told its end */
 };
 
 /* What became of a request, as those who trace are told. */

@@ -219,10 +219,14 @@ impl Datapath {
         for (key, _) in old.filter(|(key, _)| !kept.contains(key)) {
             self.maps.endpoints.delete(key.as_bytes()).map_err(failed)?;
         }
-        self.end_to_count(leaving(change.old, change.new))?;
-        self.publish(change.id, rows)?;
-        self.reindex_after(before, after)?;
-        self.refresh_figures(change.id)
+        let leaving = leaving(change.old, change.new);
+        self.end_to_count(leaving.iter().copied())?;
+        self.publish(change.id, rows)
+            .and_then(|()| self.reindex_after(before, after))
+            .and_then(|()| self.refresh_figures(change.id))
+            .inspect_err(|_| {
+                let _ = self.go_on_to_count(leaving);
+            })
     }
 
     /// Back to what was before a change that failed on its way.

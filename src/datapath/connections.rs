@@ -7,11 +7,12 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
+use std::path::PathBuf;
 
 use libbpf_rs::{MapCore, MapFlags};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::layout::{Figures, Load, Origin, Word};
+use super::layout::{Figures, Load, Moved, Origin, Word};
 use super::read::{Arguments, lookup};
 use super::{Datapath, Joining, Snapshot, pin};
 use crate::cgroup::Cgroup;
@@ -33,9 +34,11 @@ impl Datapath {
         };
         let key = slot.to_ne_bytes();
         write(&self.maps.words, &key, Word { cookie, word: 0 }.as_bytes())?;
-        let load = Load { cookie: if counted { cookie } else { 0 }, established: 0 };
+        let era = self.load_in(slot)?.era.wrapping_add(1).max(1);
+        let load = Load { cookie: if counted { cookie } else { 0 }, era, established: 0 };
         write(&self.maps.loads, &key, load.as_bytes())?;
-        let origin = Origin { cookie, slot, counted: 0 };
+        let place = u16::try_from(slot).expect("a slot is below the greatest capacity");
+        let origin = Origin { era: if counted { era } else { 0 }, slot: place, counted: 0 };
         write(&self.maps.origins, &socket.as_raw_fd().to_ne_bytes(), origin.as_bytes())?;
         Ok(id)
     }
@@ -44,13 +47,34 @@ impl Datapath {
     /// membership must not be taken off whoever gets the slot next. What comes after this
     /// and before that, the publishing of a roster, waits for the programs that have begun.
     pub(super) fn end_to_count(&self, slots: impl IntoIterator<Item = u32>) -> Result<()> {
+        self.turn_eras(slots, |era| era.wrapping_add(1))
+    }
+
+    /// Undoes that, for members that have not left after all. What came and went meanwhile
+    /// is missed.
+    pub(super) fn go_on_to_count(&self, slots: impl IntoIterator<Item = u32>) -> Result<()> {
+        self.turn_eras(slots, |era| era.wrapping_sub(1))
+    }
+
+    fn turn_eras(
+        &self,
+        slots: impl IntoIterator<Item = u32>,
+        turn: impl Fn(u32) -> u32,
+    ) -> Result<()> {
         for slot in slots {
+            let mut load = self.load_in(slot)?;
+            load.era = turn(load.era);
             self.maps
                 .loads
-                .update(&slot.to_ne_bytes(), Load::default().as_bytes(), MapFlags::ANY)
+                .update(&slot.to_ne_bytes(), load.as_bytes(), MapFlags::ANY)
                 .map_err(|error| Error::bpf("change", "the map loads", error))?;
         }
         Ok(())
+    }
+
+    fn load_in(&self, slot: u32) -> Result<Load> {
+        let bytes = lookup(&self.maps.loads, slot)?;
+        Ok(Load::read_from_bytes(&bytes).expect("the size of the map's values"))
     }
 
     /// Asks the kernel, which has no other interface for it than by the socket.
@@ -81,24 +105,52 @@ impl Datapath {
         Ok(true)
     }
 
-    /// Lets go of the control groups in which no member has its socket any more.
+    /// Lets go of the control groups in which no member has its socket any more, nor a
+    /// connection that was moved to another's: its end would not be told.
     pub(super) fn detach_from_others(&self, snapshot: &Snapshot) -> Result<()> {
         let members = snapshot.rosters().flat_map(|(_, roster)| &roster.members);
         let needed: HashSet<u32> = members.map(|member| member.cgroup).collect();
         if needed.contains(&0) {
             return Ok(()); // it does not say which one it needs
         }
+        let mut links = self.counted()?;
+        links.retain(|(id, _)| !u32::try_from(*id).is_ok_and(|id| needed.contains(&id)));
+        if links.is_empty() {
+            return Ok(());
+        }
+        let moved_from = self.moved_from()?;
+        for (_, path) in links.iter().filter(|(id, _)| !moved_from.contains(id)) {
+            let object = path.display().to_string();
+            fs::remove_file(path).map_err(|error| Error::system("remove", object, error))?;
+        }
+        Ok(())
+    }
+
+    /// The ids of the control groups that the program is attached to, and the links' pins.
+    fn counted(&self) -> Result<Vec<(u64, PathBuf)>> {
         let failed = |error| Error::system("read", self.folder.display().to_string(), error);
+        let mut links = Vec::new();
         for entry in fs::read_dir(&self.folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let name = entry.file_name();
-            let cgroup = name.to_str().and_then(|name| name.strip_prefix(pin::COUNTED));
-            if cgroup.is_some_and(|id| !id.parse().is_ok_and(|id: u32| needed.contains(&id))) {
-                let object = entry.path().display().to_string();
-                fs::remove_file(entry.path()).map_err(|e| Error::system("remove", object, e))?;
-            }
+            let id = name.to_str().and_then(|name| name.strip_prefix(pin::COUNTED)?.parse().ok());
+            links.extend(id.map(|id| (id, entry.path())));
         }
-        Ok(())
+        Ok(links)
+    }
+
+    /// The control groups of the connections that have been moved and are not closed yet.
+    fn moved_from(&self) -> Result<HashSet<u64>> {
+        let mut groups = HashSet::new();
+        for key in self.maps.moved.keys() {
+            let value = self.maps.moved.lookup(&key, MapFlags::ANY);
+            let value = value.map_err(|error| Error::bpf("read", "the map moved", error))?;
+            // Closed meanwhile, if there is none.
+            groups.extend(value.map(|bytes| {
+                Moved::read_from_bytes(&bytes).expect("the size of the map's values").cgroup
+            }));
+        }
+        Ok(groups)
     }
 }
 
@@ -106,6 +158,6 @@ impl Load {
     /// How many connections this member has; `None` if they are not counted.
     pub(super) fn of(&self, member: &Member) -> Option<u32> {
         let counted = self.cookie == member.cookie;
-        counted.then(|| u32::try_from(self.established).unwrap_or(u32::MAX))
+        counted.then_some(self.established)
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised whenever a field changes its meaning or its place.
-pub(crate) const LAYOUT: u32 = 4;
+pub(crate) const LAYOUT: u32 = 5;
 
 pub(crate) const ROW_SIZE: usize = 64;
 pub(crate) const ROW_NAME: u32 = 1;
@@ -221,7 +221,8 @@ plain! {
     #[derive(Default)]
     struct Load {
         cookie: u64,
-        established: u64,
+        era: u32,
+        established: u32,
     }
 
     /// `struct ov_word`
@@ -234,9 +235,16 @@ plain! {
     /// `struct ov_origin`
     #[derive(Default)]
     struct Origin {
-        cookie: u64,
-        slot: u32,
-        counted: u32,
+        era: u32,
+        slot: u16,
+        counted: u16,
+    }
+
+    /// `struct ov_moved`
+    #[derive(Default)]
+    struct Moved {
+        to: Origin,
+        cgroup: u64,
     }
 
     /// `struct ov_glimpse`
@@ -414,6 +422,7 @@ mod tests {
             "ov_load": Load,
             "ov_word": Word,
             "ov_origin": Origin,
+            "ov_moved": Moved,
             "ov_state": State,
             "ov_glimpse": Glimpse,
             "ov_event": Event,

@@ -107,6 +107,7 @@ maps!(
     loads,
     words,
     origins,
+    moved,
     dispatchers,
     requests,
     finish,

@@ -4,7 +4,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::thread;
 
 use overspill::{Cgroup, MemberId, Policy, Service, adopt, empty_queue};
@@ -169,6 +169,31 @@ fn of_a_former_member_are_not_counted() {
     drop(more);
 }
 
+/// A socket that joins again is another member, also where it gets the slot that it had.
+#[test]
+fn who_joins_again_begins_with_none() {
+    world::enter();
+    let called = at("127.0.0.1:80");
+    let (listeners, service) = group(called, 2);
+    service.keep_requests(&listeners[0]).unwrap();
+    let clients: Vec<TcpStream> = (0..4).map(|_| connect(called).unwrap()).collect();
+    wait_for(&service, &[2, 2]);
+    let accepted = listeners[0].accept().unwrap().0;
+    service.leave(MemberId(0)).unwrap();
+    service.join(&listeners[0]).unwrap();
+    assert_eq!(established(&service), [2, 0]);
+
+    // One ends that was accepted before, and one waits since before and is moved.
+    drop(accepted);
+    empty_queue(&listeners[0], 64).unwrap();
+    wait_for(&service, &[3, 0]);
+    let more: Vec<TcpStream> = (0..4).map(|_| connect(called).unwrap()).collect();
+    wait_for(&service, &[5, 2]);
+    drop((clients, more));
+    drop(listeners);
+    wait_for(&service, &[0, 0]);
+}
+
 /// What the successor of a member serves is its own; what the member still has is nobody's.
 #[test]
 fn a_successor_begins_with_none() {
@@ -188,52 +213,107 @@ fn a_successor_begins_with_none() {
 #[test]
 fn a_control_group_is_let_go_of_with_its_last_member() {
     world::enter();
-    let home = Cgroup::own().unwrap();
-    let apart = home.make(&format!("overspill-test-{}", std::process::id())).unwrap();
+    let home = id(&Cgroup::own().unwrap());
     let first = Listening::at(at("127.0.0.1:80")).open();
     let service = Service::builder("web").share(&[first]).unwrap();
-    let groups = || {
-        let folder = format!("/sys/fs/bpf/overspill/{}", service.namespace().inode());
-        let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
-        let mut ids: Vec<u64> = names
-            .filter_map(|name| name.to_str()?.strip_prefix("connections-")?.parse().ok())
-            .collect();
-        ids.sort_unstable();
-        ids
-    };
-    let id = |cgroup: &Cgroup| std::fs::metadata(cgroup.path()).unwrap().ino();
-    assert_eq!(groups(), [id(&home)]);
+    assert_eq!(groups(&service), [home]);
 
-    let mut server = Command::new("python3")
-        .args(["-c", SERVER])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    apart.enter(server.id()).unwrap();
-    writeln!(server.stdin.as_ref().unwrap()).unwrap();
-    server.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    let taken = adopt::listeners(&[server.id()], 80).unwrap();
-    let member = service.join_adopted(&taken).unwrap()[0];
-    let mut both = [id(&home), id(&apart)];
+    let apart = Apart::at("127.0.0.2");
+    let member = apart.join(&service);
+    let mut both = [home, id(&apart.cgroup)];
     both.sort_unstable();
-    assert_eq!(groups(), both);
+    assert_eq!(groups(&service), both);
     let client = connect(at("127.0.0.2:80")).unwrap();
     wait_for(&service, &[0, 1]);
     drop(client);
 
     service.leave(member).unwrap();
-    assert_eq!(groups(), [id(&home)]);
-    drop(taken);
-    server.kill().unwrap();
-    server.wait().unwrap();
-    wait_until("the cgroup is empty", || apart.is_empty().unwrap());
-    apart.remove().unwrap();
+    assert_eq!(groups(&service), [home]);
+    apart.end();
+}
+
+/// A server in a control group of its own.
+struct Apart {
+    cgroup: Cgroup,
+    server: Child,
+}
+
+impl Apart {
+    fn at(ip: &str) -> Self {
+        let name = format!("overspill-test-{}-{ip}", std::process::id());
+        let cgroup = Cgroup::own().unwrap().make(&name).unwrap();
+        let mut server = Command::new("python3")
+            .args(["-c", SERVER, ip])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        cgroup.enter(server.id()).unwrap();
+        writeln!(server.stdin.as_ref().unwrap()).unwrap();
+        server.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        Self { cgroup, server }
+    }
+
+    fn join(&self, service: &Service) -> MemberId {
+        let taken = adopt::listeners(&[self.server.id()], 80).unwrap();
+        service.join_adopted(&taken).unwrap()[0]
+    }
+
+    fn end(mut self) {
+        self.server.kill().unwrap();
+        self.server.wait().unwrap();
+        wait_until("the cgroup is empty", || self.cgroup.is_empty().unwrap());
+        self.cgroup.remove().unwrap();
+    }
 }
 
 /// Listens when it is told to, and says so.
-const SERVER: &str = "import socket\ninput()\n\
-    s = socket.create_server(('127.0.0.2', 80))\nprint(end='.', flush=True)\ninput()";
+const SERVER: &str = "import socket, sys\ninput()\n\
+    s = socket.create_server((sys.argv[1], 80), reuse_port=True)\n\
+    print(end='.', flush=True)\ninput()";
+
+/// The ids of the control groups that connections are counted in.
+fn groups(service: &Service) -> Vec<u64> {
+    let folder = format!("/sys/fs/bpf/overspill/{}", service.namespace().inode());
+    let names = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut ids: Vec<u64> = names
+        .filter_map(|name| name.to_str()?.strip_prefix("connections-")?.parse().ok())
+        .collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn id(cgroup: &Cgroup) -> u64 {
+    std::fs::metadata(cgroup.path()).unwrap().ino()
+}
+
+/// A connection is told of in the control group of the socket that it came to first, wherever
+/// it went: that group is not let go of before the connection ends.
+#[test]
+fn what_is_moved_out_of_a_control_group() {
+    world::enter();
+    let called = at("127.0.0.1:80");
+    let (listeners, service) = group(called, 1);
+    service.keep_requests(&listeners[0]).unwrap();
+    let apart = Apart::at("127.0.0.1");
+    let (home, theirs) = (id(&Cgroup::own().unwrap()), id(&apart.cgroup));
+    let leaving = apart.join(&service);
+    let clients: Vec<TcpStream> = (0..4).map(|_| connect(called).unwrap()).collect();
+    wait_for(&service, &[2, 2]);
+    apart.end();
+    wait_for(&service, &[4, 0]);
+    service.leave(leaving).unwrap();
+    let mut both = [home, theirs];
+    both.sort_unstable();
+    assert_eq!(groups(&service), both);
+
+    let accepted: Vec<TcpStream> = (0..4).map(|_| listeners[0].accept().unwrap().0).collect();
+    drop((clients, accepted));
+    wait_for(&service, &[0]);
+    // By the next change.
+    service.drain(MemberId(0)).unwrap();
+    assert_eq!(groups(&service), [home]);
+}
 
 /// The kernel's own list of the connections on port 80 of this namespace, on the server's
 /// side, that are `ESTABLISHED` or in `CLOSE_WAIT`.
