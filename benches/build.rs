@@ -15,6 +15,14 @@ fn main() {
             .build_and_generate(out.join(format!("{name}.skel.rs")))
             .unwrap_or_else(|error| panic!("cannot compile {source}: {error:#}"));
     }
+    // A dispatcher, loaded from its file as a user's is.
+    SkeletonBuilder::new()
+        .source("bpf/first.bpf.c")
+        .obj(out.join("first.bpf.o"))
+        .clang_args(["-I../include", "-Wall", "-Wextra", "-Werror"])
+        .build()
+        .unwrap_or_else(|error| panic!("cannot compile bpf/first.bpf.c: {error:#}"));
     println!("cargo::rerun-if-changed=bpf");
+    println!("cargo::rerun-if-changed=../include/overspill_dispatcher.h");
     println!("cargo::rerun-if-changed=../bpf/kernel.h");
 }

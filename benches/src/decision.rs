@@ -70,6 +70,11 @@ impl Tracer {
     }
 }
 
+/// Every policy; `dispatcher` with a program that answers its first candidate.
+pub(crate) fn policies() -> impl Iterator<Item = Policy> {
+    Policy::ALL.into_iter().chain([Policy::Dispatcher])
+}
+
 pub(crate) fn case(
     contestant: &'static str,
     members: u32,
@@ -172,7 +177,9 @@ impl<'a> Scene<'a> {
 
     fn set_policy(&self, policy: Policy) -> Result<()> {
         let service = self.group.service.as_ref().expect("a service");
-        let change = Change { policy: Some(policy), ..Change::default() };
+        let first = || concat!(env!("OUT_DIR"), "/first.bpf.o").into();
+        let dispatcher = (policy == Policy::Dispatcher).then(first);
+        let change = Change { policy: Some(policy), dispatcher, ..Change::default() };
         self.group.arena.inside(|| Ok(service.set(&change)?))
     }
 
@@ -196,7 +203,7 @@ impl<'a> Scene<'a> {
         };
         let called = self.layout.called(0);
         let unserved = SocketAddr::new(called.ip(), UNSERVED_BOUND.port());
-        for policy in Policy::ALL {
+        for policy in policies() {
             // With a single member that is full, nothing is left to choose from.
             if self.members > 1 || !matches!(state, "full" | "crowd") {
                 self.set_policy(policy)?;

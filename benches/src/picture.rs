@@ -38,6 +38,7 @@ const SKY: RGBColor = RGBColor(0x56, 0xb4, 0xe9);
 const GREEN: RGBColor = RGBColor(0x00, 0x9e, 0x73);
 const PURPLE: RGBColor = RGBColor(0x66, 0x33, 0x99);
 const OLIVE: RGBColor = RGBColor(0xb8, 0xa9, 0x00);
+const BROWN: RGBColor = RGBColor(0x8b, 0x45, 0x13);
 
 fn colour(contestant: Contestant) -> RGBColor {
     match contestant {
@@ -253,6 +254,7 @@ fn draw_decision(panel: &Panel<'_>, plan: &Plan, samples: &Samples) -> Result<()
         (GREEN, "next-available, all empty", line(Policy::NextAvailable.name(), "empty")),
         (PURPLE, "least-loaded, all equally loaded", line(Policy::LeastLoaded.name(), "even")),
         (OLIVE, "two-choices, all equally loaded", line(Policy::TwoChoices.name(), "even")),
+        (BROWN, "dispatcher, all equally loaded", line(Policy::Dispatcher.name(), "even")),
         (RED, Peer::TwoLookups.name(), line(Peer::TwoLookups.name(), "empty")),
         (GREY, Peer::Nothing.name(), line(Peer::Nothing.name(), "empty")),
     ];

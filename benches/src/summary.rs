@@ -127,7 +127,8 @@ fn decision_section(plan: &Plan, samples: &Samples) -> String {
          dispatchers find a socket by address prefix and look at no queue; the one with two \
          prefix matches also counts, as Cloudflare's tubular does. *Full*: the called member is \
          full, the rest is empty. *Crowd*: the called member is full, the rest hold one each. \
-         *Even*: all hold one each.\n",
+         *Even*: all hold one each. The policy `dispatcher` asks a program that answers its \
+         first candidate, of which there are 512 at most.\n",
     );
     for way in [REQUEST, TEST_RUN] {
         write!(page, "\n### By {way}\n\n").expect("a String takes everything");
@@ -190,7 +191,7 @@ fn policies_table(plan: &Plan, samples: &Samples, way: &'static str) -> String {
     let mut page = String::new();
     let sizes: Vec<String> = plan.decision_sizes.iter().map(|n| format!("{n} members")).collect();
     head(&mut page, &["policy", "members at", "state"], &sizes);
-    for policy in Policy::ALL {
+    for policy in decision::policies() {
         for layout in LAYOUTS {
             for state in STATES {
                 let name = policy.name().to_owned();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use overspill::{Policy, Service, Status};
 use world::{address, wait_until};
 
+use crate::dispatcher::first_candidate;
 use crate::tools::{
     Listening, begin_to_connect, connect, half_open, is_connected, many_descriptors, netstat,
     overflows, queued,
@@ -67,7 +68,12 @@ impl Filling {
                 Listening::at(address).reuse_port().backlog(backlog).open()
             })
             .collect();
-        let service = Service::builder("web").policy(policy).share(&listeners).unwrap();
+        let builder = Service::builder("web");
+        let builder = match policy {
+            Policy::Dispatcher => builder.dispatcher(first_candidate()),
+            own => builder.policy(own),
+        };
+        let service = builder.share(&listeners).unwrap();
         let capacity = (0..members).map(|n| backlog(n) + 1).sum();
         let status = service.status().unwrap();
         assert_eq!(status.members.iter().map(|member| member.capacity).sum::<u32>(), capacity);
@@ -112,23 +118,33 @@ impl Filling {
         self.service.remove().unwrap();
     }
 
-    /// Many clients at the same time, more than there are places.
-    fn fill_at_once(self) -> Outcome {
+    /// Clients that begin to connect at the same time.
+    fn begin_at_once(&self, count: u32) -> Vec<TcpStream> {
         const THREADS: u32 = 4;
-        let each = (self.capacity + self.capacity / 2) / THREADS + 4;
-        let clients: Vec<TcpStream> = thread::scope(|scope| {
+        thread::scope(|scope| {
             let threads: Vec<_> = (0..THREADS)
                 .map(|thread| {
-                    let filling = &self;
                     scope.spawn(move || -> Vec<TcpStream> {
-                        let first = thread * each;
-                        let calls = (first..first + each).map(|n| filling.called(n));
-                        calls.map(begin_to_connect).collect()
+                        let calls = (thread..count).step_by(THREADS as usize);
+                        calls.map(|n| begin_to_connect(self.called(n))).collect()
                     })
                 })
                 .collect();
             threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        })
+    }
+
+    /// As many clients at the same time as there are places, and then more. Of the first none
+    /// may be dropped, but for one that was crowded in (rule 4): a client that is calls again
+    /// and finds its place, but was counted. Among more clients another would take that place.
+    fn fill_at_once(self) -> Outcome {
+        let mut clients = self.begin_at_once(self.capacity);
+        wait_until("there was a place for each", || {
+            let requests = self.status().requests;
+            assert!(requests.dropped <= requests.crowded, "a place was free: {requests:?}");
+            connected(&clients) == u64::from(self.capacity)
         });
+        clients.extend(self.begin_at_once(self.capacity / 2 + 16));
         wait_until("every place is taken and the rest dropped", || {
             let status = self.status();
             queued(&status) >= self.capacity && status.requests.dropped > 0
@@ -153,6 +169,11 @@ impl Filling {
         self.service.remove().unwrap();
         outcome
     }
+}
+
+/// Every policy, that of users' own programs among them.
+fn policies() -> impl Iterator<Item = Policy> {
+    Policy::ALL.into_iter().chain([Policy::Dispatcher])
 }
 
 /// How long a filling may take until its last handshake has ended.
@@ -201,19 +222,21 @@ fn one_client_after_the_other() {
 }
 
 /// Services of many members: layout, IPv6, policy, how many.
-const MANY: [(Layout, bool, Policy, u32); 6] = [
-    (Layout::Shared, false, Policy::NextAvailable, 64),
-    (Layout::Apart, true, Policy::ShortestQueue, 64),
-    (Layout::Mixed, false, Policy::RoundRobin, 64),
-    (Layout::Mixed, true, Policy::NextAvailable, 256),
-    (Layout::Apart, false, Policy::ShortestQueue, 256),
-    (Layout::Shared, true, Policy::RoundRobin, 256),
-];
+fn many() -> impl Iterator<Item = (Layout, bool, Policy, u32)> {
+    let largest = [
+        (Layout::Mixed, true, Policy::NextAvailable, 256),
+        (Layout::Apart, false, Policy::ShortestQueue, 256),
+        (Layout::Shared, true, Policy::RoundRobin, 256),
+    ];
+    let layouts = Layout::ALL.into_iter().cycle().zip([false, true].into_iter().cycle());
+    let large = policies().zip(layouts);
+    large.map(|(policy, (layout, ipv6))| (layout, ipv6, policy, 64)).chain(largest)
+}
 
 #[test]
 fn many_members() {
     world::enter();
-    for (layout, ipv6, policy, members) in MANY {
+    for (layout, ipv6, policy, members) in many() {
         Filling::new(layout, ipv6, policy, members, |n| 1 + n % 8).fill_in_sequence();
     }
 }
@@ -224,7 +247,7 @@ fn many_clients_at_once() {
     let mut outcomes = Vec::new();
     for layout in Layout::ALL {
         for ipv6 in [false, true] {
-            for policy in Policy::ALL {
+            for policy in policies() {
                 for members in [2, 8] {
                     let filling = Filling::new(layout, ipv6, policy, members, |n| 1 + n * 5 % 16);
                     outcomes.push(filling.fill_at_once());
@@ -239,7 +262,7 @@ fn many_clients_at_once() {
 fn many_clients_at_once_for_many_members() {
     world::enter();
     let mut outcomes = Vec::new();
-    for (layout, ipv6, policy, members) in [MANY; 2].into_iter().flatten() {
+    for (layout, ipv6, policy, members) in many().chain(many()) {
         let filling = Filling::new(layout, ipv6, policy, members, |n| 1 + n % 8);
         outcomes.push(filling.fill_at_once());
     }
@@ -250,7 +273,7 @@ fn many_clients_at_once_for_many_members() {
 fn many_clients_at_once_for_the_smallest_queues() {
     world::enter();
     let mut outcomes = Vec::new();
-    for policy in Policy::ALL {
+    for policy in policies() {
         for layout in Layout::ALL {
             for backlog in [(|_| 0) as Backlog, |_| 1, |_| 2, |n| n % 4] {
                 for _ in 0..2 {
@@ -269,7 +292,7 @@ fn queues_of_one_place() {
     for cookies in ["0", "1"] {
         world::sysctl("net/ipv4/tcp_syncookies", cookies);
         for layout in Layout::ALL {
-            for policy in Policy::ALL {
+            for policy in policies() {
                 Filling::new(layout, false, policy, 4, |_| 0).fill_in_sequence();
             }
         }
@@ -285,13 +308,13 @@ fn syn_cookies_always() {
     world::enter();
     world::sysctl("net/ipv4/tcp_syncookies", "2");
     for ipv6 in [false, true] {
-        for policy in Policy::ALL {
+        for policy in policies() {
             let mut filling = Filling::new(Layout::Apart, ipv6, policy, 4, |_| 3);
             filling.addresses.truncate(1);
             filling.fill_in_sequence();
         }
     }
     let places = 4 * (3 + 1);
-    assert_eq!(netstat("SyncookiesSent"), 2 * Policy::ALL.len() as u64 * places);
+    assert_eq!(netstat("SyncookiesSent"), 2 * policies().count() as u64 * places);
     assert_eq!(netstat("SyncookiesFailed"), 0);
 }

@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -75,6 +76,13 @@ fn to_member(number: u32) -> Object {
         "OVERSPILL_FOR_EACH(c, request) if (c->member == {number}) return c;\n\
          return OVERSPILL_REFUSE;"
     ))
+}
+
+/// A program that answers the first candidate.
+pub(crate) fn first_candidate() -> PathBuf {
+    static FIRST: LazyLock<Object> =
+        LazyLock::new(|| body("return overspill_candidate(request, 0);"));
+    FIRST.path()
 }
 
 fn asks(path: PathBuf) -> Change {
@@ -500,16 +508,37 @@ fn other_members_take_over_from_a_canary_that_is_out() {
 
 #[test]
 fn the_member_on_the_cpu_where_a_request_arrives_is_preferred() {
+    let cpu = last_cpu();
+    prefers_the_local_member(&[], cpu, cpu as u64);
+}
+
+#[test]
+fn the_member_on_the_node_where_a_request_arrives_is_preferred() {
+    let cpu = last_cpu();
+    let nodes = std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}")).unwrap();
+    let node = nodes
+        .into_iter()
+        .find_map(|entry| entry.unwrap().file_name().to_str()?.strip_prefix("node")?.parse().ok());
+    prefers_the_local_member(&["-DBY_NODE"], cpu, node.unwrap_or(0));
+}
+
+/// Where there are several, its number is not that of its NUMA node.
+fn last_cpu() -> usize {
+    thread::available_parallelism().unwrap().get() - 1
+}
+
+/// `here` is what a worker on the CPU says, less 1.
+fn prefers_the_local_member(options: &[&str], cpu: usize, here: u64) {
     world::enter();
     let (service, listeners) = group(3, 4);
     let words = Words::open(service.namespace()).unwrap().unwrap();
-    let object = Object::compile("examples/dispatchers/local_cpu.bpf.c", &[]);
+    let object = Object::compile("examples/dispatchers/local_cpu.bpf.c", options);
     service.set(&asks(object.path())).unwrap();
     // What a client sends over the loopback device arrives on the CPU that it sends from.
-    world::pin_to_cpu(0);
+    world::pin_to_cpu(cpu);
     for (local, listener) in listeners.iter().enumerate() {
         for (member, other) in listeners.iter().enumerate() {
-            words.of(other).unwrap().store(if member == local { 1 } else { 2 });
+            words.of(other).unwrap().store(here + if member == local { 1 } else { 2 });
         }
         let _clients = connect_times(2);
         let mut expected = [0; 3];
@@ -518,7 +547,7 @@ fn the_member_on_the_cpu_where_a_request_arrives_is_preferred() {
         listener.accept().unwrap();
         listener.accept().unwrap();
     }
-    assert!(words.of(&listeners[1]).unwrap().store(1));
+    assert!(words.of(&listeners[1]).unwrap().store(here + 1));
     assert!(words.of(&listeners[2]).unwrap().store(0));
     let _clients = connect_times(12);
     let queued = queued(&service);

@@ -16,26 +16,33 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-use bench::Bench;
+use bench::{Bench, Kind, Size};
 
 use crate::syn;
+use crate::tools::many_descriptors;
 
 /// Half-open requests live a second until their first timer: a history is shorter.
 const STEPS: usize = 120;
 const HISTORIES: u64 = 150;
+/// Each step reads the figures of all members.
+const HISTORIES_OF_MANY: u64 = 12;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
-fn run(kind: bench::Kind) {
+fn run(kind: Kind, size: Size) {
     let replay = number("OVERSPILL_SEED");
     let first = replay.unwrap_or_else(|| {
         u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() >> 8)
             .unwrap()
     });
-    let count =
-        if replay.is_some() { 1 } else { number("OVERSPILL_HISTORIES").unwrap_or(HISTORIES) };
+    many_descriptors();
+    let usual = match size {
+        Size::Few => HISTORIES,
+        Size::Many => HISTORIES_OF_MANY,
+    };
+    let count = if replay.is_some() { 1 } else { number("OVERSPILL_HISTORIES").unwrap_or(usual) };
     for seed in first..first + count {
         println!("OVERSPILL_SEED={seed}");
         // Of its own: what is left of an earlier history's connections would answer.
@@ -43,7 +50,10 @@ fn run(kind: bench::Kind) {
         // What happens on one CPU happens in one order, as in the model.
         world::pin_to_cpu(0);
         syn::blackhole();
-        let mut bench = Bench::new(kind, StdRng::seed_from_u64(seed));
+        let mut bench = Bench::new(kind, size, StdRng::seed_from_u64(seed));
+        if let Size::Many = size {
+            bench.stir();
+        }
         for _ in 0..STEPS {
             bench.step();
         }
@@ -53,15 +63,30 @@ fn run(kind: bench::Kind) {
 
 #[test]
 fn ipv4() {
-    run(bench::Kind::Ipv4);
+    run(Kind::Ipv4, Size::Few);
 }
 
 #[test]
 fn ipv6() {
-    run(bench::Kind::Ipv6);
+    run(Kind::Ipv6, Size::Few);
 }
 
 #[test]
 fn dual() {
-    run(bench::Kind::Dual);
+    run(Kind::Dual, Size::Few);
+}
+
+#[test]
+fn crowd_ipv4() {
+    run(Kind::Ipv4, Size::Many);
+}
+
+#[test]
+fn crowd_ipv6() {
+    run(Kind::Ipv6, Size::Many);
+}
+
+#[test]
+fn crowd_dual() {
+    run(Kind::Dual, Size::Many);
 }

@@ -11,10 +11,11 @@ use overspill::Policy;
 
 use crate::contestant::{Contestant, Group, Layout};
 use crate::crowd::{Crowd, Outcome};
+use crate::measure::{Load, MIDDLE};
 use crate::proxy::{self, Proxy};
 use crate::published::Board;
 use crate::rescue::{self, Deeds};
-use crate::traffic::{Request, Stall};
+use crate::traffic::{Request, Stall, Traffic};
 use crate::worker::{WORKERS, Way, Workers};
 
 /// A way to share the work.
@@ -58,6 +59,14 @@ impl Entrant {
             Self::Rescue(Policy::LeastLoaded) => "least-loaded + rescue",
             Self::Rescue(_) => "shortest-queue + rescue",
         }
+    }
+
+    /// Those that are measured there: rescue where there is something to move, and to where.
+    pub(crate) fn at(traffic: Traffic, load: Load) -> Vec<Self> {
+        let rescues = traffic != Traffic::Cheap && load == MIDDLE;
+        let mut all = Self::all();
+        all.retain(|entrant| rescues || !matches!(entrant, Self::Rescue(_)));
+        all
     }
 
     /// Whether it is a policy of overspill, without experiments.

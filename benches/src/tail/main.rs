@@ -57,9 +57,9 @@ struct Args {
     #[arg(long, default_value_t = 6)]
     rounds: u32,
     /// For how long clients are measured each time
-    #[arg(long, default_value_t = 0.8)]
+    #[arg(long, default_value_t = 3.0)]
     seconds: f64,
-    /// Only see that all runs, in less than a minute: figures not to be believed
+    /// Only see that all runs, in half a minute: figures not to be believed
     #[arg(long)]
     quick: bool,
     /// Where the figures go (default: a folder of the date in benches/runs; of a quick or

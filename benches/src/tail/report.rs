@@ -7,8 +7,8 @@ use overspill::Policy;
 use crate::entrant::{Entrant, RESCUED};
 use crate::machine::Machine;
 use crate::measure::{
-    ANSWERS, CONNECTIONS, CONNECTIONS_VARY, Capacities, FAILED, LATE, LOOK, Load, MAX, MEAN,
-    MEDIAN, MOVE, MOVED, MOVES, P99, P999, Plan, STUCK, case,
+    ANSWERS, CONNECTIONS, CONNECTIONS_VARY, Capacities, ENOUGH_FOR_P999, FAILED, LATE, LOOK, Load,
+    MAX, MEAN, MEDIAN, MOVE, MOVED, MOVES, P99, P999, Plan, STUCK, case,
 };
 use crate::sample::Samples;
 use crate::statistics::{Spread, quantile};
@@ -43,7 +43,8 @@ fn introduction(plan: &Plan, machine: &Machine) -> String {
          drawn by lot, with the same requests at the same moments. `a (b .. c)` is the median and \
          its 95 % bootstrap interval over the rounds, of ratios within a round. Waits are in ms, \
          from the moment at which a request was meant to be asked; who failed, or waited for more \
-         than 2 s, counts as 2000. Every figure of every run is in [samples.csv](samples.csv); \
+         than 2 s, counts as 2000. p99.9 is told where a run has at least {ENOUGH_FOR_P999} \
+         requests. Every figure of every run is in [samples.csv](samples.csv); \
          [benches/README.md](../../../README.md) tells who takes part.\n\n\
          ![99th percentile of waits by traffic and load](picture.svg)\n",
         rounds = plan.rounds,
@@ -194,7 +195,10 @@ impl Found<'_> {
         ];
         head(&mut page, &["policy", "traffic", "load", "verdict on p99"], &figures);
         for policy in RESCUED {
-            for at in self.cases() {
+            let met = |&(traffic, load): &(Traffic, Load)| {
+                Entrant::at(traffic, load).contains(&Entrant::Rescue(policy))
+            };
+            for at in self.cases().filter(met) {
                 row(&mut page, &self.rescued(policy, at));
             }
         }
@@ -206,20 +210,24 @@ impl Found<'_> {
         let ratio = |measure| {
             let of = |entrant| case(entrant, traffic, load);
             let ratios = self.samples.ratios(of(rescue), of(base), measure);
-            Spread::of(&ratios).expect("it was measured")
+            Spread::of(&ratios)
         };
         let own = |measure| self.median(rescue, traffic, load, measure);
         let a_move = if own(MOVES) > 0.0 { own(MOVE) } else { f64::NAN };
         let mut cells: Vec<String> =
             [policy.name(), traffic.name(), load.name].map(str::to_owned).to_vec();
-        cells.push(verdict(ratio(P99), self.plan.rounds).to_owned());
-        cells.extend([MEAN, P99, P999].map(|measure| format!("{:.2}", ratio(measure))));
+        let on_p99 = ratio(P99).expect("it was measured");
+        cells.push(verdict(on_p99, self.plan.rounds).to_owned());
+        let text = |spread: Option<Spread>| {
+            spread.map_or_else(|| NOT_TOLD.to_owned(), |spread| format!("{spread:.2}"))
+        };
+        cells.extend([MEAN, P99, P999].map(|measure| text(ratio(measure))));
         cells.push(format!("{:.0}", own(MOVES)));
         cells.push(percent(own(MOVED)));
         cells.push(percent(own(FAILED)));
         cells.push(percent(self.median(base, traffic, load, FAILED)));
         let micros =
-            |time: f64| if time.is_nan() { "—".to_owned() } else { format!("{time:.0} us") };
+            |time: f64| if time.is_nan() { NOT_TOLD.to_owned() } else { format!("{time:.0} us") };
         cells.extend([own(LOOK), a_move].map(micros));
         cells
     }
@@ -250,7 +258,7 @@ impl Found<'_> {
             ];
             head(&mut page, &["load", "contestant"], &figures);
             for &load in self.plan.loads {
-                for entrant in Entrant::all() {
+                for entrant in Entrant::at(traffic, load) {
                     row(&mut page, &self.detail(entrant, traffic, load));
                 }
             }
@@ -285,8 +293,13 @@ fn verdict(ratio: Spread, rounds: u32) -> &'static str {
     }
 }
 
+const NOT_TOLD: &str = "—";
+
 /// Three digits that tell.
 fn digits(value: f64) -> String {
+    if value.is_nan() {
+        return NOT_TOLD.to_owned();
+    }
     let behind = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
     format!("{value:.behind$}")
 }

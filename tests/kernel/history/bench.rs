@@ -24,6 +24,43 @@ use crate::syn::{self, Wire};
 
 const PORT: u16 = 8080;
 
+/// How many members a history has.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Size {
+    /// So few that every one of them matters.
+    Few,
+    /// More than the kernel program looks at in one go, by any way that it has.
+    Many,
+}
+
+impl Size {
+    /// How many there are at first.
+    fn members(self, random: &mut StdRng) -> usize {
+        match self {
+            Self::Few => random.random_range(1..=5),
+            Self::Many => {
+                let most = *[16, 64, 80, 150].choose(random).unwrap();
+                random.random_range(9..=most)
+            }
+        }
+    }
+
+    fn most(self) -> usize {
+        match self {
+            Self::Few => 8,
+            Self::Many => 160,
+        }
+    }
+
+    /// Of the namespace: while the list changes, there are two of it.
+    fn capacity(self) -> u32 {
+        match self {
+            Self::Few => 32,
+            Self::Many => 640,
+        }
+    }
+}
+
 /// Which addresses a history's members have.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kind {
@@ -97,6 +134,9 @@ type Seen = (MemberId, u32, u32, u32);
 
 pub(super) struct Bench {
     kind: Kind,
+    size: Size,
+    /// How many of the members have long queues.
+    roomy: f64,
     random: StdRng,
     service: Service,
     seed: u32,
@@ -118,17 +158,23 @@ pub(super) struct Bench {
 }
 
 impl Bench {
-    pub(super) fn new(kind: Kind, mut random: StdRng) -> Self {
+    pub(super) fn new(kind: Kind, size: Size, mut random: StdRng) -> Self {
         let rules = random_rules(&mut random);
-        let (seed, count) = (random.random(), random.random_range(1..=5));
-        let listeners: Vec<TcpListener> = (0..count).map(|_| listener(kind, &mut random)).collect();
+        let (seed, count) = (random.random(), size.members(&mut random));
+        let roomy = *[0.0, 0.0, 0.2, 0.9].choose(&mut random).unwrap();
+        let mut listeners: Vec<TcpListener> =
+            (0..count).map(|_| listener(kind, roomy, &mut random)).collect();
+        // Members at one address follow one another, or others stand between them.
+        if random.random() {
+            listeners.sort_by_key(|listener| listener.local_addr().unwrap());
+        }
         let builder = Service::builder("history").rules(rules);
         let builder = match dispatcher(rules.policy) {
             Some(path) => builder.dispatcher(path),
             None => builder,
         };
         let service = builder
-            .capacity(Capacity { services: 2, members: 32 })
+            .capacity(Capacity { services: 2, members: size.capacity() })
             .seed(seed)
             .share(&listeners)
             .unwrap();
@@ -140,6 +186,8 @@ impl Bench {
         let (turns, members, next_id) = (Turns::default(), Vec::new(), 0);
         let mut bench = Self {
             kind,
+            size,
+            roomy,
             random,
             service,
             seed,
@@ -191,6 +239,23 @@ impl Bench {
             half_open: Vec::new(),
         });
         self.turns = Turns::default();
+    }
+
+    /// Fills queues, and takes members out: few steps are much for a few, not for many.
+    pub(super) fn stir(&mut self) {
+        for _ in 0..self.random.random_range(0..=2 * self.members.len()) {
+            self.request(true);
+            self.compare();
+        }
+        for _ in 0..self.random.random_range(0..=self.members.len()) {
+            match self.random.random_range(0..4) {
+                0 => self.set_draining(true),
+                1 => self.set_health(),
+                2 => self.set_weight(),
+                _ => self.close(),
+            }
+        }
+        self.compare();
     }
 
     /// Does something, and compares.
@@ -515,10 +580,10 @@ impl Bench {
     }
 
     fn join(&mut self) {
-        if self.members.len() >= 8 {
+        if self.members.len() >= self.size.most() {
             return;
         }
-        let listener = listener(self.kind, &mut self.random);
+        let listener = listener(self.kind, self.roomy, &mut self.random);
         self.service.join(&listener).unwrap();
         self.enter(listener);
     }
@@ -681,8 +746,10 @@ fn dispatcher(policy: Policy) -> Option<PathBuf> {
     (policy == Policy::Dispatcher).then(|| ASKED.path())
 }
 
-/// A listener at one of the kind's addresses, with a small queue.
-fn listener(kind: Kind, random: &mut StdRng) -> TcpListener {
+/// A listener at one of the kind's addresses, with a small queue; or, that often, one that has
+/// more room than the CPUs can take at once.
+fn listener(kind: Kind, roomy: f64, random: &mut StdRng) -> TcpListener {
+    let cpus = i32::try_from(libbpf_rs::num_possible_cpus().unwrap()).unwrap();
     let ip: IpAddr = kind.members().choose(random).unwrap().parse().unwrap();
     let address = SocketAddr::new(ip, PORT);
     let socket =
@@ -692,6 +759,7 @@ fn listener(kind: Kind, random: &mut StdRng) -> TcpListener {
         socket.set_only_v6(!matches!(kind, Kind::Dual)).unwrap();
     }
     socket.bind(&address.into()).unwrap();
-    socket.listen(random.random_range(0..=3)).unwrap();
+    let backlogs = if random.random_bool(roomy) { 4 * cpus..=5 * cpus } else { 0..=3 };
+    socket.listen(random.random_range(backlogs)).unwrap();
     socket.into()
 }
