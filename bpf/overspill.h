@@ -22,7 +22,7 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 4
+#define OVERSPILL_LAYOUT 5
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
