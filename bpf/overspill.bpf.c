@@ -149,6 +149,14 @@ struct {
 	__type(value, struct ov_word);
 } words SEC(".maps");
 
+/* For user space, by slot: how often the member's process was started. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} starts SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, OV_COOKIES);

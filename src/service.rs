@@ -519,9 +519,23 @@ impl Service {
         })
     }
 
+    /// Counts a start of the member's process ([`MemberStatus::starts`]). For whoever starts
+    /// it: nothing else does.
+    ///
+    /// [`MemberStatus::starts`]: crate::MemberStatus::starts
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`].
+    pub fn count_start(&self, member: MemberId) -> Result<()> {
+        let Open { lock: _lock, datapath, roster, .. } = self.open_for_change()?;
+        let slot = roster.members[self.position(&roster, member)?].slot;
+        datapath.set_starts(slot, datapath.starts(slot)? + 1)
+    }
+
     /// Puts another listening socket into a member's place: that of its successor, at the
-    /// same address. The member's number, weight and draining stay, its counters begin
-    /// anew. The old socket is untouched.
+    /// same address. The member's number, weight, draining and starts stay, its other counters
+    /// begin anew. The old socket is untouched.
     ///
     /// # Errors
     ///
@@ -709,7 +723,8 @@ impl Service {
             }
             let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
             check(roster, id, candidates, snapshot)?;
-            let (members, joining) = seats(datapath, snapshot, candidates)?;
+            let (members, mut joining) = seats(datapath, snapshot, candidates)?;
+            joining[0].starts = datapath.starts(roster.members[position].slot)?;
             roster.replace(position, &members[0]);
             Ok(joining)
         })
@@ -943,6 +958,7 @@ fn seats<'a>(
         slot,
         cookie: candidate.listener.cookie,
         pid: candidate.pid,
+        starts: 0,
         name: candidate.listener.name.clone(),
     });
     Ok((members, joining.collect()))

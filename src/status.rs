@@ -60,6 +60,8 @@ figures! {
         redirected_in = "Requests put on this member that called siblings.",
         redirected_out = "Requests that called this member and were put on siblings.",
         special = "Requests put on this member for another address than its own.",
+        starts = "How often `overspill run` has started its process, the first time among \
+                  them, or has tried to; 0 for one that others start.",
     }
 }
 
@@ -203,6 +205,7 @@ mod tests {
             redirected_in: 1,
             redirected_out: 0,
             special: 1,
+            starts: 2,
         };
         let status = Status {
             name: "web".to_owned(),
@@ -223,6 +226,7 @@ mod tests {
                 "member": 0, "address": "192.0.2.1:80", "pid": 7, "state": "active", "weight": 1,
                 "queued": 2, "half_open": 1, "capacity": 17, "established": null, "placed": 5,
                 "redirected_in": 1, "redirected_out": 0, "special": 1,
+                "starts": 2,
             }],
             "requests": {
                 "placed": 5, "redirected": 1, "special": 1, "dropped": 0, "reset": 0,

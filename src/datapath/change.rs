@@ -46,6 +46,8 @@ pub(crate) struct Joining<'a> {
     pub(crate) slot: u32,
     pub(crate) cookie: u64,
     pub(crate) pid: u32,
+    /// How often its process was started, as far as that is counted.
+    pub(crate) starts: u64,
     pub(crate) name: String,
 }
 
@@ -258,6 +260,7 @@ impl Datapath {
             .member_counters
             .update_percpu(&joining.slot.to_ne_bytes(), &zeros, MapFlags::ANY)
             .map_err(|error| Error::bpf("clear", "the map member_counters", error))?;
+        self.set_starts(joining.slot, joining.starts)?;
         let fd = u64::try_from(joining.socket.as_raw_fd()).expect("an open descriptor");
         let slot = joining.slot.to_ne_bytes();
         self.maps.sockets.update(&slot, &fd.to_ne_bytes(), MapFlags::ANY).map_err(|error| {
@@ -271,6 +274,14 @@ impl Datapath {
                 _ => Error::bpf("put into the map sockets", joining.name.clone(), error),
             }
         })
+    }
+
+    /// Notes how often the process of the member in that slot was started.
+    pub(crate) fn set_starts(&self, slot: u32, starts: u64) -> Result<()> {
+        self.maps
+            .starts
+            .update(&slot.to_ne_bytes(), &starts.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|error| Error::bpf("change", "the map starts", error))
     }
 
     /// Takes sockets out; one that was closed has left by itself.

@@ -171,6 +171,7 @@ fn load(
     size(&mut maps.figures, capacity.members)?;
     size(&mut maps.loads, capacity.members)?;
     size(&mut maps.words, capacity.members)?;
+    size(&mut maps.starts, capacity.members)?;
     size(&mut maps.endpoints, endpoints)?;
     size(&mut maps.near, near)?;
     size(&mut maps.rows, super::rows::capacity(capacity))?;

@@ -106,6 +106,7 @@ maps!(
     figures,
     loads,
     words,
+    starts,
     origins,
     moved,
     dispatchers,

@@ -113,9 +113,10 @@ impl Datapath {
         let figures = self.figures(id, roster)?;
         let counted = counters(&self.maps.member_counters, &slots(roster))?;
         let loads: Vec<Load> = values(&self.maps.loads, &slots(roster))?;
-        let members = roster.members.iter().zip(figures).zip(&counted).zip(&loads);
-        let members = members.map(|(((member, figures), counters), load)| {
-            member_status(member, figures, counters, load)
+        let starts: Vec<u64> = values(&self.maps.starts, &slots(roster))?;
+        let members = roster.members.iter().zip(figures).zip(&counted).zip(&loads).zip(starts);
+        let members = members.map(|((((member, figures), counters), load), starts)| {
+            member_status(member, figures, counters, load, starts)
         });
         let counters: ServiceCounters = counters(&self.maps.service_counters, &[id])?.remove(0);
         Ok(Status {
@@ -142,6 +143,11 @@ impl Datapath {
                 returned: counters.returned,
             },
         })
+    }
+
+    /// How often the process of the member in that slot was started.
+    pub(crate) fn starts(&self, slot: u32) -> Result<u64> {
+        Ok(values(&self.maps.starts, &[slot])?[0])
     }
 
     /// What `read_queues` finds of each member, in list order; `None` for one whose socket is
@@ -251,6 +257,7 @@ fn member_status(
     figures: Option<Figures>,
     counters: &MemberCounters,
     load: &Load,
+    starts: u64,
 ) -> MemberStatus {
     let gone = figures.is_none();
     let figures = figures.unwrap_or_default();
@@ -268,6 +275,7 @@ fn member_status(
         redirected_in: counters.redirected_in,
         redirected_out: counters.redirected_out,
         special: counters.special,
+        starts,
     }
 }
 

@@ -237,6 +237,7 @@ fn members_that_are_not_there() {
         ground.error(|| ground.web.drain(none)),
         ground.error(|| ground.web.resume(none)),
         ground.error(|| ground.web.set_pid(none, 1)),
+        ground.error(|| ground.web.count_start(none)),
     ] {
         assert!(matches!(error, Error::NoSuchMember { .. }), "{error:?}");
     }

@@ -22,16 +22,37 @@ fn a_successor_takes_a_members_place() {
     let other = listener(at("10.0.0.2:80"));
     let service = Service::builder("web").share(&[&old, &other]).unwrap();
     let _before = connect(at(CALLED)).unwrap();
+    service.count_start(MemberId(0)).unwrap();
+    service.count_start(MemberId(0)).unwrap();
     service.drain(MemberId(0)).unwrap();
     let new = shared();
     service.replace(MemberId(0), &new).unwrap();
     service.resume(MemberId(0)).unwrap();
     let member = service.status().unwrap().members[0].clone();
     assert_eq!((member.member, member.placed, member.queued), (MemberId(0), 0, 0));
+    assert_eq!(member.starts, 2);
     let _after = connect(at(CALLED)).unwrap();
     wait_until("the new one has it", || service.queues().unwrap()[0].queued == 1);
     old.accept().unwrap();
     new.accept().unwrap();
+}
+
+#[test]
+fn starts_are_counted_for_the_member_that_is_started_and_no_other() {
+    world::enter();
+    let (service, _listeners) =
+        Service::builder("web").listen([at(CALLED), at("10.0.0.2:80")]).unwrap();
+    let starts = || -> Vec<u64> {
+        service.status().unwrap().members.iter().map(|member| member.starts).collect()
+    };
+    assert_eq!(starts(), [0, 0]);
+    service.count_start(MemberId(1)).unwrap();
+    assert_eq!(starts(), [0, 1]);
+    // Who joins gets the place that is free in the kernel's maps, and nothing of what was there.
+    service.leave(MemberId(1)).unwrap();
+    let third = listener(at("10.0.0.3:80"));
+    service.join(&third).unwrap();
+    assert_eq!(starts(), [0, 0]);
 }
 
 #[test]

@@ -102,6 +102,9 @@ fn members(members: &[MemberStatus]) -> String {
     if members.iter().any(|member| member.special != 0) {
         add("SPECIAL", |member| member.special);
     }
+    if members.iter().any(|member| member.starts > 1) {
+        add("STARTS", |member| member.starts);
+    }
     output::table(&columns, rows)
 }
 

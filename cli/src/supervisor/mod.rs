@@ -362,7 +362,10 @@ impl Supervisor {
     }
 
     fn start(&mut self, worker: usize) -> Result<(), NotStarted> {
-        let id = self.spawn(worker)?;
+        let spawned = self.spawn(worker);
+        // One that comes to nothing as well, and after it: a lock would be in its way.
+        self.services.count_start(worker);
+        let id = spawned?;
         self.current[worker] = Some(id);
         self.crew.started(worker, Instant::now());
         if self.plan.hands_over() {

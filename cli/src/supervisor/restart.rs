@@ -137,6 +137,7 @@ impl Supervisor {
         }
         let pid = self.instance(successor).pid();
         if self.plan.hands_over() {
+            self.services.count_start(worker);
             self.services.set_pid(worker, pid);
         }
         if let Some(restart) = &mut self.restart {

@@ -327,11 +327,16 @@ impl Services {
                 && (seat.owner.is_none() || seat.owner == succeeds)
         });
         let (pid, holder) = (socket.pid(), Some((socket.pid(), socket.descriptor())));
-        let member = if self.redirected {
-            Some(self.place(vacant.and_then(|seat| self.seats[seat].member), address, &socket)?)
-        } else {
-            None
-        };
+        let old = vacant.and_then(|seat| self.seats[seat].member);
+        let member = if self.redirected { Some(self.place(old, address, &socket)?) } else { None };
+        // Of a member that was there before, a worker's start is counted as it begins; of a
+        // new one, and where a successor takes over, here.
+        if let Some((service, id)) = member
+            && self.peers.is_none()
+            && (member != old || succeeds.is_some())
+        {
+            self.made[service].count_start(id).unwrap_or_else(tell);
+        }
         if let Some((service, _)) = member
             && socket.shares_port()
         {
@@ -625,6 +630,14 @@ impl Services {
     /// Notes which process serves a worker's sockets now.
     pub(crate) fn set_pid(&self, worker: usize, pid: u32) {
         self.each_member(worker, |service, member| service.set_pid(member, pid));
+    }
+
+    /// Counts a start of a worker, at each of its members that `overspill rm` has left.
+    pub(crate) fn count_start(&self, worker: usize) {
+        self.each_member(worker, |service, member| match service.count_start(member) {
+            Err(Error::NoSuchService { .. } | Error::NoSuchMember { .. }) => Ok(()),
+            result => result,
+        });
     }
 
     /// Lets the members of exactly these workers drain.

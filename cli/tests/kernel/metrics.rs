@@ -20,6 +20,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use world::at;
 
+use crate::run::Run;
 use crate::server::{Server, add_namespace, get};
 use crate::tool::{Ran, overspill};
 use exporter::Exporter;
@@ -349,7 +350,30 @@ fn a_service_comes_and_goes() {
     server.wait().unwrap();
 }
 
-/// The alert for restart loops counts the changes of it.
+/// The alert for restart loops watches it: such a worker is alive at no scrape.
+#[test]
+fn the_starts_of_a_worker_that_ends_at_once_are_counted() {
+    world::enter();
+    let exporter = Exporter::start();
+    let run = Run::start("--name web -n 2 --listen 10.0.0.1:80", &["sh", "-c", "exit 3"]);
+    run.line("service web");
+    let starts = |samples: Samples| -> Vec<f64> {
+        let name = "overspill_member_starts_total{";
+        samples.into_iter().filter(|it| it.0.starts_with(name)).map(|it| it.1).collect()
+    };
+    let shown = || starts(told(&["web"]));
+    for times in [3.0, 5.0] {
+        world::wait_until("both are started again", || {
+            let starts = shown();
+            starts.len() == 2 && starts.iter().all(|&it| it >= times)
+        });
+        let scraped = || starts(parse(&exporter.scrape()));
+        world::wait_until("metrics tells what show tells", || scraped() == shown());
+    }
+    assert!(overspill("show web").done().contains("  STARTS"));
+    run.ends_at(Signal::SIGTERM);
+}
+
 #[test]
 fn a_worker_that_is_started_again_has_another_start_time() {
     world::enter();

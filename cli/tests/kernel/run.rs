@@ -177,6 +177,10 @@ pub(crate) fn pids(service: &str) -> Vec<u32> {
     members(service).iter().map(|member| member.pid).collect()
 }
 
+pub(crate) fn starts(service: &str) -> Vec<u64> {
+    members(service).iter().map(|member| member.starts).collect()
+}
+
 /// Stops a process, and waits until it has stopped.
 pub(crate) fn freeze(pid: u32) {
     send(pid, Signal::SIGSTOP);
@@ -454,10 +458,12 @@ fn sighup_replaces_the_workers() {
     world::enter();
     let run = Run::serving("--name web -n 2 --listen 10.0.0.1:80");
     let before = pids("web");
+    assert_eq!(starts("web"), [1, 1]);
     run.signal(Signal::SIGHUP);
     run.line("restart: done, 2 workers replaced");
     let after = pids("web");
     assert!(after.iter().all(|pid| !before.contains(pid)), "{before:?} {after:?}");
+    assert_eq!(starts("web"), [2, 2]);
     run.ends_at(Signal::SIGTERM);
 }
 

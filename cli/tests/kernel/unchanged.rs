@@ -14,7 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
 use world::{DEADLINE, at, wait_until};
 
-use crate::run::{Run, assert_no_state, members, pids};
+use crate::run::{Run, assert_no_state, members, pids, starts};
 use crate::server::{Server, get};
 use crate::tool::{self, overspill};
 
@@ -95,6 +95,7 @@ fn is_served(options: &str, command: &[&str], address: &str, ask: impl Fn(Socket
     assert!(pids("web").iter().all(|pid| !old.contains(pid)));
     all_answer(3, || ask(address));
     assert!(members("web").iter().all(|member| member.state == MemberState::Active));
+    assert_eq!(starts("web"), [2, 3, 2]);
     end(run);
 }
 
@@ -415,6 +416,21 @@ fn a_restart_that_fails_keeps_the_old_workers() {
 }
 
 #[test]
+fn starts_after_which_nothing_listens_are_counted() {
+    world::enter();
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("listened");
+    let once = r#"test ! -e "$1" || exit 3; : > "$1"; shift; exec "$@""#;
+    let command = [&["sh", "-c", once, "sh", file.to_str().unwrap()], &*python(&[IPV4])].concat();
+    let run = Run::start("--name web -n 1", &command);
+    run.line(" listens on ");
+    assert_eq!(starts("web"), [1]);
+    kill(pids("web")[0]);
+    wait_until("it is started again and again", || starts("web")[0] >= 4);
+    end(run);
+}
+
+#[test]
 fn a_new_supervisor_takes_over_from_a_killed_one() {
     world::enter();
     let command = python(&[IPV4]);
@@ -432,6 +448,7 @@ fn a_new_supervisor_takes_over_from_a_killed_one() {
     });
     all_answer(3, || ask(at(IPV4)));
     run.line("done, 3 workers replaced");
+    assert_eq!(starts("web"), [2; 3]);
     wait_until("the old ones have ended", || !Cgroup::own().unwrap().path().join(&left).exists());
     end(run);
 }

@@ -221,6 +221,7 @@ pub(super) mod tests {
             redirected_in: 0,
             redirected_out: 0,
             special: 0,
+            starts: 0,
         }
     }
 
