@@ -13,7 +13,7 @@ use world::at;
 use crate::server::{Server, add_namespace, get};
 use crate::tool::{Ran, cells, command, overspill};
 
-const HEADINGS: &str = "NAME  PORT  POLICY  MEMBERS  QUEUED  PLACED  REDIRECTED  DROPPED\n";
+const HEADINGS: &str = "NAME  PORT  POLICY  MEMBERS  QUEUED  PLACED  REDIR  DROPPED  RESET\n";
 
 fn show(arguments: &str) -> Value {
     serde_json::from_str(&overspill(&format!("show {arguments} --json")).done()).unwrap()
