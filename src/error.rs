@@ -410,7 +410,8 @@ impl Error {
             }
             Self::NoDispatcher { .. } => "give the file: --policy dispatcher=FILE",
             Self::NotADispatcher { .. } => {
-                "make it from a C file with OVERSPILL_DISPATCHER in it: clang -target bpf -O2 -g -c"
+                "give one that is made from a C file with OVERSPILL_DISPATCHER in it: clang -target \
+                 bpf -O2 -g -c"
             }
             Self::DispatcherVersion { .. } => {
                 "compile it anew with the header that this version of overspill comes with"
@@ -423,8 +424,9 @@ impl Error {
             Self::NoCgroup2 => "mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
             Self::NoBtf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
             Self::Permission { .. } => {
-                "run as root, or with CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON, CAP_SYS_ADMIN and \
-                 CAP_SYS_PTRACE (for processes of other users CAP_DAC_READ_SEARCH too); \
+                "run as root, or with CAP_SYS_ADMIN (with CAP_DAC_OVERRIDE too where another user \
+                 has made the state; to make services, or to join them, with CAP_NET_ADMIN and \
+                 CAP_SYS_PTRACE too, and CAP_DAC_READ_SEARCH for processes of other users); \
                  overspill check tells what is missing"
             }
             Self::System { source, .. } => match source.kind() {

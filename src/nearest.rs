@@ -8,7 +8,7 @@ pub fn nearest<N: AsRef<str> + Ord>(wanted: &str, known: impl IntoIterator<Item 
         _ => strsim::damerau_levenshtein(wanted, name),
     };
     let near = known.into_iter().map(|name| (distance(name.as_ref()), name)).min()?;
-    (near.0 <= 1 + wanted.len() / 4).then_some(near.1)
+    (near.0 <= 1 + wanted.len() / 5).then_some(near.1)
 }
 
 #[cfg(test)]
@@ -20,6 +20,7 @@ mod tests {
         let nearest = |wanted| nearest(wanted, ["web", "mail", "mail-archive"]);
         assert_eq!(nearest("wbe"), Some("web"));
         assert_eq!(nearest("database"), None);
+        assert_eq!(nearest("wait"), None, "half of it is wrong");
         assert_eq!(nearest("mail-ar"), Some("mail-archive"));
         assert_eq!(nearest(""), None);
     }

@@ -219,20 +219,19 @@ fn capabilities(held: CapabilitySet) -> Vec<Item> {
         }
     };
     let mut items: Vec<Item> = needed.into_iter().map(item).collect();
-    let name = "CAP_SYS_PTRACE";
-    items.push(if held.contains(CapabilitySet::SYS_PTRACE) {
-        Item::ok(name, "held")
-    } else {
-        Item::note(name, "not held: share can't take every process's sockets")
-    });
-    let name = "CAP_DAC_READ_SEARCH";
-    items.push(if held.contains(CapabilitySet::DAC_READ_SEARCH) {
-        Item::ok(name, "held")
-    } else if held.contains(CapabilitySet::DAC_OVERRIDE) {
-        Item::ok(name, "contained in CAP_DAC_OVERRIDE")
-    } else {
-        Item::note(name, "not held: share can't look into others' processes")
-    });
+    let override_too = CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE;
+    let lacking = [
+        ("CAP_SYS_PTRACE", CapabilitySet::SYS_PTRACE, "share can't take every process's sockets"),
+        ("CAP_DAC_READ_SEARCH", override_too, "share can't look into others' processes"),
+        ("CAP_DAC_OVERRIDE", CapabilitySet::DAC_OVERRIDE, "what others have made is out of reach"),
+    ];
+    items.extend(lacking.map(|(name, any_of, lack)| {
+        if held.intersects(any_of) {
+            Item::ok(name, "held")
+        } else {
+            Item::note(name, format!("not held: {lack}"))
+        }
+    }));
     items
 }
 

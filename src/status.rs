@@ -72,7 +72,8 @@ figures! {
 pub enum MemberState {
     /// It gets requests.
     Active,
-    /// It gets no new requests, by the user's wish.
+    /// It gets no new requests: by the user's wish, or while `overspill run` pauses before it
+    /// starts a worker that keeps ending again.
     Draining,
     /// It has stopped accepting, and gets requests only where no other member can take
     /// them, or one now and then to see whether it accepts again.

@@ -124,6 +124,19 @@ pub enum Why {
 }
 
 impl Why {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Policy,
+        Self::Full,
+        Self::Draining,
+        Self::Hung,
+        Self::Gone,
+        Self::Crowded,
+        Self::NoOther,
+        Self::Cookie,
+        Self::Fallback,
+    ];
+
     /// The name in tables and JSON.
     #[must_use]
     pub fn name(self) -> &'static str {

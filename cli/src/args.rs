@@ -1,7 +1,10 @@
 //! What several commands take on their command lines.
 
+use std::fmt::Display;
 use std::fs::File;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -127,6 +130,39 @@ pub(crate) fn base_name(text: &str) -> Result<Name, String> {
         return Err(format!("overspill adds the port by itself; {remedy}"));
     }
     text.parse().map_err(|error| format!("{error}; {remedy}"))
+}
+
+/// A whole number within bounds; a wrong one is answered with what it is.
+pub(crate) fn number<N>(
+    what: &'static str,
+    bounds: RangeInclusive<N>,
+) -> impl Fn(&str) -> Result<N, String> + Clone
+where
+    N: FromStr + PartialOrd + Display + Clone,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| bounds.contains(number));
+        number.ok_or_else(|| format!("it is {what} from {} to {}", bounds.start(), bounds.end()))
+    }
+}
+
+pub(crate) fn port() -> impl Fn(&str) -> Result<u16, String> + Clone {
+    number("the number of a port", 1..=u16::MAX)
+}
+
+pub(crate) fn seconds() -> impl Fn(&str) -> Result<u32, String> + Clone {
+    number("a whole number of seconds", 0..=u32::MAX)
+}
+
+pub(crate) fn milliseconds() -> impl Fn(&str) -> Result<u32, String> + Clone {
+    number("a whole number of milliseconds", 0..=u32::MAX)
+}
+
+/// What an address is to look like.
+pub(crate) const ADDRESS: &str = "give an address and a port, such as 127.0.0.1:8080 or [::]:8080";
+
+pub(crate) fn address(text: &str) -> Result<SocketAddr, &'static str> {
+    text.parse().map_err(|_| ADDRESS)
 }
 
 /// How many services and members, each within its bounds.

@@ -15,10 +15,12 @@ use std::path::{Path, PathBuf};
 use clap::builder::PossibleValue;
 use clap::error::ErrorKind as Wrongness;
 use clap::{Arg, ArgAction, Command};
+use overspill::nearest;
 use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use crate::failure::Failure;
+use crate::usage;
 
 /// What a file says.
 #[derive(Debug)]
@@ -242,7 +244,7 @@ fn word(
         Err(error)
             if matches!(error.kind(), Wrongness::InvalidValue | Wrongness::ValueValidation) =>
         {
-            Err(Wrong::new(value.span(), said(&error, option)))
+            Err(Wrong::new(value.span(), usage::refused(&error, name)))
         }
         _ => Ok(Some(word)),
     }
@@ -313,28 +315,12 @@ fn form(option: &Arg) -> String {
 fn unknown(command: &Command, name: &Spanned<Cow<'_, str>>, value: &DeValue<'_>) -> Wrong {
     let keys: Vec<&str> = command.get_arguments().filter_map(key).collect();
     let given = name.get_ref();
-    let distance = |known: &&str| strsim::damerau_levenshtein(given, known);
-    let nearest = keys.iter().copied().min_by_key(distance);
-    let nearest = nearest.filter(|known| distance(known) <= 1 + given.chars().count() / 4);
-    let remedy = match nearest {
+    let remedy = match nearest(given, keys.iter().copied()) {
         _ if value.is_table() => "keys stand by themselves, without sections".to_owned(),
         Some(known) => format!("there is {known}"),
         None => format!("the keys are {}", keys.join(", ")),
     };
     Wrong::new(name.span(), format!("there is no key {given:?}; {remedy}"))
-}
-
-/// What clap has to say of a value, as a line that speaks of the key.
-fn said(error: &clap::Error, option: &Arg) -> String {
-    line(error).replace(&format!("'{option}'"), key(option).unwrap_or_default())
-}
-
-/// What clap has to say, as a line.
-pub(crate) fn line(error: &clap::Error) -> String {
-    let text = error.to_string();
-    let first = text.split("\n\n").next().unwrap_or_default();
-    let line = first.lines().map(str::trim).collect::<Vec<_>>().join(" ");
-    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
 #[cfg(test)]

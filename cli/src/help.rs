@@ -51,9 +51,10 @@ pub(crate) fn definition_for(arguments: &[OsString]) -> Command {
     }
 }
 
-/// Which command the arguments are for.
+/// Which command the arguments are for, or for whose help.
 pub(crate) fn asked(command: &Command, arguments: &[OsString]) -> Option<String> {
-    let asked = arguments.iter().find_map(|it| command.find_subcommand(it))?;
+    let mut named = arguments.iter().filter(|it| *it != "help");
+    let asked = named.find_map(|it| command.find_subcommand(it))?;
     Some(asked.get_name().to_owned())
 }
 

@@ -117,14 +117,17 @@ fn main() -> ExitCode {
 }
 
 fn parse() -> Cli {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments.first().is_some_and(|it| it == "help") {
+        // It takes no options, and help of help is help.
+        arguments.retain(|it| !it.to_string_lossy().starts_with('-'));
+    }
     let mut definition = help::definition_for(&arguments);
-    let matches = definition.try_get_matches_from_mut(std::env::args_os());
-    matches.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|error| {
-        let asked = help::asked(&definition, &arguments);
-        let command = asked.map_or_else(String::new, |name| format!(" {name}"));
-        usage::end(&error, &format!("overspill{command}"))
-    })
+    let line = std::iter::once("overspill".into()).chain(arguments.iter().cloned());
+    let matches = definition.try_get_matches_from_mut(line.collect::<Vec<OsString>>());
+    matches
+        .and_then(|matches| Cli::from_arg_matches(&matches))
+        .unwrap_or_else(|error| usage::end(&error, &definition, &arguments))
 }
 
 #[cfg(test)]
@@ -149,7 +152,8 @@ mod tests {
             let help = help.replace("\\\n", " ");
             let lines = help.lines().map(str::trim).filter(|line| line.starts_with("overspill "));
             for line in lines {
-                let end = [" | ", " && ", "   #"].iter().filter_map(|stop| line.find(stop)).min();
+                let end =
+                    [" | ", " >", " && ", "   #"].iter().filter_map(|stop| line.find(stop)).min();
                 let words = line[..end.unwrap_or(line.len())].split_whitespace();
                 Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}\n{error}"));
             }

@@ -2,18 +2,23 @@
 //! what failed, why, and what to do. Ends with status 2.
 
 use std::error::Error as _;
+use std::ffi::OsString;
 use std::io::{self, Write as _};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, Command};
+
+use crate::help;
+use crate::nearest;
 
 /// Ends the process: prints the help or the version that was asked for, or says what is wrong
-/// with what `command` (`overspill set`) was given.
-pub(crate) fn end(error: &clap::Error, command: &str) -> ! {
+/// with the arguments.
+pub(crate) fn end(error: &clap::Error, definition: &Command, arguments: &[OsString]) -> ! {
     match error.kind() {
         ErrorKind::DisplayHelp
         | ErrorKind::DisplayVersion
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => error.exit(),
-        _ => refuse(&line(error, command)),
+        _ => refuse(&line(error, definition, arguments)),
     }
 }
 
@@ -24,45 +29,48 @@ pub(crate) fn refuse(why: &str) -> ! {
     std::process::exit(2)
 }
 
-fn line(error: &clap::Error, command: &str) -> String {
-    let text = |kind| error.get(kind).map(words).unwrap_or_default();
-    let (argument, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
+fn line(error: &clap::Error, definition: &Command, arguments: &[OsString]) -> String {
+    let argument = text(error, ContextKind::InvalidArg);
     let option = option(&argument);
-    let hint = |kind| match text(kind) {
-        near if near.is_empty() => near,
-        near => format!("; there is {near}"),
-    };
-    let who = format!("{} has", short(command));
-    let tells = format!("{command} --help tells what it takes");
+    let asked = help::asked(definition, arguments);
+    let command = asked.as_ref().and_then(|name| definition.find_subcommand(name));
+    let command = command.unwrap_or(definition);
+    let who = asked.as_deref().unwrap_or("the command line");
+    let name = asked.as_ref().map_or("overspill".to_owned(), |name| format!("overspill {name}"));
+    let tells = format!("{name} --help tells what it takes");
     let (told, remedy) = match error.kind() {
         ErrorKind::InvalidSubcommand => {
-            let near = hint(ContextKind::SuggestedSubcommand);
-            let name = text(ContextKind::InvalidSubcommand);
-            (format!("there is no command {name}{near}"), format!("{command} --help lists them"))
+            let wanted = text(error, ContextKind::InvalidSubcommand);
+            let known = definition.get_subcommands().filter(|it| !it.is_hide_set());
+            let near = nearest::hint(&wanted, known.map(|it| it.get_name().to_owned()));
+            let lists = "overspill --help lists them".to_owned();
+            (format!("there is no command {wanted}{near}"), lists)
         }
         ErrorKind::UnknownArgument if argument.starts_with('-') => {
-            let near = hint(ContextKind::SuggestedArg);
-            (format!("{who} no option {argument}{near}"), tells)
+            let known = command.get_arguments().filter(|it| !it.is_hide_set());
+            let known = known.filter_map(|it| Some(format!("--{}", it.get_long()?)));
+            let near = nearest::hint(&argument, known);
+            (format!("{who} has no option {argument}{near}"), tells)
         }
-        ErrorKind::UnknownArgument => (format!("{who} no use for {argument:?}"), tells),
-        ErrorKind::InvalidValue if value.is_empty() => {
-            (format!("{argument} lacks its value"), tells)
+        ErrorKind::UnknownArgument => {
+            let remedy = if command.get_positionals().any(Arg::is_last_set) {
+                let example = with_dashes(definition, arguments, &argument);
+                format!("put -- before the command{example}")
+            } else {
+                tells
+            };
+            (format!("{who} has no use for {argument:?}"), remedy)
         }
-        ErrorKind::InvalidValue => {
-            let near = hint(ContextKind::SuggestedValue);
-            let known = text(ContextKind::ValidValue);
-            (format!("cannot take {value:?} as {option}{near} (known: {known})"), tells)
-        }
-        ErrorKind::ValueValidation => {
-            let why = error.source().map(ToString::to_string).unwrap_or_default();
-            let told = format!("cannot take {value:?} as {option}: {why}");
+        ErrorKind::InvalidValue | ErrorKind::ValueValidation => {
+            let told = refused(error, option);
             // Most say by themselves what would do.
-            return if why.contains("; ") { told } else { format!("{told}; {tells}") };
+            if error.source().is_some_and(|why| why.to_string().contains("; ")) {
+                return told;
+            }
+            (told, tells)
         }
-        ErrorKind::MissingRequiredArgument => {
-            (format!("{} lacks {argument}", short(command)), tells)
-        }
-        ErrorKind::ArgumentConflict => match text(ContextKind::PriorArg) {
+        ErrorKind::MissingRequiredArgument => (format!("{who} lacks {argument}"), tells),
+        ErrorKind::ArgumentConflict => match text(error, ContextKind::PriorArg) {
             prior if prior == argument => {
                 (format!("{option} is given twice"), "give it once".to_owned())
             }
@@ -75,14 +83,58 @@ fn line(error: &clap::Error, command: &str) -> String {
                 "leave out one of them".to_owned(),
             ),
         },
-        _ => (first_paragraph(&error.to_string()), tells),
+        _ => (first_paragraph(error), tells),
     };
     format!("{told}; {remedy}")
 }
 
-/// `set` of `overspill set`: before it stands who speaks.
-fn short(command: &str) -> &str {
-    command.split_once(' ').map_or("the command line", |(_, name)| name)
+/// What is wrong with a value of this option, or of this key of a file.
+pub(crate) fn refused(error: &clap::Error, option: &str) -> String {
+    let value = text(error, ContextKind::InvalidValue);
+    if let Some(why) = error.source() {
+        return format!("cannot take {value:?} as {option}: {why}");
+    }
+    let known = match error.get(ContextKind::ValidValue) {
+        Some(ContextValue::Strings(known)) => known.as_slice(),
+        _ => &[],
+    };
+    let list = match known {
+        [] => String::new(),
+        known => format!(" (known: {})", known.join(", ")),
+    };
+    if value.is_empty() {
+        return format!("{option} lacks its value{list}");
+    }
+    let near = nearest::hint(&value, known.iter().cloned());
+    format!("cannot take {value:?} as {option}{near}{list}")
+}
+
+/// The line as it should have been, ": overspill run -- COMMAND", with the dashes before this
+/// argument; nothing where that would not do either.
+fn with_dashes(definition: &Command, arguments: &[OsString], argument: &str) -> String {
+    let parted = |at: usize| {
+        let (own, command) = arguments.split_at(at);
+        let parts = [&["overspill".into()], own, &["--".into()], command];
+        parts.into_iter().flatten().cloned().collect::<Vec<OsString>>()
+    };
+    // The same word may be an option's value.
+    let places = (0..arguments.len()).filter(|&at| arguments[at] == *argument);
+    let mut lines = places.map(parted);
+    let line = lines.find(|line| definition.clone().try_get_matches_from(line).is_ok());
+    let words = line.into_iter().flatten().map(|word| quoted(&word.to_string_lossy()));
+    match words.collect::<Vec<_>>().join(" ") {
+        line if line.is_empty() => line,
+        line => format!(": {line}"),
+    }
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 /// `--policy` of `--policy <POLICY>`.
@@ -93,15 +145,17 @@ fn option(argument: &str) -> &str {
     }
 }
 
-fn words(value: &ContextValue) -> String {
-    match value {
-        ContextValue::Strings(all) => all.join(", "),
-        other => other.to_string(),
+fn text(error: &clap::Error, kind: ContextKind) -> String {
+    match error.get(kind) {
+        Some(ContextValue::Strings(all)) => all.join(", "),
+        Some(other) => other.to_string(),
+        None => String::new(),
     }
 }
 
 /// What clap says of what is rare, without its heading and what follows.
-fn first_paragraph(text: &str) -> String {
+pub(crate) fn first_paragraph(error: &clap::Error) -> String {
+    let text = error.to_string();
     let text = text.split("\n\n").next().unwrap_or_default();
     let text = text.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>();
     text.join(" ")

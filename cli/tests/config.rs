@@ -84,53 +84,63 @@ fn unknown_keys_are_answered_with_the_nearest() {
 #[test]
 fn wrong_values_are_answered_as_on_the_command_line() {
     for (text, line) in [
-        ("workers = 0", "1:11: invalid value '0' for workers: 0 is not in 1..=65535"),
-        ("workers = -1", "1:11: invalid value '-1' for workers: -1 is not in 1..=65535"),
+        (
+            "workers = 0",
+            "1:11: cannot take \"0\" as workers: it is a whole number of workers from 1 to 65535",
+        ),
+        (
+            "workers = -1",
+            "1:11: cannot take \"-1\" as workers: it is a whole number of workers from 1 to 65535",
+        ),
         (
             "workers = 'four'",
-            "1:11: invalid value 'four' for workers: invalid digit found in string",
+            "1:11: cannot take \"four\" as workers: it is a whole number of workers from 1 to 65535",
         ),
         ("grace = 1e3", "1:9: grace takes one value, a text in quotes or a whole number"),
         (
             "listen = ['10.0.0.1:80',\n  'localhost:80']",
-            "2:3: invalid value 'localhost:80' for listen: give an address and a port, such as \
+            "2:3: cannot take \"localhost:80\" as listen: give an address and a port, such as \
              127.0.0.1:8080 or [::]:8080",
         ),
         (
             "policy = 'best'",
-            "1:10: invalid value 'best' for policy: there is no policy \"best\" (known: \
+            "1:10: cannot take \"best\" as policy: there is no policy \"best\" (known: \
              next-available, shortest-queue, round-robin, least-loaded, two-choices, dispatcher)",
         ),
         (
             "policy = 'dispatcher'",
-            "1:10: invalid value 'dispatcher' for policy: give the program's object file too: \
+            "1:10: cannot take \"dispatcher\" as policy: give the program's object file too: \
              dispatcher=FILE",
         ),
+        ("on-full = 'refuse'", "1:11: cannot take \"refuse\" as on-full (known: drop, reset)"),
+        ("redirect = 'maybe'", "1:12: cannot take \"maybe\" as redirect (known: on, off)"),
+        ("output = ''", "1:10: output lacks its value (known: prefixed, as-is)"),
+        ("user = ''", "1:8: user lacks its value"),
         (
-            "on-full = 'refuse'",
-            "1:11: invalid value 'refuse' for on-full [possible values: drop, reset]",
+            "output = 'asis'",
+            "1:10: cannot take \"asis\" as output; there is as-is (known: prefixed, as-is)",
         ),
         (
-            "redirect = 'maybe'",
-            "1:12: invalid value 'maybe' for redirect [possible values: on, off]",
+            "hang = '100ms'",
+            "1:8: cannot take \"100ms\" as hang: it is a whole number of milliseconds from 0 to \
+             4294967295",
         ),
         (
-            "output = ''",
-            "1:10: a value is required for output but none was supplied [possible values: prefixed, \
-             as-is]",
+            "private-port = ['http']",
+            "1:17: cannot take \"http\" as private-port: it is the number of a port from 1 to 65535",
         ),
         (
             "stop-signal = 'LEAVE'",
-            "1:15: invalid value 'LEAVE' for stop-signal: there is no signal LEAVE; give its name, such as TERM, \
+            "1:15: cannot take \"LEAVE\" as stop-signal: there is no signal LEAVE; give its name, such as TERM, \
              QUIT or USR2",
         ),
         (
             "capacity = [16]",
-            "1:12: invalid value '16' for capacity: two numbers from 1 to 65536, as in 16,256",
+            "1:12: cannot take \"16\" as capacity: two numbers from 1 to 65536, as in 16,256",
         ),
         (
             "name = 'web:80'",
-            "1:8: invalid value 'web:80' for name: overspill adds the port by itself; use 1 to 64 \
+            "1:8: cannot take \"web:80\" as name: overspill adds the port by itself; use 1 to 64 \
              letters, digits, '.', '_' or '-', beginning with a letter or digit",
         ),
         ("user = \"a\\u0000\"", "1:8: it has a NUL, which no argument can have; leave it out"),
@@ -169,6 +179,10 @@ fn the_command_is_needed_as_a_list() {
     let form = "write command = [\"PROGRAM\", \"ARGUMENT\", ...]";
     is_wrong("workers = 4", &[&format!(" command is missing; {form}")]);
     is_wrong("", &[&format!(" command is missing; {form}")]);
+    is_wrong(
+        "workers = 2\ncommand = ['']",
+        &["2:1: the command has no name; give the program first"],
+    );
     for (text, column) in [("[]", 11), ("'nginx -g'", 11), ("true", 11), ("['x', ['y']]", 17)] {
         is_wrong(&format!("command = {text}"), &[&format!("1:{column}: {form}")]);
     }
@@ -208,12 +222,12 @@ fn all_that_is_wrong_is_told_in_the_order_of_the_file() {
     is_wrong(
         "workers = 0\nspread = 'yes'\npolcy = 1\nlisten = ['a', '10.0.0.1:80', 'b']\n",
         &[
-            "1:11: invalid value '0' for workers: 0 is not in 1..=65535",
+            "1:11: cannot take \"0\" as workers: it is a whole number of workers from 1 to 65535",
             "2:10: write spread = true or spread = false",
             "3:1: there is no key \"polcy\"; there is policy",
-            "4:11: invalid value 'a' for listen: give an address and a port, such as \
+            "4:11: cannot take \"a\" as listen: give an address and a port, such as \
              127.0.0.1:8080 or [::]:8080",
-            "4:31: invalid value 'b' for listen: give an address and a port, such as \
+            "4:31: cannot take \"b\" as listen: give an address and a port, such as \
              127.0.0.1:8080 or [::]:8080",
         ],
     );

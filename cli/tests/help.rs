@@ -201,3 +201,21 @@ fn zsh_loads_what_it_completes_by() {
     let text = done(Command::new("zsh").args(["--no-rcs", "-c", &ask]));
     assert_eq!(text.trim(), "_overspill");
 }
+
+/// At the first TAB in a terminal, as zsh loads the script by then.
+#[test]
+fn zsh_completes() {
+    let completions = Generated::new(&["completions"]);
+    let folder = completions.folder.path().join("zsh");
+    let ask = format!(
+        "zmodload zsh/zpty; zpty shell zsh -f -i
+         zpty -w shell \"fpath=({} \\$fpath); autoload -U compinit; compinit -u -D; print READ''Y\"
+         zpty -r -m shell text '*READY*'
+         zpty -w -n shell $'overspill set web --on-f\\t'
+         zpty -r -m shell text '*--on-full*'; print COMPLETED",
+        folder.display()
+    );
+    let mut zsh = Command::new("timeout");
+    let text = done(zsh.args(["20", "zsh", "--no-rcs", "-c", &ask]).env("PATH", path()));
+    assert_eq!(text.trim(), "COMPLETED");
+}

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -64,8 +65,10 @@ impl Dispatcher {
 /// Opens the object and looks whether it was made for this version.
 fn open(path: &Path) -> Result<OpenObject> {
     // libbpf would say less of a file that can't be read.
-    let bytes =
-        fs::read(path).map_err(|error| Error::system("read", path.display().to_string(), error))?;
+    let bytes = fs::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::IsADirectory => not_one(path, error.to_string()),
+        _ => Error::system("read", path.display().to_string(), error),
+    })?;
     if !bytes.starts_with(b"\x7fELF") {
         return Err(not_one(path, "it is not an object file".to_owned()));
     }

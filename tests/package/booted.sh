@@ -31,6 +31,22 @@ has() {
     test "$(overspill ls | awk -v name="$1" '$1 == name { print $4 }')" = "$2/$2"
 }
 
+# Lets the state look as if another build had made it.
+spoil_build() {
+    python3 - "/sys/fs/bpf/overspill/$own_netns/state" <<'PY'
+import json, subprocess, sys
+
+def bpftool(*arguments):
+    command = ["bpftool", "-j", "map", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+state = ["pinned", sys.argv[1], "key", "hex", "00", "00", "00", "00"]
+value = [byte.removeprefix("0x") for byte in json.loads(bpftool("lookup", *state))["value"]]
+value[24] = format(int(value[24], 16) ^ 0xFF, "02x")  # the first byte of build in struct ov_state
+bpftool("update", *state, "value", "hex", *value)
+PY
+}
+
 workers() { overspill show web | awk '$4 == "active" { print $3 }'; }
 
 step "install: nothing is started or enabled"
@@ -43,7 +59,9 @@ enabled=$(systemctl list-unit-files --no-legend --state=enabled 'overspill*' || 
 test -z "$enabled" || fail "enabled: $enabled"
 
 step "what comes with it can be used"
-for page in $(dpkg -L overspill | grep '/man1/.*\.gz$'); do
+pages=$(dpkg -L overspill | grep '/man1/.*\.gz$')
+test "$(wc -l <<<"$pages")" = 16 || fail "the man pages are not 16: $pages"
+for page in $pages; do
     name=$(basename "$page" .1.gz)
     # Not through a pipe to something that stops reading.
     man "$name" >/trial/page 2>/trial/complaints
@@ -54,10 +72,16 @@ bash -c 'source /usr/share/bash-completion/bash_completion
     _completion_loader overspill || true; complete -p overspill' | grep -q _clap_complete_overspill
 test "$(zsh -f -c 'autoload -U compinit; compinit -D; print $_comps[overspill]')" = _overspill
 HOME=/trial fish -c 'complete --do-complete "overspill sh"' | grep -q '^show'
-for unit in $(dpkg -L overspill | grep '/systemd/system/.*\.service$'); do
+units=$(dpkg -L overspill | grep '/systemd/system/.*\.service$')
+test "$(wc -l <<<"$units")" = 2 || fail "the units are not 2: $units"
+for unit in $units; do
     unit=$(basename "$unit")
     systemd-analyze verify "${unit/@./@web.}" 2>&1 | tee /trial/verify
     ! grep -q overspill /trial/verify || fail "systemd finds fault with $unit"
+done
+
+for file in overspill.toml.example prometheus/overspill.rules.yml grafana/overspill.json; do
+    test -s "/usr/share/doc/overspill/examples/$file" || fail "there is no $file"
 done
 
 step "it runs a server by hand"
@@ -93,14 +117,14 @@ test "$(systemctl show --property MainPID --value overspill@web)" = "$supervisor
 served 8081
 systemctl stop overspill@web
 ! served 8081 || fail "the workers go on"
-test -z "$(overspill ls | awk '$1 == "web"')" || fail "the service is left"
-if test -e /lib/systemd/system/overspill-metrics.service; then
-    step "the exporter runs as a unit"
-    systemctl start overspill-metrics
-    until_it curl -s -f -o /trial/metrics http://127.0.0.1:28534/metrics
-    grep -q '^overspill_' /trial/metrics || fail "it has no figures"
-    systemctl stop overspill-metrics
-fi
+overspill ls >/trial/services
+! grep -q '^web ' /trial/services || fail "the service is left"
+
+step "the exporter runs as a unit"
+systemctl start overspill-metrics
+until_it curl -s -f -o /trial/metrics http://127.0.0.1:28534/metrics
+grep -q '^overspill_' /trial/metrics || fail "it has no figures"
+systemctl stop overspill-metrics
 
 step "removed while in use: units end, servers go on without it"
 systemctl enable --now overspill@web
@@ -108,7 +132,11 @@ python3 -m http.server 8082 >/trial/8082.log 2>&1 &
 server=$!
 until_it served 8082
 overspill share left --pid "$server" --port 8082
+spoil_build
+! overspill rm left 2>/trial/refused || fail "the state of another build is changed"
+grep -q 'made by overspill' /trial/refused || fail "refused otherwise: $(cat /trial/refused)"
 apt-get -o Dpkg::Use-Pty=0 -qq -y remove overspill
+test ! -e /sys/fs/bpf/overspill || fail "the state of another build is left"
 ! systemctl --quiet is-active overspill@web || fail "overspill@web runs on"
 served 8082 || fail "the server of a service that was removed does not go on"
 kill "$server"

@@ -48,7 +48,7 @@ pub(crate) struct Args {
     unit: Vec<String>,
 
     /// Who listens on this port joins; may be repeated
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = args::port())]
     port: Vec<u16>,
 
     #[command(flatten)]
@@ -60,7 +60,8 @@ pub(crate) struct Args {
 
     /// How long a process may let a request wait, while others accept, until it
     /// is taken to hang; 0 for ever
-    #[arg(long, hide_short_help = true, value_name = "MS", default_value_t = 100)]
+    #[arg(long, hide_short_help = true, value_name = "MS", default_value_t = 100,
+          value_parser = args::milliseconds())]
     hang: u32,
 
     /// How many services and members the network namespace is to hold; only

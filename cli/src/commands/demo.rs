@@ -19,6 +19,7 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
+use crate::args;
 use crate::failure::{Failure, Outcome};
 use crate::help;
 use crate::output::{print, wrap};
@@ -37,7 +38,8 @@ EXAMPLES
 #[command(add = help::Manual::text(include_str!("demo.manual")))]
 pub(crate) struct Args {
     /// How long each of the four loads lasts
-    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=60))]
+    #[arg(long, value_name = "N", default_value_t = 5,
+          value_parser = args::number("a whole number of seconds", 1_u32..=60))]
     seconds: u32,
 
     /// Draw a picture of it in FILE as well (SVG)

@@ -37,6 +37,14 @@ enum What {
     },
 }
 
+/// zsh loads the script at the first TAB, as the function that is to complete: what it defines
+/// would be asked from the second on.
+const AT_FIRST_TAB: &str = "
+if [[ $funcstack[1] == _overspill ]]; then
+    _clap_dynamic_completer_overspill
+fi
+";
+
 pub(crate) fn run(args: &Args) -> Outcome {
     match &args.what {
         What::Man { folder, date } => {
@@ -58,6 +66,9 @@ fn completion(shell: &str) -> Vec<u8> {
         .expect("a shell that clap knows")
         .write_registration(complete::VARIABLE, "overspill", "overspill", "overspill", &mut script)
         .expect("memory takes what is written");
+    if shell == "zsh" {
+        script.extend_from_slice(AT_FIRST_TAB.as_bytes());
+    }
     script
 }
 

@@ -12,7 +12,7 @@ use crate::output::{self, Column, numbers, words};
 ///
 /// MEMBERS are the active of all members; QUEUED is what their queues hold, half-open
 /// requests included, of what they can hold. The other figures count requests since the
-/// service was made.
+/// service was made: placed, redirected, dropped, reset.
 #[derive(Debug, clap::Args)]
 #[command(add = help::Manual::text(include_str!("ls.manual")))]
 #[command(after_help = "\
@@ -77,20 +77,21 @@ fn everywhere() -> Result<(Vec<Entry>, Option<Failure>), Failure> {
 /// With every namespace's services, NETNS takes the place of POLICY: 80 columns are few.
 fn table(entries: &[Entry], all: bool) -> String {
     let netns_or_policy = if all { numbers("NETNS") } else { words("POLICY") };
-    let columns: [Column<'_>; 8] = [
+    let columns: [Column<'_>; 9] = [
         words("NAME"),
         numbers("PORT"),
         netns_or_policy,
         numbers("MEMBERS"),
         numbers("QUEUED"),
         numbers("PLACED"),
-        numbers("REDIRECTED"),
+        numbers("REDIR"),
         numbers("DROPPED"),
+        numbers("RESET"),
     ];
     output::table(&columns, entries.iter().map(row))
 }
 
-fn row(Entry { netns, status }: &Entry) -> [String; 8] {
+fn row(Entry { netns, status }: &Entry) -> [String; 9] {
     let members = &status.members;
     let active = members.iter().filter(|member| member.state == MemberState::Active).count();
     let held: u64 = members.iter().map(|m| u64::from(m.queued) + u64::from(m.half_open)).sum();
@@ -104,5 +105,6 @@ fn row(Entry { netns, status }: &Entry) -> [String; 8] {
         status.requests.placed.to_string(),
         status.requests.redirected.to_string(),
         status.requests.dropped.to_string(),
+        status.requests.reset.to_string(),
     ]
 }

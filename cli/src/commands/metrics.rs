@@ -9,7 +9,7 @@ mod server;
 
 use std::net::SocketAddr;
 
-use crate::args::Places;
+use crate::args::{self, Places};
 use crate::failure::Outcome;
 use crate::help;
 use crate::output;
@@ -33,12 +33,12 @@ use reading::Reading;
 EXAMPLES
   overspill metrics
   overspill metrics --listen 192.0.2.1:28534 --netns blue
-  overspill metrics --once | sponge \\
-      /var/lib/prometheus/node-exporter/overspill.prom
+  overspill metrics --once >overspill.prom.new && \\
+      mv overspill.prom.new overspill.prom
   curl -s http://127.0.0.1:28534/metrics | grep overspill_member_state")]
 pub(crate) struct Args {
     /// Listen for scrapes there
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:28534")]
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:28534", value_parser = args::address)]
     listen: SocketAddr,
 
     /// Print the figures once instead, for node_exporter's textfile collector

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use overspill::{Name, Namespace, Service};
+use overspill::{MemberState, Name, Namespace, Service};
 
 use crate::args::{self, Place};
 use crate::complete;
@@ -11,6 +11,7 @@ use crate::help;
 use crate::nearest;
 use crate::output;
 use crate::supervisor::control::{self, Client, Request};
+use crate::supervisor::services::worker_cgroup;
 
 /// Replace the workers of overspill run, one after another
 ///
@@ -59,16 +60,28 @@ fn base(name: &Name) -> Name {
     base.parse().expect("a name without its port is one as well")
 }
 
+/// Whether a killed supervisor of that name has left it, so that a new one takes it over.
+fn is_left(service: &Service, name: &Name) -> bool {
+    let members = service.status().map(|status| status.members).unwrap_or_default();
+    let mut alive = members.iter().filter(|member| member.state != MemberState::Gone);
+    alive.all(|member| worker_cgroup(member.pid, name).is_some())
+}
+
 /// Why no supervisor answers.
 fn nobody(name: &Name, namespace: &Namespace) -> Failure {
     // Who may not look at services is told the rest.
     let services = Service::all(namespace).unwrap_or_default();
     if let Some(service) = services.iter().find(|service| base(service.name()) == *name) {
-        return Failure::new(format!(
-            "service {} has no supervisor: its supervisor was killed, or overspill share made \
-             the service; start overspill run --name {name} again to take over",
-            service.name()
-        ));
+        let again = format!("start overspill run --name {name} again");
+        let why = if is_left(service, name) {
+            format!("that was killed; {again} to take over")
+        } else {
+            format!(
+                "others have started its servers, or one that was killed; restart them as they \
+                     were started, or end them and {again}"
+            )
+        };
+        return Failure::new(format!("service {} has no supervisor: {why}", service.name()));
     }
     let hint = nearest::hint(name.as_str(), control::names().iter().map(ToString::to_string));
     Failure::new(format!(

@@ -7,11 +7,12 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 use clap::FromArgMatches as _;
+use clap::builder::NonEmptyStringValueParser;
 use nix::sys::signal::Signal;
 use overspill::{Capacity, Name, Policy};
 
 use crate::args::{self, RuleArgs};
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::failure::{Failure, Outcome};
 use crate::help;
 use crate::supervisor::relay::Output;
@@ -60,7 +61,7 @@ pub(crate) struct Args {
 
     /// How many workers [default: one for each CPU]
     #[arg(short = 'n', long, value_name = "WORKERS",
-          value_parser = clap::value_parser!(u16).range(1..))]
+          value_parser = args::number("a whole number of workers", 1..=u16::MAX))]
     workers: Option<u16>,
 
     /// Each worker gets a socket here; may be repeated
@@ -79,7 +80,8 @@ pub(crate) struct Args {
     spread: bool,
 
     /// A queue's length; at most net.core.somaxconn
-    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 4096)]
+    #[arg(long, hide_short_help = true, value_name = "N", default_value_t = 4096,
+          value_parser = args::number("a whole number of connections", 0..=u32::MAX))]
     backlog: u32,
 
     /// Let workers tell a dispatcher how they are; only with --listen
@@ -87,27 +89,31 @@ pub(crate) struct Args {
     words: bool,
 
     /// Whom the workers run as, by name or number
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     user: Option<String>,
 
     /// The workers' time to end
-    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 10,
+          value_parser = args::seconds())]
     grace: u32,
 
     /// A port for each worker alone; may be repeated
-    #[arg(long, hide_short_help = true, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, hide_short_help = true, value_name = "PORT", value_parser = args::port())]
     private_port: Vec<u16>,
 
     /// Milliseconds until a worker hangs
-    #[arg(long, hide_short_help = true, value_name = "MS", default_value_t = 100)]
+    #[arg(long, hide_short_help = true, value_name = "MS", default_value_t = 100,
+          value_parser = args::milliseconds())]
     hang: u32,
 
     /// A replaced worker's time to finish
-    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 10)]
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 10,
+          value_parser = args::seconds())]
     drain: u32,
 
     /// A successor's time until it listens
-    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 30,
+          value_parser = args::seconds())]
     ready: u32,
 
     /// What ends a replaced worker
@@ -156,7 +162,7 @@ pub(crate) fn read(file: &Path) -> Result<Plan, Failure> {
     let config = Config::read(file, command.clone())?;
     let matches = command.no_binary_name(true).try_get_matches_from(&config.arguments);
     let args = matches.and_then(|matches| Args::from_arg_matches(&matches));
-    let mut args = args.map_err(|error| config.refuses(&[], &config::line(&error)))?;
+    let mut args = args.map_err(|error| config.refuses(&[], &usage::first_paragraph(&error)))?;
     args.rules.relative_to(file.parent().unwrap_or(Path::new("")));
     if args.name.is_none() {
         let stem = file.file_stem().unwrap_or_default().to_string_lossy();
@@ -180,6 +186,12 @@ fn plan_of(file: &Path) -> Result<Plan, Failure> {
 impl Args {
     /// What is to be run, or what is wrong with the arguments together.
     fn plan(self) -> Result<Plan, Clash> {
+        if self.command[0].is_empty() {
+            return Err(Clash {
+                options: &["command"],
+                message: "the command has no name; give the program first".to_owned(),
+            });
+        }
         let hands_over = !self.listen.is_empty() || !self.listen_each.is_empty();
         if hands_over && !self.private_port.is_empty() {
             return Err(Clash {
@@ -251,10 +263,9 @@ fn default_name(command: &OsStr) -> Name {
 }
 
 fn address(text: &str) -> Result<SocketAddr, String> {
-    let example = "give an address and a port, such as 127.0.0.1:8080 or [::]:8080";
-    let address: SocketAddr = text.parse().map_err(|_| example.to_owned())?;
+    let address = args::address(text)?;
     match address.port() {
-        0 => Err(format!("port 0 would be another port for each worker; {example}")),
+        0 => Err(format!("port 0 would be another port for each worker; {}", args::ADDRESS)),
         _ => Ok(address),
     }
 }
@@ -266,6 +277,7 @@ fn addresses(text: &str) -> Result<Addresses, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
     use clap::Parser;
     use overspill::{OnFull, Policy, Rules};
 
@@ -341,7 +353,7 @@ mod tests {
             ("--listen localhost -- x", "127.0.0.1:8080"),
             ("--listen 10.0.0.1:0 -- x", "port 0"),
             ("--listen-each 10.0.0.1:80, -- x", "127.0.0.1:8080"),
-            ("-n 0 --listen 10.0.0.1:80 -- x", "0 is not in"),
+            ("-n 0 --listen 10.0.0.1:80 -- x", "a whole number of workers"),
             ("--policy best --listen 10.0.0.1:80 -- x", "shortest-queue"),
             ("--name web:80 --listen 10.0.0.1:80 -- x", "adds the port"),
             ("--output raw --listen 10.0.0.1:80 -- x", "prefixed, as-is"),

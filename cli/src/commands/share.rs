@@ -1,6 +1,5 @@
 //! `overspill share`
 
-use clap::builder::RangedU64ValueParser;
 use overspill::{Capacity, Name, Namespace, Policy, Service, adopt};
 
 use crate::args::{self, RuleArgs};
@@ -36,11 +35,11 @@ pub(crate) struct Args {
 
     /// The processes whose sockets join, in this order
     #[arg(long = "pid", value_name = "PID", required = true, value_delimiter = ',',
-          value_parser = RangedU64ValueParser::<u32>::new().range(1..=u32::MAX.into()))]
+          value_parser = args::number("the number of a process", 1..=u32::MAX))]
     pids: Vec<u32>,
 
     /// The port that the sockets listen on
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = args::port())]
     port: u16,
 
     #[command(flatten)]

@@ -1,5 +1,6 @@
 //! `overspill trace`
 
+use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
 use std::net::IpAddr;
 use std::process;
@@ -58,7 +59,8 @@ pub(crate) struct Args {
     client: Option<IpNet>,
 
     /// End after so many lines
-    #[arg(short = 'n', long, value_name = "N")]
+    #[arg(short = 'n', long, value_name = "N",
+          value_parser = args::number("a whole number of lines", 0..=u64::MAX))]
     count: Option<u64>,
 
     /// Print a JSON object a line
@@ -208,7 +210,13 @@ struct Output<'a> {
     name: Option<&'a Name>,
     left: Option<u64>,
     zone: TimeZone,
+    widths: [usize; HEADINGS.len()],
 }
+
+const HEADINGS: [&str; 8] =
+    ["TIME", "CLIENT", "CALLED", "SERVICE", "OUTCOME", "WHY", "MEMBER", "CHOSEN"];
+/// What most lines need.
+const WIDTHS: [usize; HEADINGS.len()] = [15, 21, 17, 8, 10, 8, 11, 0];
 
 impl<'a> Output<'a> {
     fn new(args: &'a Args) -> Self {
@@ -218,6 +226,7 @@ impl<'a> Output<'a> {
             name: args.name.as_ref(),
             left: args.count,
             zone: TimeZone::system(),
+            widths: WIDTHS,
         }
     }
 
@@ -229,8 +238,8 @@ impl<'a> Output<'a> {
         if self.json {
             return Ok(());
         }
-        let cells = ["TIME", "CLIENT", "CALLED", "SERVICE", "OUTCOME", "WHY", "MEMBER", "CHOSEN"];
-        self.write(&self.columns(cells))?;
+        let line = self.columns(HEADINGS);
+        self.write(&line)?;
         self.flush()
     }
 
@@ -243,7 +252,7 @@ impl<'a> Output<'a> {
         self.write(&line)
     }
 
-    fn text(&self, event: &Event) -> String {
+    fn text(&mut self, event: &Event) -> String {
         let time = Timestamp::try_from(event.time).expect("a time of today");
         let time = time.to_zoned(self.zone.clone()).strftime("%H:%M:%S.%6f").to_string();
         let cells = [
@@ -259,18 +268,17 @@ impl<'a> Output<'a> {
         self.columns(cells)
     }
 
-    /// Lined up, as far as that is possible before the lines are known.
-    fn columns(
-        &self,
-        [time, client, called, service, outcome, why, member, chosen]: [&str; 8],
-    ) -> String {
-        let service = match self.name {
-            Some(_) => String::new(),
-            None => format!("{service:<8} "),
-        };
-        format!(
-            "{time:<15} {client:<21} {called:<17} {service}{outcome:<10} {why:<8} {member:<11} {chosen}"
-        )
+    /// Lined up; a column that something was too wide for stays as wide.
+    fn columns(&mut self, cells: [&str; HEADINGS.len()]) -> String {
+        let mut line = String::new();
+        for ((cell, heading), width) in cells.into_iter().zip(HEADINGS).zip(&mut self.widths) {
+            if heading == "SERVICE" && self.name.is_some() {
+                continue;
+            }
+            *width = cell.len().max(*width);
+            let _ = write!(line, "{cell:<width$} ");
+        }
+        line.trim_end().to_owned()
     }
 
     fn write(&mut self, line: &str) -> Done {
@@ -319,4 +327,69 @@ struct Line<'a> {
 fn json(event: &Event) -> String {
     let time = Timestamp::try_from(event.time).expect("a time of today");
     serde_json::to_string(&Line { time, event }).expect("no map with keys that are not text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use overspill::trace::Why;
+    use overspill::{MemberState, Policy};
+    use std::time::SystemTime;
+
+    fn event(client: &str) -> Event {
+        let glimpse = Glimpse {
+            member: MemberId(2),
+            state: MemberState::Active,
+            queued: 3,
+            half_open: 1,
+            capacity: 17,
+        };
+        Event {
+            time: SystemTime::UNIX_EPOCH,
+            service: "web".to_owned(),
+            client: client.parse().unwrap(),
+            called: "10.0.0.1:80".parse().unwrap(),
+            outcome: Outcome::Placed,
+            why: Why::Policy,
+            policy: Policy::default(),
+            member: Some(glimpse),
+            chosen: Some(glimpse),
+        }
+    }
+
+    #[test]
+    fn a_wide_address_moves_all_that_comes_after_it() {
+        let mut out = Output {
+            out: BufWriter::new(io::stdout()),
+            json: false,
+            name: None,
+            left: None,
+            zone: TimeZone::UTC,
+            widths: WIDTHS,
+        };
+        let mut called_at = |client: &str| out.text(&event(client)).find("10.0.0.1:80").unwrap();
+        let usual = "198.51.100.200:54321";
+        let wide = "[2001:db8:1111:2222:3333:4444:5555:6666]:54321";
+        let places = [usual, wide, usual].map(&mut called_at);
+        assert_eq!(places, [38, 63, 63]);
+    }
+
+    /// The words, columns and fields that the manual has a line for.
+    #[test]
+    fn the_manual_tells_of_each_column_word_and_field() {
+        let manual = include_str!("trace.manual");
+        let lines = manual.lines().filter_map(|line| line.strip_prefix("  "));
+        let words = lines.filter_map(|line| line.split(' ').next());
+        let mut told: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
+        let event = serde_json::to_value(event("10.0.0.2:1")).unwrap();
+        let fields = [&event, &event["member"]].map(|it| it.as_object().unwrap().keys().cloned());
+        let mut known = vec!["time".to_owned()];
+        known.extend(HEADINGS.map(str::to_owned));
+        known.extend(Outcome::ALL.map(|it| it.to_string()));
+        known.extend(Why::ALL.map(|it| it.to_string()));
+        known.extend(fields.into_iter().flatten());
+        told.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(told, known);
+    }
 }

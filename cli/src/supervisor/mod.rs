@@ -17,7 +17,7 @@ mod option;
 pub(crate) mod relay;
 mod reload;
 mod restart;
-mod services;
+pub(crate) mod services;
 mod sockets;
 mod watching;
 pub(crate) mod worker;

@@ -725,7 +725,7 @@ fn no_descriptor(error: &std::io::Error) -> Error {
 }
 
 /// The control group of a worker: the one that a supervisor of that name has made.
-fn worker_cgroup(pid: u32, name: &Name) -> Option<Cgroup> {
+pub(crate) fn worker_cgroup(pid: u32, name: &Name) -> Option<Cgroup> {
     let prefix = super::cgroup_prefix(name);
     let mut cgroup = Cgroup::of_process(pid).ok()?;
     loop {

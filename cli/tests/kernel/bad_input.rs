@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
@@ -289,13 +289,39 @@ fn without_privilege() {
             "rm good 0",
             "rm good",
         ] {
-            good.is_refused(run(arguments), &["no permission to", "run as root", "CAP_BPF"]);
+            good.is_refused(run(arguments), &["no permission to", "run as root", "CAP_SYS_ADMIN"]);
         }
         let check = run("check");
         assert_eq!(check.code, Some(1));
         assert!(check.stdout.contains("missing  CAP_NET_ADMIN"), "{}", check.stdout);
         assert!(check.complaint().contains("CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN"));
     }
+}
+
+/// Run by a user who has these capabilities and no others.
+fn as_nobody_with(capabilities: &str, copy: &Path, arguments: &str) -> Ran {
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    for set in ["bounding-set", "inh-caps", "ambient-caps"] {
+        command.arg(format!("--{set}=-all,{capabilities}"));
+    }
+    Ran::from(command.arg(copy).args(arguments.split(' ')).output().unwrap())
+}
+
+/// What the message names is what is lacking, and what suffices.
+#[test]
+fn what_root_has_made_takes_a_capability_of_its_own() {
+    world::enter();
+    let good = Bystander::new("");
+    let (_folder, copy) = public_copy();
+    for arguments in ["ls", "show good", "resume good 0"] {
+        let named = "with CAP_DAC_OVERRIDE too where another user has made the state";
+        let all_others = "+net_admin,+sys_admin,+sys_ptrace,+dac_read_search";
+        good.is_refused(as_nobody_with(all_others, &copy, arguments), &[named]);
+        as_nobody_with("+sys_admin,+dac_override", &copy, arguments).done();
+    }
+    let check = as_nobody_with("+net_admin,+sys_admin", &copy, "check").done();
+    assert!(check.contains("note     CAP_DAC_OVERRIDE"), "{check}");
 }
 
 /// With what README asks for, and no more, another user than root does it all.
@@ -305,15 +331,8 @@ fn the_documented_capabilities_suffice() {
     let server = Server::start("tcp=10.0.0.1:80 tcp=10.0.0.2:80");
     let (folder, copy) = public_copy();
     let dispatcher = crate::dispatcher::compile("canary", folder.path());
-    let documented = "-all,+bpf,+perfmon,+net_admin,+sys_admin,+sys_ptrace,+dac_read_search";
-    let run = |arguments: &str| {
-        let mut command = Command::new("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
-        for set in ["bounding-set", "inh-caps", "ambient-caps"] {
-            command.arg(format!("--{set}={documented}"));
-        }
-        Ran::from(command.arg(&copy).args(arguments.split(' ')).output().unwrap())
-    };
+    let documented = "+bpf,+perfmon,+net_admin,+sys_admin,+sys_ptrace,+dac_read_search";
+    let run = |arguments: &str| as_nobody_with(documented, &copy, arguments);
     run("check").done();
     run(&format!("share web --pid {} --port 80", server.pid())).done();
     let ask = format!("set web --policy dispatcher={dispatcher}");

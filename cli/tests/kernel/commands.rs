@@ -13,7 +13,7 @@ use world::at;
 use crate::server::{Server, add_namespace, get};
 use crate::tool::{Ran, cells, command, overspill};
 
-const HEADINGS: &str = "NAME  PORT  POLICY  MEMBERS  QUEUED  PLACED  REDIRECTED  DROPPED\n";
+const HEADINGS: &str = "NAME  PORT  POLICY  MEMBERS  QUEUED  PLACED  REDIR  DROPPED  RESET\n";
 
 fn show(arguments: &str) -> Value {
     serde_json::from_str(&overspill(&format!("show {arguments} --json")).done()).unwrap()
@@ -43,8 +43,9 @@ fn the_life_of_a_service() {
     assert_eq!(said, "web: 2 members on port 8080\n");
     assert_eq!([who(0), who(1)], ["one", "two"]);
     let list = overspill("ls").done();
-    let row = ["web", "8080", "next-available", "2/2", "0/12", "2", "0", "0"];
+    let row = ["web", "8080", "next-available", "2/2", "0/12", "2", "0", "0", "0"];
     assert_eq!(cells(&list)[1], row);
+    assert!(list.lines().all(|line| line.len() <= 80), "{list}");
 
     overspill("drain web 0").done();
     assert_eq!([who(0), who(1)], ["two", "two"]);

@@ -195,7 +195,8 @@ fn a_wrong_file_changes_nothing() {
     wrong(
         "workers = 2\nuser = 'no-such-user'\nlisten = []\npolicy = 'dispatcher=none.o'",
         &format!(
-            "cannot read {}: No such file or directory (os error 2)",
+            "{} is not a dispatcher: No such file or directory (os error 2); give one that is made \
+             from a C file with OVERSPILL_DISPATCHER in it: clang -target bpf -O2 -g -c",
             shown.replace("web.toml", "none.o")
         ),
         false,

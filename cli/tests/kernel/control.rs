@@ -135,7 +135,7 @@ fn a_supervisor_that_is_not_there() {
     run.ends_at(Signal::SIGTERM);
     let server = Server::start("tcp=10.0.0.1:80");
     overspill(&format!("share web --pid {} --port 80", server.pid())).done();
-    restart_fails("web", &["service web has no supervisor", "share", "overspill run --name web"]);
+    restart_fails("web", &["no supervisor: others have started its servers", "restart them as"]);
 }
 
 #[test]
@@ -244,13 +244,17 @@ fn a_killed_supervisor_leaves_its_name_free() {
     killed.supervisor.wait().unwrap();
     assert!(orphans.contains(&pid(&ask("10.0.0.1:80"))), "the orphans still serve");
     assert_eq!(read_line(begun), "", "nobody holds the other end");
-    restart_fails("web", &["service web has no supervisor: its supervisor was killed"]);
+    restart_fails(
+        "web",
+        &["service web has no supervisor: ", "or end them and start overspill run"],
+    );
     for orphan in orphans {
         send(orphan, Signal::SIGKILL);
     }
     wait_until("all members are gone", || {
         crate::run::members("web").iter().all(|it| it.state == overspill::MemberState::Gone)
     });
+    restart_fails("web", &["that was killed; start overspill run --name web again to take over"]);
     let run = Run::start(options, &WORKER);
     run.line("policy least-loaded");
     restarts(overspill("restart web"));

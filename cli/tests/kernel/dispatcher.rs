@@ -70,11 +70,11 @@ fn what_is_wrong_with_a_dispatcher_is_said_on_one_line() {
         assert!(line.contains(why), "{line}");
     };
     for path in [text, "/dev/null"] {
-        let why = "is not a dispatcher: it is not an object file; make it from";
+        let why = "is not a dispatcher: it is not an object file; give one";
         refused(&format!("{share} --policy dispatcher={path}"), why);
         refused(&format!("run --policy dispatcher={path} -- true"), why);
     }
-    let why = "cannot read /nonexistent: No such file";
+    let why = "/nonexistent is not a dispatcher: No such file";
     refused("run --policy dispatcher=/nonexistent -- true", why);
     overspill(&share).done();
     let before = show("web");

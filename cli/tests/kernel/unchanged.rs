@@ -440,6 +440,8 @@ fn a_new_supervisor_takes_over_from_a_killed_one() {
     killed.supervisor.kill().unwrap();
     killed.supervisor.wait().unwrap();
     all_answer(3, || ask(at(IPV4)));
+    let told = overspill("restart web").failed();
+    assert!(told.contains("that was killed; start overspill run --name web again"), "{told}");
     let run = Run::start("--name web -n 3", &command);
     run.line("taking over 3 workers");
     wait_until("all are replaced", || {

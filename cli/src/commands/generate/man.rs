@@ -198,7 +198,7 @@ mod tests {
     /// Who looks for what a command costs finds it in one place.
     #[test]
     fn what_costs_something_while_it_runs_says_so() {
-        let costly = ["run", "share", "top", "trace", "metrics"];
+        let costly = ["run", "allow", "share", "top", "trace", "metrics"];
         for (name, page) in pages("2026-01-02") {
             let command = name.trim_start_matches("overspill-").trim_end_matches(".1");
             let says = String::from_utf8_lossy(&page).contains("\n.SH OVERHEAD\n");

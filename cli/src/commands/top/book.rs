@@ -7,7 +7,7 @@ use std::time::Duration;
 use overspill::{MemberId, MemberState, MemberStatus, Status};
 
 /// How many readings are kept of what a queue held: the widest that is shown of them.
-const LATELY: usize = 60;
+pub(super) const LATELY: usize = 40;
 
 /// The services of a network namespace, by name.
 #[derive(Debug, Default)]

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use super::book::{Member, Service};
+use super::book::{LATELY, Member, Service};
 
 /// A column of a table with such rows.
 pub(super) trait Column: Copy + PartialEq + 'static {
@@ -169,7 +169,7 @@ impl Column for MemberColumn {
         Self::Out,
     ];
 
-    const GROW: &'static [Self] = &[Self::Address, Self::Queue, Self::Lately];
+    const GROW: &'static [Self] = &[Self::Address, Self::Lately, Self::Queue];
 
     fn heading(self) -> &'static str {
         match self {
@@ -214,7 +214,8 @@ impl Column for MemberColumn {
                 (widest.min(15), widest)
             }
             Self::Queue => (5, 24),
-            Self::Lately => (8, 60),
+            // Then the bars, which HELD tells as well, take the rest.
+            Self::Lately => (8, LATELY),
             _ => {
                 let widest = widest(self, rows);
                 (widest, widest)

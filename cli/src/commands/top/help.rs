@@ -38,7 +38,8 @@ fn entries() -> Vec<(&'static str, &'static str)> {
         ("MEMBER", "Its number. Sorted by it, members stand in the order of the list."),
         (
             "STATE",
-            "active; draining: no new requests, as you wish; hung: accepts nothing; gone: closed.",
+            "active; draining: no new requests, as you wish or as run pauses before it starts the \
+             worker again; hung: accepts nothing; gone: closed.",
         ),
         ("QUEUE", "What waits, what is half open, what is free."),
         ("HELD", "The same in figures: waiting + half open / what fits."),
