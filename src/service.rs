@@ -611,9 +611,11 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// The kernel refuses it: the socket has no `SO_REUSEPORT`.
+    /// The kernel refuses it: the socket has no `SO_REUSEPORT`; [`Error::OtherVersion`].
     pub fn keep_requests(&self, socket: &impl AsFd) -> Result<()> {
-        let program = self.datapath()?.mover()?;
+        let datapath = self.datapath()?;
+        datapath.check_writable()?;
+        let program = datapath.mover()?;
         sys::attach_to_group(socket.as_fd(), program.as_fd()).map_err(|error| {
             Error::system("attach a program to the SO_REUSEPORT group of", "a member", error)
         })

@@ -207,10 +207,12 @@ impl Trace {
     /// # Errors
     ///
     /// [`Error::NoSuchService`](crate::Error::NoSuchService): there is no such service, or
-    /// none at all; [`Error::TooManyTracers`](crate::Error::TooManyTracers); those of
-    /// looking at a service, which takes the same privilege.
+    /// none at all; [`Error::TooManyTracers`](crate::Error::TooManyTracers);
+    /// [`Error::OtherVersion`](crate::Error::OtherVersion): who traces writes that down; those
+    /// of looking at a service, which takes the same privilege.
     pub fn begin(namespace: &Namespace, filter: &Filter) -> Result<Self> {
         let datapath = Datapath::open(namespace)?.ok_or(crate::Error::NoServices)?;
+        datapath.check_writable()?;
         let service = match &filter.service {
             Some(name) => {
                 let service = Service::open_in(name.as_str(), namespace)?;

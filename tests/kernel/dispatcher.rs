@@ -13,7 +13,7 @@ use overspill::{Change, Error, MemberId, Namespace, Policy, Service, Word, Words
 use tempfile::TempDir;
 use world::{at, wait_until};
 
-use crate::tools::{Listening, connect, listener};
+use crate::tools::{Listening, connect, listener, netstat};
 
 /// A dispatcher compiled as a user would; gone with this.
 pub(crate) struct Object {
@@ -276,7 +276,7 @@ fn one_made_for_another_version() {
 fn what_is_no_dispatcher() {
     world::enter();
     let missing = refused("/nonexistent".into());
-    assert!(matches!(missing, Error::System { .. }), "{missing:?}");
+    assert!(matches!(missing, Error::NotADispatcher { .. }), "{missing:?}");
     let header = "#include \"overspill_dispatcher.h\"\n";
     let one = "OVERSPILL_DISPATCHER(test, request) { return &request->candidates[0]; }\n";
     let section = |name: &str| {
@@ -414,7 +414,13 @@ fn nobody_is_lost_while_it_is_swapped() {
     assert!(calls > 0);
     assert_eq!(accepted, calls);
     let requests = service.status().unwrap().requests;
-    assert_eq!((requests.placed, requests.fallback, requests.dropped), (calls, 0, 0));
+    assert_eq!((requests.fallback, requests.dropped), (0, 0));
+    // While one CPU puts a closed connection in the place of an open one (TIME_WAIT), the
+    // client's last segment may find neither on another, and is a request too: a stray one,
+    // which the kernel answers with a reset.
+    let strays = requests.placed.checked_sub(calls).expect("each call is a request");
+    let resets = netstat("OutRsts");
+    assert!(strays <= resets, "{strays} more than {calls} calls, {resets} resets");
 }
 
 /// Accepts and closes until it is over; how often.

@@ -12,8 +12,10 @@ use std::thread;
 
 use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use overspill::trace::{Filter, Trace};
 use overspill::{
-    Capacity, Change, Error, MemberId, MemberState, Namespace, OnFull, Policy, Service, adopt,
+    Capacity, Change, Error, Health, MemberId, MemberState, Namespace, OnFull, Policy, Service,
+    adopt,
 };
 use world::{at, wait_until};
 
@@ -560,8 +562,11 @@ fn the_state_of_another_build_is_read_and_not_written() {
         service.leave(MemberId(0)).unwrap_err(),
         service.join(&more).unwrap_err(),
         service.set(&Change { spread: Some(true), ..Change::default() }).unwrap_err(),
+        service.set_health(MemberId(0), Health::Hung).unwrap_err(),
+        service.keep_requests(&listeners[0]).unwrap_err(),
         service.clone().remove().unwrap_err(),
         Service::builder("new").share(&[&more]).unwrap_err(),
+        Trace::begin(service.namespace(), &Filter::default()).unwrap_err(),
     ] {
         assert!(matches!(error, Error::OtherVersion { .. }), "{error:?}");
         assert!(error.remedy().is_some());

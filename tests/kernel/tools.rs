@@ -107,7 +107,9 @@ pub(crate) fn total_queued(service: &Service) -> u32 {
 
 /// A counter of this network namespace (`nstat -a` shows them all).
 pub(crate) fn netstat(name: &str) -> u64 {
-    let text = fs::read_to_string("/proc/thread-self/net/netstat").unwrap();
+    let text = ["netstat", "snmp"]
+        .map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
+        .concat();
     let lines: Vec<&str> = text.lines().collect();
     for pair in lines.chunks(2) {
         let names = pair[0].split(' ');

@@ -301,16 +301,22 @@ fn weights() {
     overspill("set web --policy least-loaded --weight 0=3,1=2").done();
     assert_eq!((weights(), show("web")["policy"].as_str()), ([3, 2], Some("least-loaded")));
 
-    // Clients that stay: three of the first member's for two of the second's.
-    let clients: Vec<TcpStream> =
-        (0..10).map(|_| TcpStream::connect(addresses[0]).unwrap()).collect();
-    let established = || {
+    // Clients that stay: three of the first member's for two of the second's. Each comes when
+    // the one before it has been accepted: who waits would weigh twice.
+    let held = |figure: &str| {
         let members = show("web")["members"].clone();
-        [0, 1].map(|n| members[n]["established"].as_u64().unwrap())
+        [0, 1].map(|n| members[n][figure].as_u64().unwrap())
     };
-    world::wait_until("they are counted", || established() == [6, 4]);
+    let mut clients = Vec::new();
+    for count in 1..=10 {
+        clients.push(TcpStream::connect(addresses[0]).unwrap());
+        world::wait_until("it is accepted", || {
+            held("queued") == [0, 0] && held("established").iter().sum::<u64>() == count
+        });
+    }
+    assert_eq!(held("established"), [6, 4]);
     drop(clients);
-    world::wait_until("none is left", || established() == [0, 0]);
+    world::wait_until("none is left", || held("established") == [0, 0]);
 
     let refused = overspill("set web --policy round-robin --weight 1=9,7=2").failed();
     assert!(refused.contains("has no member 7"), "{refused}");
