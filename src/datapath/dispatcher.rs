@@ -19,6 +19,7 @@ use super::{Change, Datapath};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
 use crate::roster::Roster;
+use crate::sys;
 
 /// `OVERSPILL_DISPATCHER_VERSION`; a test compares it with that of the header.
 const VERSION: u32 = 1;
@@ -48,7 +49,7 @@ impl Dispatcher {
                 .ok_or_else(|| not_one(path, format!("it has no map {name}")))?;
             map.reuse_fd(own.as_fd()).map_err(|error| Error::bpf("use", "the map", error))?;
         }
-        let (loaded, said) = listen(|| object.load());
+        let (loaded, said) = listen(|| sys::without_signals(|| object.load()));
         let object = loaded.map_err(|error| match verdict(&said) {
             Some(verdict) => Error::DispatcherRefused { path: path.to_owned(), verdict },
             None => Error::bpf("load", path.display().to_string(), error),

@@ -15,6 +15,7 @@ use crate::adopt::{self, Adopted};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::service::Name;
+use crate::sys;
 
 /// `OV_SOCKETS`, of `bpf/hooks.h`.
 const SOCKETS: usize = 64;
@@ -126,7 +127,7 @@ impl Hooks {
         let failed = |operation| move |error| Error::bpf(operation, "the hooks", error);
         let object = ObjectBuilder::default()
             .open_memory(OBJECT)
-            .and_then(libbpf_rs::OpenObject::load)
+            .and_then(|object| sys::without_signals(|| object.load()))
             .map_err(failed("load"))?;
         map(&object, "ports")?
             .update(&0_u32.to_ne_bytes(), ports, MapFlags::ANY)

@@ -4,6 +4,8 @@ use std::fs;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenMapMut, OpenObject, ProgramHandle};
@@ -13,6 +15,7 @@ use super::lock::{ASIDE, remove_folder};
 use super::{Capacity, Datapath, Lock, VERSION, digest, layout, pin};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
+use crate::sys;
 
 use skeleton::{OpenOverspillSkel, OverspillSkel, OverspillSkelBuilder};
 
@@ -44,7 +47,8 @@ impl Datapath {
         // bpffs allows no dots in names (kernel/bpf/inode.c, bpf_lookup).
         let aside = lock.root().join(format!("{ASIDE}{}", namespace.inode()));
         make_folder(&aside)?;
-        let made = make(namespace, capacity.unwrap_or_default(), seed, &aside).and_then(|()| {
+        let made = retried(|| make(namespace, capacity.unwrap_or_default(), seed, &aside));
+        let made = made.and_then(|()| {
             fs::rename(&aside, &folder)
                 .map_err(|error| Error::system("rename", aside.display().to_string(), error))
         });
@@ -76,10 +80,12 @@ impl Datapath {
 
     /// Loads the program and lets it go again, to see whether this kernel takes it.
     pub(crate) fn rehearse() -> Result<()> {
-        let mut memory = MaybeUninit::uninit();
         let smallest = Capacity { services: 1, members: 1 };
-        let skeleton = load(open(&mut memory)?, 0, smallest)?;
-        check_readable(&skeleton)
+        retried(|| {
+            let mut memory = MaybeUninit::uninit();
+            let skeleton = load(open(&mut memory)?, 0, smallest)?;
+            check_readable(&skeleton)
+        })
     }
 
     /// Detaches and removes all. For a state without services.
@@ -91,6 +97,28 @@ impl Datapath {
 fn make_folder(path: &Path) -> Result<()> {
     fs::create_dir(path)
         .map_err(|error| Error::system("make the folder", path.display().to_string(), error))
+}
+
+/// How often loading is begun again, in the end with a pause of half a second.
+const ATTEMPTS: u32 = 10;
+
+/// Loads again where the kernel has left off in the middle (EAGAIN), as it does for signals and
+/// whatever else wants the thread; libbpf's own five attempts were seen not to suffice on a
+/// busy machine. Nothing was made until then.
+fn retried<T>(mut load: impl FnMut() -> Result<T>) -> Result<T> {
+    let again = |error: &Error| match error {
+        Error::Bpf { source, .. } => source
+            .downcast_ref::<libbpf_rs::Error>()
+            .is_some_and(|error| error.kind() == libbpf_rs::ErrorKind::WouldBlock),
+        _ => false,
+    };
+    for attempt in 1..ATTEMPTS {
+        match load() {
+            Err(error) if again(&error) => thread::sleep(Duration::from_millis(1 << attempt)),
+            result => return result,
+        }
+    }
+    load()
 }
 
 fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &Path) -> Result<()> {
@@ -175,7 +203,8 @@ fn load(
     size(&mut maps.endpoints, endpoints)?;
     size(&mut maps.near, near)?;
     size(&mut maps.rows, super::rows::capacity(capacity))?;
-    open.load().map_err(|error| Error::bpf("load", "the program into the kernel", error))
+    let loaded = sys::without_signals(|| open.load());
+    loaded.map_err(|error| Error::bpf("load", "the program into the kernel", error))
 }
 
 /// Rosters are opened by number, which takes more privilege (`CAP_SYS_ADMIN`) than making

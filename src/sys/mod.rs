@@ -2,6 +2,7 @@
 
 mod descriptor;
 mod memory;
+mod signals;
 mod socket;
 
 pub(crate) use descriptor::{
@@ -9,4 +10,5 @@ pub(crate) use descriptor::{
     test_run,
 };
 pub(crate) use memory::Shared;
+pub(crate) use signals::without_signals;
 pub(crate) use socket::{Listener, bind_unbound, empty_queue, inspect, listen};

@@ -7,8 +7,10 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use libbpf_rs::query::{LinkInfoIter, LinkTypeInfo};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
@@ -691,5 +693,27 @@ fn looking_while_services_come_and_go() {
         stop.store(true, Ordering::Relaxed);
         let seen = reader.join().unwrap();
         assert!(seen.iter().all(|&times| times > 0), "{seen:?}");
+    });
+}
+
+/// As a profiler sends them, or a runtime that interrupts its threads: the kernel would leave
+/// off verifying the program at each.
+#[test]
+fn a_process_that_gets_signals_all_the_time() {
+    world::enter();
+    let (seen, done) = (Arc::new(AtomicBool::new(false)), AtomicBool::new(false));
+    signal_hook::flag::register(signal_hook::consts::SIGUSR2, Arc::clone(&seen)).unwrap();
+    let maker = nix::sys::pthread::pthread_self();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Acquire) {
+                nix::sys::pthread::pthread_kill(maker, nix::sys::signal::SIGUSR2).unwrap();
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        wait_until("they arrive", || seen.load(Ordering::Acquire));
+        let made = Service::builder("web").listen([at("10.0.0.1:80")]);
+        done.store(true, Ordering::Release);
+        assert_eq!(made.unwrap().0.status().unwrap().members.len(), 1);
     });
 }
