@@ -76,19 +76,21 @@ static __always_inline void count_begun(struct bpf_sock_ops *ctx)
 {
 	struct bpf_sock *sk = ctx->sk;
 	struct ov_origin *origin;
+	struct ov_load *load;
 
 	if (!sk)
 		return;
 	origin = bpf_sk_storage_get(&origins, sk, NULL, 0);
 	/* Counted already where a group and one above it are both attached to: each calls. */
-	if (!origin || origin->counted || !load_of(origin))
+	if (!origin || origin->counted)
 		return;
+	load = load_of(origin);
 	/* The flags of others stay: another program may want other calls. */
-	if (bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
-						   BPF_SOCK_OPS_STATE_CB_FLAG))
+	if (!load || bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags |
+							    BPF_SOCK_OPS_STATE_CB_FLAG))
 		return;
 	origin->counted = true;
-	add_to(origin, 1);
+	__sync_fetch_and_add(&load->established, 1);
 }
 
 static __always_inline void count_ended(struct bpf_sock_ops *ctx)
