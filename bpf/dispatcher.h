@@ -147,6 +147,7 @@ static __always_inline void ask_dispatcher(struct request *r)
 	if (!g.out->count)
 		return;
 	describe(r, g.out);
+	keep_key(r);
 	bpf_tail_call(r->ctx, &dispatchers, r->s->service);
 	fall_back(r);
 }

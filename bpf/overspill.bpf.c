@@ -44,29 +44,24 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 extern void *bpf_rdonly_cast(const void *, __u32) __ksym __weak;
 
 /* Set by user space before loading. */
-const volatile __u32 seed;
-const volatile __u32 cpus = 1;
-const volatile __u32 near_bits = 1; /* `near` has 2^near_bits entries */
+volatile struct ov_settings settings SEC(".data.settings") = {};
+
+/* A map too, with one value; what lies in one is read without a look-up. */
+volatile struct ov_ports ports SEC(".data.ports") = {};
 
 /* Never read: they bring these types into the object's BTF, where a test compares them
  * with those of user space. */
 const volatile union ov_row row_types = {};
 const volatile struct ov_extent extent_type = {};
 
-/* Sizes of one entry are placeholders: user space sets the capacity. */
+/* Sizes of one entry are placeholders: user space sets the capacity, times the CPUs where
+ * each has its own. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct ov_state);
 } state SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct ov_ports);
-} ports SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -79,7 +74,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct ov_near);
+	__type(value, struct ov_endpoint);
 } near SEC(".maps");
 
 /* Every roster's rows in one plain array: the verifier writes its look-ups into the
@@ -114,21 +109,21 @@ struct {
 } sockets SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct ov_service_counters);
 } service_counters SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct ov_member_counters);
 } member_counters SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct ov_exits);
@@ -164,21 +159,41 @@ struct {
 	__type(value, struct ov_cookie);
 } cookies SEC(".maps");
 
+/* What this CPU has of an array in which each has `own` entries, one CPU's after the
+ * other's. An array for each CPU would be a look-up in two steps, and so two cache lines. */
+#define OF_CPU(map, own, number)                                          \
+	({                                                                \
+		__u32 key_ = bpf_get_smp_processor_id() * (own) + (number); \
+		bpf_map_lookup_elem(&map, &key_);                         \
+	})
+
+static __always_inline struct ov_exits *exits_here(void)
+{
+	return OF_CPU(exits, 1, 0);
+}
+
+static __always_inline struct ov_service_counters *service_here(__u32 id)
+{
+	return OF_CPU(service_counters, settings.services, id);
+}
+
+static __always_inline struct ov_member_counters *member_here(__u32 slot)
+{
+	return OF_CPU(member_counters, settings.members, slot);
+}
+
 /* Every counter is one of this CPU, and softirqs do not nest on a CPU: a plain
  * addition is exact for packets. (Look-ups from process context, as of sock_diag
  * for one socket, may be interrupted and lose a count.) */
-#define COUNT(map, type, key, field)                                  \
-	do {                                                          \
-		__u32 key_ = (key);                                   \
-		struct type *c_ = bpf_map_lookup_elem(&map, &key_);   \
-		if (c_)                                               \
-			c_->field++;                                  \
+#define COUNT(counters, field)                    \
+	do {                                      \
+		typeof(counters) c_ = (counters); \
+		if (c_)                           \
+			c_->field++;              \
 	} while (0)
-#define COUNT_EXIT(field) COUNT(exits, ov_exits, 0, field)
-#define COUNT_SERVICE(id, field) \
-	COUNT(service_counters, ov_service_counters, id, field)
-#define COUNT_MEMBER(slot, field) \
-	COUNT(member_counters, ov_member_counters, slot, field)
+#define COUNT_EXIT(field) COUNT(exits_here(), field)
+#define COUNT_SERVICE(id, field) COUNT(service_here(id), field)
+#define COUNT_MEMBER(slot, field) COUNT(member_here(slot), field)
 
 /* --- a member's figures ------------------------------------------------- */
 
@@ -348,13 +363,15 @@ struct search {
 	__u32 weight;
 	__u64 load; /* what it holds, by the measure of the policy */
 	__u64 claim;
+
+	__u8 apart[104]; /* no cache line of it is the next CPU's as well */
 };
 
-/* One a CPU: a packet's run is never interrupted by another run. One from process
+/* One for each CPU: a packet's run is never interrupted by another run. One from process
  * context (sock_diag for one socket, a program that calls bpf_sk_lookup_tcp) may
  * be: its answer may then be that of the packet, and places nothing. */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct search);
@@ -463,7 +480,7 @@ static __always_inline bool has_room(struct search *s, struct ov_member *m,
 		lighter = load * s->weight < s->load * weight;
 	if (!lighter && s->want != WANT_OTHER)
 		return false;
-	claims = f->backlog - used < cpus;
+	claims = f->backlog - used < settings.cpus;
 	if (claims && s->patient && being_taken(claim, used)) {
 		s->contended = true;
 		return false;
@@ -625,37 +642,29 @@ static long consider(__u32 batch, struct request *r)
 
 /* --- the flow's hash ---------------------------------------------------- */
 
-static __always_inline __u32 mix(__u32 h, __u32 word)
+/* Chosen by search for this shift (Chris Wellons, hash-prospector). */
+#define MIX_FACTOR 0xd6e8feb86659fd93ULL
+
+static __always_inline __u64 mix(__u64 h, __u32 high, __u32 low)
 {
-	word *= 0xcc9e2d51;
-	word = word << 15 | word >> 17;
-	word *= 0x1b873593;
-	h ^= word;
-	h = h << 13 | h >> 19;
-	return h * 5 + 0xe6546b64;
+	h = (h ^ ((__u64)high << 32 | low)) * MIX_FACTOR;
+	return h ^ h >> 32;
 }
 
-/* MurmurHash3 over the words of the flow; src/flow.rs is the same. */
+/* The words of the flow as they stand in memory; src/flow.rs is the same. */
 static __always_inline __u32 flow_hash(struct request *r)
 {
-	__u32 h = seed;
+	const __be32 *remote = r->s->remote, *address = r->s->address;
+	__u64 h = settings.seed;
 
 	if (r->s->takes == OV_TAKES_IPV6) {
-		h = mix(h, bpf_ntohl(r->s->remote[0]));
-		h = mix(h, bpf_ntohl(r->s->remote[1]));
-		h = mix(h, bpf_ntohl(r->s->remote[2]));
-		h = mix(h, bpf_ntohl(r->s->address[0]));
-		h = mix(h, bpf_ntohl(r->s->address[1]));
-		h = mix(h, bpf_ntohl(r->s->address[2]));
+		h = mix(h, remote[0], address[0]);
+		h = mix(h, remote[1], address[1]);
+		h = mix(h, remote[2], address[2]);
 	}
-	h = mix(h, bpf_ntohl(r->s->remote[3]));
-	h = mix(h, bpf_ntohl(r->s->address[3]));
-	h = mix(h, r->s->ports);
-	h ^= h >> 16;
-	h *= 0x85ebca6b;
-	h ^= h >> 13;
-	h *= 0xc2b2ae35;
-	return h ^ h >> 16;
+	h = mix(h, remote[3], address[3]);
+	h = mix(h, 0, r->s->ports);
+	return h * MIX_FACTOR >> 32;
 }
 
 /* Which of the called members the flow calls: its index among them. Hashed where it
@@ -761,18 +770,14 @@ static __always_inline bool same_address(const __be32 *a, const __be32 *b)
 /* Multiplied so that keys which differ in few bits differ in the upper ones: addresses
  * and ports that follow one another have different indexes. src/datapath/index.rs is the
  * same. */
-static __always_inline struct ov_near *find_near(const struct ov_endpoint_key *key)
+static __always_inline struct ov_endpoint *find_near(const __be32 *address, __u16 port)
 {
-	__u64 high = (__u64)bpf_ntohl(key->address[0]) << 32 | bpf_ntohl(key->address[1]);
-	__u64 low = (__u64)bpf_ntohl(key->address[2]) << 32 | bpf_ntohl(key->address[3]);
-	__u64 product = ((high ^ key->port) * OV_NEAR_FACTOR + low) * OV_NEAR_FACTOR;
-	__u32 index = product >> (64 - near_bits);
-	struct ov_near *found = bpf_map_lookup_elem(&near, &index);
+	__u64 high = (__u64)bpf_ntohl(address[0]) << 32 | bpf_ntohl(address[1]);
+	__u64 low = (__u64)bpf_ntohl(address[2]) << 32 | bpf_ntohl(address[3]);
+	__u64 product = ((high ^ port) * OV_NEAR_FACTOR + low) * OV_NEAR_FACTOR;
+	__u32 index = product >> (64 - settings.near_bits);
 
-	if (!found || !same_address(found->key.address, key->address) ||
-	    found->key.port != key->port)
-		return NULL;
-	return found;
+	return bpf_map_lookup_elem(&near, &index);
 }
 
 static __always_inline struct ov_endpoint *
@@ -812,7 +817,7 @@ static __always_inline bool find_roster(struct request *r, __u32 service)
 
 /* False when the address was given up between this and the look-up before. */
 static __always_inline bool find_row(struct request *r, __u32 number,
-				     const struct ov_endpoint_key *key)
+				     const __be32 *address, __u16 port)
 {
 	union ov_row *found;
 
@@ -820,26 +825,60 @@ static __always_inline bool find_row(struct request *r, __u32 number,
 		return false;
 	found = row(r, OV_ROW_ENDPOINTS + number);
 	if (!found || found->endpoint.mark != OV_ENDPOINT_MARK ||
-	    found->endpoint.port != key->port ||
-	    !same_address(found->endpoint.address, key->address))
+	    found->endpoint.port != port ||
+	    !same_address(found->endpoint.address, address))
 		return false;
 	r->endpoint = &found->endpoint;
 	return true;
 }
 
-/* The way to the service without a call, for all but a few endpoints. */
-static __always_inline bool find_at_once(struct request *r, struct ov_endpoint_key *key,
-					 __u8 kinds)
+/* False where the request is not for us, which is counted. */
+static __noinline bool find_by_key(struct request *r, __u8 kinds)
 {
-	struct ov_near *found;
+	struct ov_endpoint_key *key = &r->s->key;
+	struct ov_endpoint *endpoint;
 
-	set_key(r, key, !(kinds & OV_PORT_EXACT));
-	found = find_near(key);
-	if (!found)
+	key->port = r->ctx->local_port;
+	endpoint = find_endpoint(r, key, kinds);
+	if (!endpoint) {
+		/* Rule 1: no member is bound to it. */
+		COUNT_EXIT(unserved_address);
 		return false;
-	r->s->service = found->to.service;
-	r->s->row = found->to.row;
-	return find_roster(r, r->s->service) && find_row(r, found->to.row, key);
+	}
+	r->s->service = endpoint->service;
+	r->s->row = endpoint->row;
+	if (!find_roster(r, endpoint->service)) {
+		/* Taken out this moment: the kernel finds its sockets itself. */
+		COUNT_EXIT(no_roster);
+		return false;
+	}
+	if (find_row(r, endpoint->row, key->address, key->port))
+		return true;
+	/* Given up this moment: as above. */
+	COUNT_EXIT(unserved_address);
+	return false;
+}
+
+/* The way to the service without a call, for all but a few endpoints. What `near` says may
+ * be of another endpoint: its row tells. */
+static __always_inline bool find_at_once(struct request *r, __u8 kinds)
+{
+	__be32 address[4] = {}; /* as set_key gives it, but not in memory */
+	struct ov_endpoint *found;
+	__u16 port = r->ctx->local_port;
+
+	if (kinds & OV_PORT_EXACT) {
+		address[0] = r->s->address[0];
+		address[1] = r->s->address[1];
+		address[3] = r->s->address[3];
+	}
+	address[2] = kinds & OV_PORT_EXACT || r->s->takes == OV_TAKES_IPV4 ? r->s->address[2] : 0;
+	found = find_near(address, port);
+	if (!found)
+		return false; /* not reached: the map has every index */
+	r->s->service = found->service;
+	r->s->row = found->row;
+	return find_roster(r, r->s->service) && find_row(r, r->s->row, address, port);
 }
 
 /* --- carrying out a choice --------------------------------------------------- */
@@ -850,19 +889,15 @@ static __always_inline void count_placed(struct request *r, struct ov_member *m)
 {
 	bool special = !(m->flags & OV_WILDCARD) &&
 		       !same_address(m->address, r->s->address);
-	__u32 slot = m->slot;
-	__u32 service = r->s->service;
-	struct ov_member_counters *c =
-		bpf_map_lookup_elem(&member_counters, &slot);
-	struct ov_service_counters *s =
-		bpf_map_lookup_elem(&service_counters, &service);
+	struct ov_member_counters *c = member_here(m->slot);
+	struct ov_service_counters *s = service_here(r->s->service);
 
 	if (!c || !s)
 		return;
-	c->special += special;
-	s->special += special;
-	s->crowded += r->s->rule == RULE_CROWDED;
-	s->returned += r->s->rule == RULE_COOKIE;
+	if (special) {
+		c->special++;
+		s->special++;
+	}
 	if (!r->s->siblings) {
 		c->placed++;
 		s->placed++;
@@ -877,8 +912,10 @@ static __always_inline void count_placed(struct request *r, struct ov_member *m)
 
 static __always_inline bool takes_turns(__u8 policy)
 {
-	return policy == OV_SHORTEST_QUEUE || policy == OV_ROUND_ROBIN ||
-	       policy == OV_LEAST_LOADED;
+	const __u32 turns = 1 << OV_SHORTEST_QUEUE | 1 << OV_ROUND_ROBIN |
+			    1 << OV_LEAST_LOADED;
+
+	return turns >> policy & 1; /* a table: a switch is a jump or two for each request */
 }
 
 /* The turns move only where the policy takes turns, and only by a choice among
@@ -1039,6 +1076,10 @@ static __always_inline bool assign(struct request *r, struct ov_member *m)
 	if (r->endpoint->flags & OV_APART)
 		remember_cookie(r, m);
 	count_placed(r, m);
+	if (r->s->rule == RULE_CROWDED)
+		COUNT_SERVICE(r->s->service, crowded);
+	if (r->s->rule == RULE_COOKIE)
+		COUNT_SERVICE(r->s->service, returned);
 	trace_placed(r);
 	return true;
 }
@@ -1054,15 +1095,12 @@ static __always_inline __u32 siblings_turn(struct request *r)
 
 static __always_inline __u32 wanted_by(__u8 policy)
 {
-	switch (policy) {
-	case OV_SHORTEST_QUEUE:
-		return WANT_SHORTEST;
-	case OV_LEAST_LOADED:
-		return WANT_LIGHTEST;
-	case OV_TWO_CHOICES:
-		return WANT_ONE;
-	}
-	return WANT_ROOM;
+	/* A table, four bits a policy; the others want room. */
+	const __u32 wants = WANT_SHORTEST << 4 * OV_SHORTEST_QUEUE |
+			    WANT_LIGHTEST << 4 * OV_LEAST_LOADED |
+			    WANT_ONE << 4 * OV_TWO_CHOICES;
+
+	return wants >> 4 * policy & 15;
 }
 
 /* Says what to look for by the rule, and from where on. */
@@ -1099,14 +1137,16 @@ static __always_inline void aim(struct request *r)
 	}
 	if (r->s->siblings) {
 		/* The called ones are not left out: the scan before this one has
-		 * just found that they are not what is wanted. */
+		 * just found that they are not what is wanted. A lone one comes last. */
 		r->s->first = 0;
 		r->s->count = r->members;
 		r->s->direct = true;
 		if (r->s->want == WANT_ONE)
 			r->s->start = one_of(r, r->s->count);
 		else
-			r->s->start = turns ? siblings_turn(r) : called_position(r);
+			r->s->start = turns ? siblings_turn(r) :
+					      called_position(r) +
+						      (r->endpoint->count == 1);
 	} else {
 		r->s->first = r->endpoint->first;
 		r->s->count = r->endpoint->count;
@@ -1253,7 +1293,7 @@ static __always_inline enum answer put(struct request *r, struct ov_member *m)
 	if (answer != ROOM)
 		return answer;
 	answer = UNCLEAR;
-	if (backlog - used < cpus)
+	if (backlog - used < settings.cpus)
 		return UNCLEAR;
 	if (r->endpoint->flags & OV_APART && may_send_cookie(at))
 		return UNCLEAR; /* `assign` takes note of it */
@@ -1559,19 +1599,25 @@ struct {
 	__array(values, int(struct bpf_sk_lookup *));
 } rules SEC(".maps") = { .values = { [0] = (void *)&by_rules } };
 
+/* For the program that follows to find the request's endpoint by. */
+static __always_inline void keep_key(struct request *r)
+{
+	__builtin_memcpy(r->s->key.address, r->endpoint->address,
+			 sizeof(r->s->key.address));
+	r->s->key.port = r->endpoint->port;
+}
+
 /* False where the service or the address was given up since the request was found. */
 static __always_inline bool find_again(struct request *r)
 {
-	__u32 zero = 0;
-
-	r->s = bpf_map_lookup_elem(&searches, &zero);
+	r->s = OF_CPU(searches, 1, 0);
 	if (!r->s)
 		return false; /* not reached: the map has this one entry */
 	if (!find_roster(r, r->s->service)) {
 		COUNT_EXIT(no_roster);
 		return false;
 	}
-	if (!find_row(r, r->s->row, &r->s->key)) {
+	if (!find_row(r, r->s->row, r->s->key.address, r->s->key.port)) {
 		COUNT_EXIT(unserved_address);
 		return false;
 	}
@@ -1607,6 +1653,7 @@ int by_rules(struct bpf_sk_lookup *ctx)
 
 static __always_inline int place_by_rules(struct request *r)
 {
+	keep_key(r);
 	bpf_tail_call(r->ctx, &rules, 0);
 	return SK_PASS; /* not reached: the program is there */
 }
@@ -1619,61 +1666,47 @@ SEC("sk_lookup")
 int overspill(struct bpf_sk_lookup *ctx)
 {
 	struct request r = { .ctx = ctx };
-	struct ov_endpoint *endpoint;
-	struct ov_ports *served;
 	__u16 port = ctx->local_port;
-	__u32 zero = 0;
 	__u8 kinds;
 
-	if (ctx->protocol != IPPROTO_TCP) {
-		/* UDP: nothing here is for it. */
-		COUNT_EXIT(not_tcp);
-		return SK_PASS;
-	}
-	if (ctx->sk) {
-		/* A program before this one has chosen: its choice stands. */
-		COUNT_EXIT(other_program);
-		return SK_PASS;
-	}
-	served = bpf_map_lookup_elem(&ports, &zero);
-	kinds = served ? served->kinds[port] : 0;
-	if (!kinds) {
-		/* As if overspill were not there. */
-		COUNT_EXIT(unserved_port);
-		return SK_PASS;
-	}
-	r.s = bpf_map_lookup_elem(&searches, &zero);
+	if (ctx->protocol != IPPROTO_TCP)
+		goto not_tcp;
+	if (ctx->sk)
+		goto other_program;
+	kinds = ports.kinds[port];
+	if (!kinds)
+		goto unserved_port;
+	r.s = OF_CPU(searches, 1, 0);
 	if (!r.s)
 		return SK_PASS; /* not reached: the map has this one entry */
 	read_addresses(ctx, &r);
-	r.s->key.port = port;
-	if (!find_at_once(&r, &r.s->key, kinds)) {
-		endpoint = find_endpoint(&r, &r.s->key, kinds);
-		if (!endpoint) {
-			/* Rule 1: no member is bound to it; not ours. */
-			COUNT_EXIT(unserved_address);
-			return SK_PASS;
-		}
-		r.s->service = endpoint->service;
-		r.s->row = endpoint->row;
-		if (!find_roster(&r, endpoint->service)) {
-			/* Taken out this moment: the kernel finds its sockets
-			 * itself. */
-			COUNT_EXIT(no_roster);
-			return SK_PASS;
-		}
-		if (!find_row(&r, endpoint->row, &r.s->key)) {
-			/* Given up this moment: as above. */
-			COUNT_EXIT(unserved_address);
-			return SK_PASS;
-		}
-	}
+	if (!find_at_once(&r, kinds) && !find_by_key(&r, kinds))
+		return SK_PASS;
 	r.s->ports = (__u32)bpf_ntohs(ctx->remote_port) << 16 | port;
 	if (expects_cookies(r.endpoint) && place_back(&r))
 		return SK_PASS;
 	if (r.endpoint->policy == OV_DISPATCHER && r.endpoint->flags & OV_REDIRECT)
-		ask_dispatcher(&r);
+		goto dispatcher;
+place:
 	return place_at_once(&r) ? SK_PASS : place_by_rules(&r);
+
+	/* Out of the way of most requests, whose code is rarely in the nearest cache:
+	 * clang leaves everything where it stands. */
+dispatcher:
+	ask_dispatcher(&r);
+	goto place;
+not_tcp:
+	/* UDP: nothing here is for it. */
+	COUNT_EXIT(not_tcp);
+	return SK_PASS;
+other_program:
+	/* A program before this one has chosen: its choice stands. */
+	COUNT_EXIT(other_program);
+	return SK_PASS;
+unserved_port:
+	/* As if overspill were not there. */
+	COUNT_EXIT(unserved_port);
+	return SK_PASS;
 }
 
 /* --- reading and marking for user space ------------------------------------- */
@@ -1866,7 +1899,8 @@ int migrate(struct sk_reuseport_md *md)
 	endpoint = bpf_map_lookup_elem(&endpoints, &key);
 	if (!endpoint)
 		return SK_PASS;
-	if (!find_roster(&r, endpoint->service) || !find_row(&r, endpoint->row, &key))
+	if (!find_roster(&r, endpoint->service) ||
+	    !find_row(&r, endpoint->row, key.address, key.port))
 		return SK_PASS;
 	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
 	heir.leaving = bpf_get_socket_cookie(sk);

@@ -22,7 +22,7 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 5
+#define OVERSPILL_LAYOUT 6
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
@@ -162,16 +162,10 @@ struct ov_cookie {
 	__u16 socket; /* of the member's cookie: whether it still is the one at the position */
 };
 
-/* `near`: the endpoints again, each at the index that its key gives, to be found without
- * a call. Of several with one index it has one. It may be out of date: whoever reads it
- * compares the key with the endpoint row. */
+/* `near`: the values of `endpoints`, each at the index that its key gives, to be found
+ * without a call. Of several with one index it has one. It may be out of date: whoever reads
+ * it compares address and port with the endpoint row. */
 #define OV_NEAR_FACTOR 0x9e3779b97f4a7c15ULL /* 2^64 over the golden ratio */
-
-struct ov_near {
-	struct ov_endpoint_key key;
-	struct ov_endpoint to;
-	__u32 zero;
-};
 
 /* `ports`: which kinds of endpoint a port has, so that other ports cost one load. */
 enum {
@@ -183,7 +177,7 @@ struct ov_ports {
 	__u8 kinds[65536]; /* by port, host order */
 };
 
-/* `service_counters`, by service and CPU. Each request that reaches a service is
+/* `service_counters`, for each CPU by service. Each request that reaches a service is
  * in exactly one of placed, redirected, dropped, reset and left, or in exits.refused. */
 struct ov_service_counters {
 	__u64 placed; /* put on a member that it called */
@@ -197,7 +191,7 @@ struct ov_service_counters {
 	__u64 returned; /* put where a SYN cookie was sent for them */
 };
 
-/* `member_counters`, by slot and CPU. */
+/* `member_counters`, for each CPU by slot. */
 struct ov_member_counters {
 	__u64 placed; /* requests put on this member that called it */
 	__u64 redirected_in; /* requests that called siblings */
@@ -320,8 +314,18 @@ struct ov_tracer {
 
 /* `tracing`: user space maps it into its memory. */
 struct ov_tracing {
-	__u64 active; /* 1 << index of those who trace: 0 is all that requests read */
 	struct ov_tracer tracers[OV_TRACERS];
+};
+
+/* `settings`: what every request has to know, in one cache line. */
+struct ov_settings {
+	__u64 tracers; /* 1 << index of those who trace; user space maps it into its memory */
+	__u32 seed; /* of the flow hash; as what follows, set before loading */
+	__u32 cpus; /* that there may be */
+	__u32 services; /* capacity */
+	__u32 members; /* capacity */
+	__u32 near_bits; /* `near` has 2^near_bits entries */
+	__u32 zero;
 };
 
 /* `state`: written once, when the maps are made. */

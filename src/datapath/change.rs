@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes;
 
-use super::layout::{EndpointKey, MemberCounters, ServiceCounters};
+use super::layout::{Counters, EndpointKey, MemberCounters, ServiceCounters};
 use super::rows::Run;
 use super::{Datapath, Dispatcher, Lock, index};
 use crate::error::{Error, Result};
@@ -255,11 +255,7 @@ impl Datapath {
     }
 
     fn insert(&self, joining: &Joining<'_>) -> Result<()> {
-        let zeros = vec![MemberCounters::default().as_bytes().to_vec(); super::cpus()?];
-        self.maps
-            .member_counters
-            .update_percpu(&joining.slot.to_ne_bytes(), &zeros, MapFlags::ANY)
-            .map_err(|error| Error::bpf("clear", "the map member_counters", error))?;
+        clear::<MemberCounters>(&self.maps.member_counters, joining.slot)?;
         self.set_starts(joining.slot, joining.starts)?;
         let fd = u64::try_from(joining.socket.as_raw_fd()).expect("an open descriptor");
         let slot = joining.slot.to_ne_bytes();
@@ -292,12 +288,19 @@ impl Datapath {
     }
 
     fn reset_counters(&self, id: u32) -> Result<()> {
-        let zeros = vec![ServiceCounters::default().as_bytes().to_vec(); super::cpus()?];
-        self.maps
-            .service_counters
-            .update_percpu(&id.to_ne_bytes(), &zeros, MapFlags::ANY)
-            .map_err(|error| Error::bpf("clear", "the map service_counters", error))
+        clear::<ServiceCounters>(&self.maps.service_counters, id)
     }
+}
+
+/// Lets the counters at a slot begin at zero, on all CPUs.
+fn clear<C: Counters>(map: &MapHandle, slot: u32) -> Result<()> {
+    let failed =
+        |error| Error::bpf("clear", format!("the map {}", map.name().to_string_lossy()), error);
+    for first in super::firsts(map)? {
+        let (key, zeros) = ((first + slot).to_ne_bytes(), C::default());
+        map.update(&key, zeros.as_bytes(), MapFlags::ANY).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// The slots of members that the new roster does not have.

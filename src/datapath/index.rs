@@ -10,7 +10,7 @@ use libbpf_rs::{MapCore, MapFlags};
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 use super::change::ignore_absent;
-use super::layout::{Endpoint, EndpointKey, NEAR_FACTOR, Near, PORT_EXACT, PORT_WILDCARD};
+use super::layout::{Endpoint, EndpointKey, NEAR_FACTOR, PORT_EXACT, PORT_WILDCARD};
 use super::{Datapath, Snapshot};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
@@ -27,7 +27,7 @@ pub(super) fn keys(roster: &Roster) -> impl Iterator<Item = (EndpointKey, u32)> 
 /// What lies in the maps.
 pub(super) struct Index {
     endpoints: HashMap<EndpointKey, Endpoint>,
-    near: Vec<Near>,
+    near: Vec<Endpoint>,
     /// By port.
     kinds: Vec<u8>,
 }
@@ -37,14 +37,14 @@ impl Index {
     pub(super) fn of(snapshot: &Snapshot, near: usize) -> Self {
         let mut index = Self {
             endpoints: HashMap::new(),
-            near: vec![Near::new_zeroed(); near],
+            near: vec![Endpoint::new_zeroed(); near],
             kinds: vec![0; PORTS],
         };
         for (service, roster) in snapshot.rosters() {
             for (key, row) in keys(roster) {
                 let to = Endpoint { service, row };
                 index.endpoints.insert(key, to);
-                index.near[near_index(&key, near)] = Near { key, to, zero: 0 };
+                index.near[near_index(&key, near)] = to;
             }
             for (ip, _) in roster.endpoints() {
                 index.kinds[usize::from(roster.port)] |=
@@ -81,8 +81,8 @@ impl Datapath {
         let endpoint = |bytes| Endpoint::read_from_bytes(bytes).expect("a whole value");
         let endpoints = endpoints.chunks_exact(sizes[1]).map(endpoint);
         let map = &self.maps.near;
-        let mut near = vec![Near::new_zeroed(); map.max_entries() as usize];
-        sys::read_array(map.as_fd(), 0, near.as_mut_bytes(), size_of::<Near>())
+        let mut near = vec![Endpoint::new_zeroed(); map.max_entries() as usize];
+        sys::read_array(map.as_fd(), 0, near.as_mut_bytes(), size_of::<Endpoint>())
             .map_err(failed("the map near"))?;
         Ok(Index {
             endpoints: keys.chunks_exact(sizes[0]).map(key).zip(endpoints).collect(),

@@ -161,14 +161,6 @@ plain! {
         row: u32,
     }
 
-    /// `struct ov_near`
-    #[derive(Default)]
-    struct Near {
-        key: EndpointKey,
-        to: Endpoint,
-        zero: u32,
-    }
-
     /// `struct ov_service_counters`
     #[derive(Default)]
     struct ServiceCounters {
@@ -283,9 +275,19 @@ plain! {
         outcomes: u32,
     }
 
+    /// `struct ov_settings`
+    struct Settings {
+        tracers: u64,
+        seed: u32,
+        cpus: u32,
+        services: u32,
+        members: u32,
+        near_bits: u32,
+        zero: u32,
+    }
+
     /// `struct ov_tracing`
     struct Tracing {
-        active: u64,
         tracers: [Tracer; TRACERS],
     }
 
@@ -354,21 +356,17 @@ impl EndpointKey {
     }
 }
 
-/// Adds up the copies that the CPUs hold of a counter.
+/// Counters of 64 bits, of which each CPU has its own.
 pub(crate) trait Counters: FromBytes + IntoBytes + Immutable + Default {
-    fn sum<'a>(copies: impl IntoIterator<Item = &'a [u8]>) -> Self {
-        let mut sum = Self::default();
-        for copy in copies {
-            let words = sum.as_mut_bytes().chunks_exact_mut(8).zip(copy.chunks_exact(8));
-            for (into, from) in words {
-                let word = |bytes: &[u8]| {
-                    u64::from_ne_bytes(bytes.try_into().expect("chunks of eight bytes"))
-                };
-                let total = word(into).wrapping_add(word(from));
-                into.copy_from_slice(&total.to_ne_bytes());
-            }
+    /// Adds another CPU's.
+    fn add(&mut self, other: &Self) {
+        let words = self.as_mut_bytes().chunks_exact_mut(8).zip(other.as_bytes().chunks_exact(8));
+        for (into, from) in words {
+            let word =
+                |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("chunks of eight bytes"));
+            let total = word(into).wrapping_add(word(from));
+            into.copy_from_slice(&total.to_ne_bytes());
         }
-        sum
     }
 }
 
@@ -413,7 +411,6 @@ mod tests {
             "ov_endpoint_row": EndpointRow,
             "ov_endpoint_key": EndpointKey,
             "ov_endpoint": Endpoint,
-            "ov_near": Near,
             "ov_extent": Extent,
             "ov_service_counters": ServiceCounters,
             "ov_member_counters": MemberCounters,
@@ -427,6 +424,7 @@ mod tests {
             "ov_glimpse": Glimpse,
             "ov_event": Event,
             "ov_tracer": Tracer,
+            "ov_settings": Settings,
             "ov_tracing": Tracing,
         }
         let object = concat!(env!("OUT_DIR"), "/hooks.bpf.o");
@@ -473,10 +471,10 @@ mod tests {
 
     #[test]
     fn counters_add_up_over_the_cpus() {
-        let one = MemberCounters { placed: 3, special: 1, ..Default::default() };
-        let two = MemberCounters { placed: 4, redirected_in: 2, ..Default::default() };
-        let copies = [one.as_bytes(), two.as_bytes()];
-        let sum = MemberCounters { placed: 7, redirected_in: 2, special: 1, redirected_out: 0 };
-        assert_eq!(MemberCounters::sum(copies), sum);
+        let mut sum = MemberCounters { placed: 3, special: 1, ..Default::default() };
+        sum.add(&MemberCounters { placed: 4, redirected_in: 2, ..Default::default() });
+        let expected =
+            MemberCounters { placed: 7, redirected_in: 2, special: 1, redirected_out: 0 };
+        assert_eq!(sum, expected);
     }
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenMapMut, OpenObject, ProgramHandle};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapMut, OpenMapMut, OpenObject, ProgramHandle};
 use zerocopy::IntoBytes;
 
 use super::lock::{ASIDE, remove_folder};
@@ -176,26 +176,29 @@ fn load(
     seed: u32,
     capacity: Capacity,
 ) -> Result<OverspillSkel<'_>> {
-    let data = open.maps.rodata_data.as_deref_mut().expect("the object has constants");
-    data.seed = seed;
-    data.cpus = u32::try_from(
-        libbpf_rs::num_possible_cpus().map_err(|e| Error::bpf("count", "the CPUs", e))?,
-    )
-    .unwrap_or(u32::MAX);
+    let cpus = super::cpus()?;
     // A socket bound to [::] may be called at two wildcard addresses.
     let endpoints = 2 * capacity.members;
     let near = endpoints.next_power_of_two();
-    data.near_bits = near.ilog2();
+    let section = open.maps.data_settings_data.as_deref_mut().expect("a section of the object");
+    let settings = &mut section.settings;
+    settings.seed = seed;
+    settings.cpus = cpus;
+    settings.services = capacity.services;
+    settings.members = capacity.members;
+    settings.near_bits = near.ilog2();
     let maps = &mut open.maps;
     let size = |map: &mut OpenMapMut<'_>, entries| {
         map.set_max_entries(entries)
             .map_err(|error| Error::bpf("set the size of", map.name().to_string_lossy(), error))
     };
     size(&mut maps.services, capacity.services)?;
-    size(&mut maps.service_counters, capacity.services)?;
+    size(&mut maps.service_counters, cpus * capacity.services)?;
+    size(&mut maps.exits, cpus)?;
+    size(&mut maps.searches, cpus)?;
     size(&mut maps.dispatchers, capacity.services)?;
     size(&mut maps.sockets, capacity.members)?;
-    size(&mut maps.member_counters, capacity.members)?;
+    size(&mut maps.member_counters, cpus * capacity.members)?;
     size(&mut maps.figures, capacity.members)?;
     size(&mut maps.loads, capacity.members)?;
     size(&mut maps.words, capacity.members)?;
@@ -215,6 +218,12 @@ fn check_readable(skeleton: &OverspillSkel<'_>) -> Result<()> {
     MapHandle::from_map_id(number).map(drop).map_err(failed)
 }
 
+/// A section of data is a map of the section's name.
+fn is_named(map: &MapMut<'_>, name: &str) -> bool {
+    let full = map.name();
+    full == name || full.to_str().and_then(|full| full.strip_prefix(".data.")) == Some(name)
+}
+
 fn pin_all(mut skeleton: OverspillSkel<'_>, namespace: &Namespace, folder: &Path) -> Result<()> {
     let failed = |path: &PathBuf, error| Error::bpf("pin", path.display().to_string(), error);
     let object = skeleton.object_mut();
@@ -222,7 +231,7 @@ fn pin_all(mut skeleton: OverspillSkel<'_>, namespace: &Namespace, folder: &Path
     for &name in names {
         let path = folder.join(name);
         let mut map =
-            object.maps_mut().find(|map| map.name() == name).expect("a map of the object");
+            object.maps_mut().find(|map| is_named(map, name)).expect("a map of the object");
         map.pin(&path).map_err(|error| failed(&path, error))?;
     }
     for name in [pin::PROGRAM, pin::READER, pin::MARKER, pin::MOVER, pin::COUNTER, pin::FINDER] {

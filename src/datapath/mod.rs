@@ -112,6 +112,7 @@ maps!(
     dispatchers,
     requests,
     finish,
+    settings,
     tracing,
     tracers
 );
@@ -269,8 +270,16 @@ fn attached_to(link: &Path) -> Result<u64> {
 }
 
 /// As many as each counter has copies of.
-fn cpus() -> Result<usize> {
-    libbpf_rs::num_possible_cpus().map_err(|error| Error::bpf("count", "the CPUs", error))
+fn cpus() -> Result<u32> {
+    let count = libbpf_rs::num_possible_cpus().map_err(|e| Error::bpf("count", "the CPUs", e))?;
+    Ok(u32::try_from(count).expect("some thousands at most"))
+}
+
+/// Where in an array the entries of each CPU begin (`OF_CPU` in `bpf/overspill.bpf.c`).
+fn firsts(map: &MapHandle) -> Result<impl Iterator<Item = u32> + use<>> {
+    let cpus = cpus()?;
+    let own = map.max_entries() / cpus;
+    Ok((0..cpus).map(move |cpu| cpu * own))
 }
 
 fn open_map(folder: &Path, name: &str) -> Result<MapHandle> {

@@ -308,10 +308,15 @@ fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
     read_slots(map, slots, size, |bytes| T::read_from_bytes(bytes).expect("a whole value"))
 }
 
-/// The sums of the copies that the CPUs have of counters at these slots, in the same order.
+/// The sums of what all CPUs have counted at these slots, in the same order.
 fn counters<C: Counters>(map: &MapHandle, slots: &[u32]) -> Result<Vec<C>> {
-    let size = size_of::<C>();
-    read_slots(map, slots, size * super::cpus()?, |bytes| C::sum(bytes.chunks_exact(size)))
+    let mut sums: Vec<C> = slots.iter().map(|_| C::default()).collect();
+    for first in super::firsts(map)? {
+        let slots: Vec<u32> = slots.iter().map(|slot| first + slot).collect();
+        let counted: Vec<C> = values(map, &slots)?;
+        sums.iter_mut().zip(&counted).for_each(|(sum, counted)| sum.add(counted));
+    }
+    Ok(sums)
 }
 
 fn read_slots<T>(

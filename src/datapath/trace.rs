@@ -58,6 +58,8 @@ pub(crate) struct Tracer {
 #[derive(Debug)]
 struct Place {
     memory: Shared,
+    /// `struct ov_settings`
+    settings: Shared,
     index: usize,
     tracers: MapHandle,
     /// What its time was set to last; 0 when another has taken it.
@@ -75,9 +77,12 @@ impl Datapath {
         let words = size_of::<layout::Tracing>() / WORD;
         let memory = Shared::map(self.maps.tracing.as_fd(), words)
             .map_err(|error| Error::system("map", "the map tracing", error))?;
+        let settings =
+            Shared::map(self.maps.settings.as_fd(), size_of::<layout::Settings>() / WORD)
+                .map_err(|error| Error::system("map", "the map settings", error))?;
         let tracers = MapHandle::try_from(&self.maps.tracers)
             .map_err(|error| Error::bpf("duplicate", "the map tracers", error))?;
-        let place = Place::claim(memory, tracers)?;
+        let place = Place::claim(memory, settings, tracers)?;
         let events = Rc::new(RefCell::new(Vec::new()));
         let ring = place.install(&events)?;
         place.begin(service.unwrap_or(layout::EVERY_SERVICE), outcomes);
@@ -91,7 +96,7 @@ impl Datapath {
 
 impl Place {
     /// Takes a place that nobody has, or whose holder has let its time run out.
-    fn claim(memory: Shared, tracers: MapHandle) -> Result<Self> {
+    fn claim(memory: Shared, settings: Shared, tracers: MapHandle) -> Result<Self> {
         let until = end_of_lease(monotonic());
         let index = (0..TRACERS).find(|index| {
             let word = &memory.words()[FIRST + index * WORDS + UNTIL];
@@ -101,7 +106,7 @@ impl Place {
         });
         let index = index.ok_or(Error::TooManyTracers { most: TRACERS })?;
         let (until, paused, ended) = (until.into(), 0.into(), false.into());
-        let place = Self { memory, index, tracers, until, ended, paused };
+        let place = Self { memory, settings, index, tracers, until, ended, paused };
         // Where no request has met the last holder's time run out, the kernel would go on
         // telling what that one wanted, into the new ring buffer.
         place.active().fetch_and(!(1 << index), Ordering::AcqRel);
@@ -113,7 +118,7 @@ impl Place {
     }
 
     fn active(&self) -> &AtomicU64 {
-        &self.memory.words()[0]
+        &self.settings.words()[offset_of!(layout::Settings, tracers) / WORD]
     }
 
     fn key(&self) -> [u8; 4] {
