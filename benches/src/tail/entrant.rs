@@ -11,11 +11,10 @@ use overspill::Policy;
 
 use crate::contestant::{Contestant, Group, Layout};
 use crate::crowd::{Crowd, Outcome};
-use crate::measure::{Load, MIDDLE};
 use crate::proxy::{self, Proxy};
 use crate::published::Board;
-use crate::rescue::{self, Deeds};
-use crate::traffic::{Request, Stall, Traffic};
+use crate::traffic::{Request, Stall};
+use crate::watched::{self, Deeds};
 use crate::worker::{WORKERS, Way, Workers};
 
 /// A way to share the work.
@@ -31,12 +30,30 @@ pub(crate) enum Entrant {
     Proxy,
     /// overspill. A policy that needs more than its name is made ready in [`Field::new`].
     Overspill(Policy),
-    /// overspill, and what waits at a busy worker is moved to an idle one.
-    Rescue(Policy),
+    /// The default policy of `run`, and workers are watched as `run` does.
+    Run(Hang),
 }
 
-/// The policies that are tried with rescue as well.
-pub(crate) const RESCUED: [Policy; 2] = [Policy::ShortestQueue, Policy::LeastLoaded];
+/// After how long a worker whose queue stands hangs (`--hang`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hang {
+    /// 100 ms
+    ByDefault,
+    /// 20 ms
+    Soon,
+}
+
+impl Hang {
+    pub(crate) const ALL: [Self; 2] = [Self::ByDefault, Self::Soon];
+
+    fn patience(self) -> Duration {
+        Duration::from_millis(match self {
+            Self::ByDefault => 100,
+            Self::Soon => 20,
+        })
+    }
+}
+
 /// Of each worker's socket; the shared one has as much as all of them.
 pub(crate) const BACKLOG: u32 = 511;
 const MEMBERS: u32 = WORKERS as u32;
@@ -45,7 +62,7 @@ impl Entrant {
     pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Shared, Self::ReusePort, Self::Published, Self::Proxy];
         all.extend(Policy::ALL.map(Self::Overspill));
-        all.extend(RESCUED.map(Self::Rescue));
+        all.extend(Hang::ALL.map(Self::Run));
         all
     }
 
@@ -56,27 +73,26 @@ impl Entrant {
             Self::Published => "published bitmap",
             Self::Proxy => "HAProxy leastconn",
             Self::Overspill(policy) => policy.name(),
-            Self::Rescue(Policy::LeastLoaded) => "least-loaded + rescue",
-            Self::Rescue(_) => "shortest-queue + rescue",
+            Self::Run(Hang::ByDefault) => "run",
+            Self::Run(Hang::Soon) => "run --hang 20",
         }
     }
 
-    /// Those that are measured there: rescue where there is something to move, and to where.
-    pub(crate) fn at(traffic: Traffic, load: Load) -> Vec<Self> {
-        let rescues = traffic != Traffic::Cheap && load == MIDDLE;
-        let mut all = Self::all();
-        all.retain(|entrant| rescues || !matches!(entrant, Self::Rescue(_)));
-        all
+    /// Whether it is overspill.
+    pub(crate) fn is_ours(self) -> bool {
+        matches!(self, Self::Overspill(_) | Self::Run(_))
     }
 
-    /// Whether it is a policy of overspill, without experiments.
-    pub(crate) fn is_ours(self) -> bool {
-        matches!(self, Self::Overspill(_))
+    fn patience(self) -> Option<Duration> {
+        match self {
+            Self::Run(hang) => Some(hang.patience()),
+            _ => None,
+        }
     }
 
     /// Whether it is what overspill is compared with.
     pub(crate) fn is_other(self) -> bool {
-        !matches!(self, Self::Overspill(_) | Self::Rescue(_))
+        !self.is_ours()
     }
 }
 
@@ -116,9 +132,8 @@ impl Field {
                 (Contestant::ReusePort, Layout::One, BACKLOG)
             }
             Entrant::Proxy => (Contestant::Apart, Layout::Own, BACKLOG),
-            Entrant::Overspill(policy) | Entrant::Rescue(policy) => {
-                (Contestant::Overspill(policy), Layout::One, BACKLOG)
-            }
+            Entrant::Overspill(policy) => (Contestant::Overspill(policy), Layout::One, BACKLOG),
+            Entrant::Run(_) => (Contestant::Overspill(Policy::LeastLoaded), Layout::One, BACKLOG),
         };
         let group = Group::new(contestant, layout, MEMBERS, backlog)?;
         let (mut called, mut board, mut proxy) = (layout.called(0), None, None);
@@ -129,7 +144,7 @@ impl Field {
                 let backlog = BACKLOG * MEMBERS;
                 proxy = Some(Proxy::start(&group.arena, &group.listeners, backlog)?);
             }
-            Entrant::Rescue(_) => {
+            Entrant::Run(_) => {
                 let service = group.service.as_ref().context("a service")?;
                 group.arena.inside(|| Ok(service.keep_requests(&group.listeners[0])?))?;
             }
@@ -154,16 +169,17 @@ impl Entrant {
         let workers = Workers::start(listeners, run.way, start, run.stalls, board)?;
         let (stop, group) = (AtomicBool::new(false), &field.group);
         let (outcome, deeds) = thread::scope(|scope| {
-            let rescuer = matches!(self, Self::Rescue(_)).then(|| {
+            let stopped = &stop;
+            let watcher = self.patience().map(|patience| {
                 let service = group.service.as_ref().expect("it has one");
-                let work = || rescue::run(service, &group.listeners, &stop);
+                let work = move || watched::watch(service, &group.listeners, patience, stopped);
                 scope.spawn(move || group.arena.inside(work))
             });
             let outcome = group
                 .arena
                 .inside(|| Crowd::new(field.called, start, run.warm_up)?.ask(run.requests));
             stop.store(true, Ordering::Relaxed);
-            let deeds = rescuer.map(|thread| thread.join().expect("it returns its errors"));
+            let deeds = watcher.map(|thread| thread.join().expect("it returns its errors"));
             anyhow::Ok((outcome?, deeds.transpose()?))
         })?;
         let time = start.elapsed();

@@ -25,7 +25,6 @@ mod picture;
 mod proxy;
 mod published;
 mod report;
-mod rescue;
 #[allow(dead_code)]
 #[path = "../sample.rs"]
 mod sample;
@@ -33,6 +32,7 @@ mod sample;
 mod statistics;
 mod sys;
 mod traffic;
+mod watched;
 mod worker;
 
 use std::fs;

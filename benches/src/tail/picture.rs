@@ -39,7 +39,7 @@ const OURS: [RGBColor; 6] = [
     RGBColor(0xb8, 0xa9, 0x00),
     RGBColor(0x8b, 0x45, 0x13),
 ];
-const RESCUES: [RGBColor; 2] = [RGBColor(0x00, 0x00, 0x00), RGBColor(0x66, 0x66, 0x66)];
+const WATCHED: [RGBColor; 2] = [RGBColor(0x00, 0x00, 0x00), RGBColor(0x66, 0x66, 0x66)];
 
 /// How a contestant is drawn: ours as full dots, the others as rings.
 #[derive(Clone, Copy)]
@@ -51,11 +51,11 @@ struct Look {
 /// The contestants in their order, each with its look.
 fn looks() -> Vec<(Entrant, Look)> {
     let (mut others, mut ours) = (OTHERS.iter().cycle(), OURS.iter().cycle());
-    let mut rescues = RESCUES.iter().cycle();
+    let mut watched = WATCHED.iter().cycle();
     let look = |entrant: Entrant| {
         let colour = match entrant {
             Entrant::Overspill(_) => ours.next(),
-            Entrant::Rescue(_) => rescues.next(),
+            Entrant::Run(_) => watched.next(),
             _ => others.next(),
         };
         let colour = *colour.expect("a circle has no end");

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use overspill::Policy;
 
-use crate::entrant::{Entrant, RESCUED};
+use crate::entrant::{Entrant, Hang};
 use crate::machine::Machine;
 use crate::measure::{
     ANSWERS, CONNECTIONS, CONNECTIONS_VARY, Capacities, ENOUGH_FOR_P999, FAILED, LATE, LOOK, Load,
@@ -27,7 +27,7 @@ pub(crate) fn page(
         found.clients(capacities),
         found.verdicts(),
         found.overview(),
-        found.rescue(),
+        found.watched(),
         found.details(),
     ]
     .join("\n")
@@ -175,12 +175,12 @@ impl Found<'_> {
         page.trim_end().to_owned() + "\n"
     }
 
-    fn rescue(&self) -> String {
+    fn watched(&self) -> String {
         let mut page = String::from(
-            "## What rescue costs and gains\n\n\
-             With a thread that looks every 2 ms, and at most every 5 ms moves what stands at a \
-             busy worker's socket to an idle sibling: times the same policy without, in the same \
-             round.\n\n",
+            "## What watching costs and gains\n\n\
+             `run` is least-loaded, and each fifth of 100 ms, or of 20, a look at the queues: a \
+             worker whose queue has stood for so long gets no requests, and what waits there \
+             moves. Times least-loaded alone, in the same round.\n\n",
         );
         let figures = [
             "mean",
@@ -193,29 +193,26 @@ impl Found<'_> {
             "a look",
             "a move",
         ];
-        head(&mut page, &["policy", "traffic", "load", "verdict on p99"], &figures);
-        for policy in RESCUED {
-            let met = |&(traffic, load): &(Traffic, Load)| {
-                Entrant::at(traffic, load).contains(&Entrant::Rescue(policy))
-            };
-            for at in self.cases().filter(met) {
-                row(&mut page, &self.rescued(policy, at));
+        head(&mut page, &["contestant", "traffic", "load", "verdict on p99"], &figures);
+        for hang in Hang::ALL {
+            for at in self.cases() {
+                row(&mut page, &self.watched_at(Entrant::Run(hang), at));
             }
         }
         page
     }
 
-    fn rescued(&self, policy: Policy, (traffic, load): (Traffic, Load)) -> Vec<String> {
-        let (base, rescue) = (Entrant::Overspill(policy), Entrant::Rescue(policy));
+    fn watched_at(&self, run: Entrant, (traffic, load): (Traffic, Load)) -> Vec<String> {
+        let base = Entrant::Overspill(Policy::LeastLoaded);
         let ratio = |measure| {
             let of = |entrant| case(entrant, traffic, load);
-            let ratios = self.samples.ratios(of(rescue), of(base), measure);
+            let ratios = self.samples.ratios(of(run), of(base), measure);
             Spread::of(&ratios)
         };
-        let own = |measure| self.median(rescue, traffic, load, measure);
+        let own = |measure| self.median(run, traffic, load, measure);
         let a_move = if own(MOVES) > 0.0 { own(MOVE) } else { f64::NAN };
         let mut cells: Vec<String> =
-            [policy.name(), traffic.name(), load.name].map(str::to_owned).to_vec();
+            [run.name(), traffic.name(), load.name].map(str::to_owned).to_vec();
         let on_p99 = ratio(P99).expect("it was measured");
         cells.push(verdict(on_p99, self.plan.rounds).to_owned());
         let text = |spread: Option<Spread>| {
@@ -258,7 +255,7 @@ impl Found<'_> {
             ];
             head(&mut page, &["load", "contestant"], &figures);
             for &load in self.plan.loads {
-                for entrant in Entrant::at(traffic, load) {
+                for entrant in Entrant::all() {
                     row(&mut page, &self.detail(entrant, traffic, load));
                 }
             }
