@@ -25,7 +25,8 @@
 //! the request, and the ACK comes as a request of its own, which only a member that has sent
 //! cookies can take (or another at its address). So, where requests are redirected between
 //! addresses, a flow that was sent a cookie goes back to the member that sent it, as long as
-//! that listens: draining, hung, or full, whereupon the kernel drops it. One cookie is
+//! that listens, be it draining, hung, or full, whereupon the kernel drops it; and as long as
+//! its socket stands at the position where it stood, or does so again. One cookie is
 //! remembered for each lower half of a hash; where it is another flow's, its member gets the
 //! request if it is well, not draining, not full and may still send cookies.
 //!
@@ -44,6 +45,9 @@ use crate::policy::{OnFull, Policy, Rules};
 /// A member as the model sees it at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
+    /// Which socket it is, by a number that no other has (`SO_COOKIE`). One that leaves and
+    /// joins again is still that socket.
+    pub socket: u64,
     /// Where it listens.
     pub address: Address,
     /// Its socket is closed or shut down.
@@ -83,9 +87,18 @@ pub struct Turns {
 /// Which flows were sent a SYN cookie lately, and by which member.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cookies {
-    /// By the lower half of the hash: the hash, and the member's position.
-    sent: HashMap<u16, (u32, usize)>,
+    /// By the lower half of the flow's hash.
+    sent: HashMap<u16, Cookie>,
     always: bool,
+}
+
+/// The flow that was sent a cookie, and the member that sent it: its position, and its socket,
+/// since another may have come there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Cookie {
+    hash: u32,
+    position: usize,
+    socket: u64,
 }
 
 /// What becomes of a request. Members are given by their position in the list.
@@ -131,15 +144,10 @@ impl Cookies {
         Self { always, ..Self::default() }
     }
 
-    /// After a change of the list: the members from `position` on have moved or are new.
-    pub fn forget_from(&mut self, position: usize) {
-        self.sent.retain(|_, &mut (_, sender)| sender < position);
-    }
-
     /// Whether another flow's cookie is remembered where this one's would be.
     #[must_use]
     pub fn collides(&self, hash: u32) -> bool {
-        self.sent.get(&lower_half(hash)).is_some_and(|&(flow, _)| flow != hash)
+        self.sent.get(&lower_half(hash)).is_some_and(|cookie| cookie.hash != hash)
     }
 
     /// Whether the kernel may answer a request put there with a cookie. (Kernels differ by
@@ -148,22 +156,24 @@ impl Cookies {
         self.always || member.half_open >= member.backlog
     }
 
-    fn remember(&mut self, hash: u32, members: &[Member], sender: usize) {
-        if self.may_send(&members[sender]) {
-            self.sent.insert(lower_half(hash), (hash, sender));
+    fn remember(&mut self, hash: u32, members: &[Member], position: usize) {
+        let sender = &members[position];
+        if self.may_send(sender) {
+            let cookie = Cookie { hash, position, socket: sender.socket };
+            self.sent.insert(lower_half(hash), cookie);
         }
     }
 
     /// The member that a flow goes back to.
     fn sender(&self, members: &[Member], request: Request) -> Option<usize> {
-        let &(flow, sender) = self.sent.get(&lower_half(request.hash))?;
-        let member = members.get(sender)?;
+        let &Cookie { hash, position, socket } = self.sent.get(&lower_half(request.hash))?;
+        let member = members.get(position).filter(|member| member.socket == socket)?;
         let stands_in = || {
             let willing = member.open() && member.health == Health::Well;
             willing && self.may_send(member)
         };
         let listens = !member.gone && member.address.families.take(request.called);
-        (listens && (flow == request.hash || stands_in())).then_some(sender)
+        (listens && (hash == request.hash || stands_in())).then_some(position)
     }
 }
 
@@ -320,8 +330,7 @@ pub fn place_asking(
     request: Request,
     dispatcher: &mut Dispatcher<'_>,
 ) -> Verdict {
-    let is_apart = members.windows(2).any(|pair| pair[0].address != pair[1].address);
-    if !(rules.redirect && is_apart) {
+    if !(rules.redirect && are_apart(members)) {
         return choose(rules, members, turns, None, request, dispatcher);
     }
     let sender = cookies.sender(members, request);
@@ -330,6 +339,11 @@ pub fn place_asking(
         cookies.remember(request.hash, members, to.member);
     }
     verdict
+}
+
+/// Whether they are on several addresses: those on one check each other's cookies.
+fn are_apart(members: &[Member]) -> bool {
+    members.windows(2).any(|pair| pair[0].address != pair[1].address)
 }
 
 /// Where a request is placed whose flow was sent a cookie by `sender`, or by none.
@@ -446,6 +460,7 @@ mod tests {
         let families = if ip.is_ipv4() { Families::IPV4 } else { Families::IPV6 };
         let address = Address { ip, port: 80, families };
         Member {
+            socket: 0,
             address,
             gone: false,
             draining: false,
@@ -658,6 +673,29 @@ mod tests {
         assert_eq!([place(&members), place(&members)].map(member_of), [0, 0]);
     }
 
+    #[test]
+    fn a_cookie_is_known_while_its_senders_socket_stands_in_its_place() {
+        let numbered = |ip, socket| Member { socket, ..member(ip, 0, 1) };
+        let [first, second] = [numbered("10.0.0.1", 1), numbered("10.0.0.2", 2)];
+        let another = Member { socket: 3, ..first.clone() };
+        let mut sent = Cookies::new(true);
+        let mut turns = Turns::default();
+        let mut place = |cookies: &mut Cookies, members: &[&Member]| {
+            let members: Vec<Member> = members.iter().copied().cloned().collect();
+            super::place(Rules::default(), &members, &mut turns, cookies, request("10.0.0.1"))
+        };
+        assert_eq!(member_of(place(&mut sent, &[&first, &second])), 0);
+        for (members, expected) in [
+            ([&second, &first], false),
+            ([&another, &second], false),
+            ([&another, &first], false),
+            ([&first, &second], true),
+        ] {
+            let Verdict::Placed(to) = place(&mut sent.clone(), &members) else { panic!("room") };
+            assert_eq!(to.returned, expected, "{members:?}");
+        }
+    }
+
     fn any_member() -> impl Strategy<Value = Member> {
         let ip = prop_oneof![r"10\.0\.0\.[1-3]", Just("0.0.0.0".to_owned())];
         let health = prop::sample::select(&[Health::Well, Health::Hung, Health::OnTrial][..]);
@@ -670,6 +708,23 @@ mod tests {
                 ..member(&ip, queued, backlog)
             },
         )
+    }
+
+    /// A list, and what becomes of it as members leave and move.
+    fn any_change() -> impl Strategy<Value = (Vec<Member>, Vec<Member>)> {
+        let members = prop::collection::vec(any_member(), 1..9).prop_map(|mut members| {
+            for (member, socket) in members.iter_mut().zip(0..) {
+                member.socket = socket;
+            }
+            members
+        });
+        let after = |members: Vec<Member>| {
+            let count = members.len();
+            let moved = Just(members.clone()).prop_shuffle();
+            let left = prop::sample::subsequence(members.clone(), 1..=count);
+            (Just(members), prop_oneof![moved, left])
+        };
+        members.prop_flat_map(after)
     }
 
     fn any_rules() -> impl Strategy<Value = Rules> {
@@ -739,6 +794,32 @@ mod tests {
                 }
                 Verdict::Left => prop_assert!(members.iter().all(|m| m.gone)),
             }
+        }
+
+        #[test]
+        fn a_flow_goes_back_to_the_socket_that_sent_it_a_cookie_and_to_no_other(
+            rules in any_rules(),
+            (before, after) in any_change(),
+            hash in any::<u32>(),
+        ) {
+            let request = Request { called: "10.0.0.1".parse().unwrap(), hash };
+            let (turns, cookies) = (&mut Turns::default(), &mut Cookies::new(true));
+            let mut place =
+                |members: &[Member]| super::place(rules, members, turns, cookies, request);
+            let sender = match place(&before) {
+                Verdict::Placed(to) | Verdict::Redirected { to, .. } => to.member,
+                _ => return Ok(()),
+            };
+            let back = match place(&after) {
+                Verdict::NotOurs => return Ok(()),
+                Verdict::Placed(to) | Verdict::Redirected { to, .. } if to.returned => {
+                    Some(to.member)
+                }
+                _ => None,
+            };
+            let remembered = rules.redirect && are_apart(&before) && are_apart(&after);
+            let stands = after.get(sender).is_some_and(|at| at.socket == before[sender].socket);
+            prop_assert_eq!(back, (remembered && stands).then_some(sender));
         }
 
         #[test]

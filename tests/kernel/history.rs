@@ -2,8 +2,9 @@
 //!
 //! A history is one service with random members and rules, and then random steps:
 //! clients connect and reset, servers accept and close, half-open requests come and go,
-//! members join, leave, drain, resume and close, rules and weights change. The model says where each request must be;
-//! after every step the queues, the counters and the accepted sockets must agree.
+//! members join, leave, join again, change places, drain, resume and close, rules and weights
+//! change. The model says where each request must be; after every step the queues, the counters
+//! and the accepted sockets must agree.
 //!
 //! `OVERSPILL_SEED=N` replays the history with that seed, which a failure names;
 //! `OVERSPILL_HISTORIES=N` sets how many are run.

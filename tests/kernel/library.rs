@@ -548,16 +548,17 @@ fn alter_state(offset: usize) {
     map.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).unwrap();
 }
 
-/// The offset of the build's digest in `struct ov_state`.
+/// The offsets of the program's tag and of the build's digest in `struct ov_state`.
+const TAG: usize = 16;
 const BUILD: usize = 24;
 
-#[test]
-fn the_state_of_another_build_is_read_and_not_written() {
+/// Nothing is written to a state that is altered there, but it is read, and its service goes on.
+fn is_read_and_not_written(altered: usize, expected: fn(&Error) -> bool) {
     world::enter();
     let (service, listeners) =
         Service::builder("web").listen([at("10.0.0.1:80"), at("10.0.0.2:80")]).unwrap();
     let before = service.status().unwrap();
-    alter_state(BUILD);
+    alter_state(altered);
     let more = listener(at("10.0.0.3:80"));
     for error in [
         service.drain(MemberId(0)).unwrap_err(),
@@ -570,13 +571,24 @@ fn the_state_of_another_build_is_read_and_not_written() {
         Service::builder("new").share(&[&more]).unwrap_err(),
         Trace::begin(service.namespace(), &Filter::default()).unwrap_err(),
     ] {
-        assert!(matches!(error, Error::OtherVersion { .. }), "{error:?}");
+        assert!(expected(&error), "{error:?}");
         assert!(error.remedy().is_some());
     }
     assert_eq!(service.status().unwrap(), before);
     assert_eq!(accepted_by(&[&listeners[0], &listeners[1]], at("10.0.0.1:80")), 0);
-    alter_state(BUILD);
+    alter_state(altered);
     service.remove().unwrap();
+}
+
+#[test]
+fn the_state_of_another_build_is_read_and_not_written() {
+    is_read_and_not_written(BUILD, |error| matches!(error, Error::OtherVersion { .. }));
+}
+
+/// As if somebody had put another program in the place of the one that it was made with.
+#[test]
+fn a_state_whose_program_is_another_is_read_and_not_written() {
+    is_read_and_not_written(TAG, |error| matches!(error, Error::Damaged { .. }));
 }
 
 #[test]

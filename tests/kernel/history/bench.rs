@@ -16,11 +16,12 @@ use overspill::{
 use rand::RngExt;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
+use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::asked::Asked;
 use crate::dispatcher::Object;
-use crate::syn::{self, Wire};
+use crate::syn::{self, Answer, Wire};
 
 const PORT: u16 = 8080;
 
@@ -97,6 +98,8 @@ struct Waiting {
     /// `None` where a raw segment did the client's part.
     stream: Option<Socket>,
     reset: bool,
+    /// It began in this membership of its server's socket, not in an earlier one.
+    counted: bool,
 }
 
 /// A client whose SYN was answered with a cookie.
@@ -148,6 +151,8 @@ pub(super) struct Bench {
     answered: Vec<Answered>,
     wires: [Wire; 2],
     members: Vec<Member>,
+    /// Those that have left, and whose sockets listen as before; with the place of each.
+    away: Vec<(usize, Member)>,
     requests: Requests,
     trace: Trace,
     told: Vec<Told>,
@@ -198,6 +203,7 @@ impl Bench {
             answered: Vec::new(),
             wires: [false, true].map(|ipv6| Wire::to(syn::client(ipv6, 0).ip())),
             members,
+            away: Vec::new(),
             requests,
             trace,
             told: Vec::new(),
@@ -214,11 +220,10 @@ impl Bench {
 
     /// Enters a listener that has joined the service into the model.
     fn enter(&mut self, listener: TcpListener) {
-        let status = self.service.status().unwrap();
-        let expected = status.members[self.members.len()].clone();
-        assert_eq!(expected.member, MemberId(self.next_id), "ids are given in order, once");
-        self.next_id += 1;
+        let expected = self.joined();
+        assert_eq!((expected.queued, expected.half_open), (0, 0));
         let model = model::Member {
+            socket: sockopt::socket_cookie(&listener).unwrap(),
             address: expected.address,
             gone: false,
             draining: false,
@@ -229,7 +234,6 @@ impl Bench {
             established: 0,
             weight: expected.weight,
         };
-        assert_eq!((expected.queued, expected.half_open, expected.placed), (0, 0, 0));
         self.members.push(Member {
             listener: Some(listener),
             model,
@@ -238,7 +242,17 @@ impl Bench {
             served: Vec::new(),
             half_open: Vec::new(),
         });
+    }
+
+    /// What is said of the member that has just joined: nothing is counted yet.
+    fn joined(&mut self) -> MemberStatus {
+        let status = self.service.status().unwrap().members.swap_remove(self.members.len());
+        assert_eq!(status.member, MemberId(self.next_id), "ids are given in order, once");
+        assert_eq!((status.placed, status.redirected_in, status.redirected_out), (0, 0, 0));
+        assert_eq!((status.special, status.established), (0, Some(0)));
+        self.next_id += 1;
         self.turns = Turns::default();
+        status
     }
 
     /// Fills queues, and takes members out: few steps are much for a few, not for many.
@@ -261,17 +275,21 @@ impl Bench {
     /// Does something, and compares.
     pub(super) fn step(&mut self) {
         match self.random.random_range(0..100) {
-            0..45 => self.request(true),
-            45..58 => self.request(false),
-            58..60 => self.abort(),
-            60..65 => self.acknowledge(),
-            65..76 => self.accept(),
-            76..79 => self.end(),
-            79..82 => self.reset(),
-            82..85 => self.close(),
-            85..88 => self.join(),
-            88..90 => self.leave(),
-            90..93 => self.set_draining(true),
+            0..44 => self.request(true),
+            44..57 => self.request(false),
+            57..59 => self.abort(),
+            59..64 => self.acknowledge(),
+            64..75 => self.accept(),
+            75..78 => self.end(),
+            78..81 => self.reset(),
+            81..84 => self.close(),
+            84..87 => self.join(),
+            87..90 => self.leave(),
+            90 => {
+                let place = self.any_member();
+                self.move_last_to(place);
+            }
+            91..93 => self.set_draining(true),
             93..95 => self.set_draining(false),
             95..97 => self.set_health(),
             97 => self.set_weight(),
@@ -289,13 +307,20 @@ impl Bench {
         self.random.random_range(0..self.members.len())
     }
 
+    /// A member, or one that has left: its server does not care.
+    fn any_server(&mut self) -> &mut Member {
+        let index = self.random.random_range(0..self.members.len() + self.away.len());
+        let away = self.away.iter_mut().map(|(_, member)| member);
+        self.members.iter_mut().chain(away).nth(index).unwrap()
+    }
+
     /// A client, real if asked for and if the handshake is to complete, calls.
     fn request(&mut self, real: bool) {
         let ip: IpAddr = self.kind.called().choose(&mut self.random).unwrap().parse().unwrap();
         let called = SocketAddr::new(ip, PORT);
         let client = self.new_client(real, called);
         let verdict = self.place(client, called);
-        if verdict == Verdict::Left && self.kernel_finds_a_member() {
+        if self.kernel_may_find_a_socket(verdict) {
             return;
         }
         self.count(verdict, client, called);
@@ -340,11 +365,16 @@ impl Bench {
         model::place_asking(self.rules, &members, turns, cookies, request, &mut dispatcher)
     }
 
-    /// Whether the kernel's own look-up may find a member for a request left to it: one on
-    /// a wildcard address, when redirecting is off and those on the called one are gone.
-    /// The model does not say which.
-    fn kernel_finds_a_member(&self) -> bool {
-        self.members.iter().any(|member| !member.model.gone)
+    /// Whether the kernel's own look-up may find a socket for a request left to it: that of a
+    /// member on a wildcard address, when redirecting is off and those on the called one are
+    /// gone, or of one that has left. The model does not say which.
+    fn kernel_may_find_a_socket(&self, verdict: Verdict) -> bool {
+        let member_listens = || self.members.iter().any(|member| !member.model.gone);
+        match verdict {
+            Verdict::Left => !self.away.is_empty() || member_listens(),
+            Verdict::NotOurs => !self.away.is_empty(),
+            _ => false,
+        }
     }
 
     /// Whether the kernel answers with a SYN cookie and forgets the request
@@ -387,6 +417,7 @@ impl Bench {
                 called,
                 stream: Some(socket),
                 reset: false,
+                counted: true,
             });
         }
     }
@@ -426,7 +457,7 @@ impl Bench {
             Verdict::Reset => self.requests.reset += 1,
             Verdict::Left => self.requests.left += 1,
         }
-        if let Verdict::Placed(to) | Verdict::Redirected { to, .. } = verdict {
+        if let Some(to) = choice(verdict) {
             self.requests.special += u64::from(to.special);
             self.requests.crowded += u64::from(to.crowded);
             self.requests.returned += u64::from(to.returned);
@@ -484,38 +515,54 @@ impl Bench {
         assert_eq!(self.trace.lost(), 0);
     }
 
-    /// A client that was sent a cookie answers it, late. Where the rules have a say in where
-    /// its ACK goes, the model does not know whether that member can check it.
+    /// A client that was sent a cookie answers it, late.
     fn acknowledge(&mut self) {
         if self.answered.is_empty() {
             return;
         }
         let index = self.random.random_range(0..self.answered.len());
         let Answered { client, called, cookie } = self.answered.swap_remove(index);
-        let before = (self.turns.clone(), self.cookies.clone());
         let verdict = self.place(client, called);
-        match verdict {
-            Verdict::Placed(Choice { returned: true, .. })
-            | Verdict::Redirected { to: Choice { returned: true, .. }, .. }
-            | Verdict::Dropped(_) => {}
-            _ => {
-                (self.turns, self.cookies) = before;
-                return;
-            }
+        if self.kernel_may_find_a_socket(verdict) {
+            return;
         }
         self.count(verdict, client, called);
+        self.wires[usize::from(called.is_ipv6())].forget();
         syn::acknowledge(client, called, cookie);
-        if let Some(position) = chosen(verdict) {
-            let member = &mut self.members[position];
+        self.compare_trace(); // where it went, before that is asked about it
+        if let Some(to) = choice(verdict)
+            && self.takes(to, client, called)
+        {
+            let member = &mut self.members[to.member];
             member.model.queued += 1;
             member.model.established += 1;
-            member.waiting.push_back(Waiting { client, called, stream: None, reset: false });
+            member.waiting.push_back(Waiting {
+                client,
+                called,
+                stream: None,
+                reset: false,
+                counted: true,
+            });
         }
     }
 
+    /// Whether the member chosen takes an ACK, and does not refuse it. The one that has sent the
+    /// cookie does; which others can check it, the model does not know.
+    fn takes(&self, to: Choice, client: SocketAddr, called: SocketAddr) -> bool {
+        let wire = &self.wires[usize::from(called.is_ipv6())];
+        let queued = || self.service.status().unwrap().members[to.member].queued;
+        let (mut taken, mut refused) = (false, false);
+        world::wait_until("the ACK is taken or refused", || {
+            taken = queued() > self.members[to.member].model.queued;
+            refused = wire.next() == Some((client, called, Answer::Reset));
+            taken || refused
+        });
+        assert!(taken || !to.returned, "{to:?} refuses {client}");
+        taken
+    }
+
     fn abort(&mut self) {
-        let position = self.any_member();
-        let member = &mut self.members[position];
+        let member = self.any_server();
         if let Some((client, called)) = member.half_open.pop() {
             syn::abort(client, called);
             member.model.half_open -= 1;
@@ -524,14 +571,13 @@ impl Bench {
 
     /// A server accepts: the client that came first, at the address that it called.
     fn accept(&mut self) {
-        let position = self.any_member();
-        let member = &mut self.members[position];
+        let member = self.any_server();
         let (Some(listener), Some(waiting)) = (&member.listener, member.waiting.pop_front()) else {
             return;
         };
         let (stream, peer) = listener.accept().unwrap();
         let canonical = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
-        assert_eq!(canonical(peer), waiting.client, "accepted by member {position}");
+        assert_eq!(canonical(peer), waiting.client, "accepted by {}", member.expected.member);
         assert_eq!(canonical(stream.local_addr().unwrap()), waiting.called);
         member.model.queued -= 1;
         if !waiting.reset {
@@ -541,10 +587,10 @@ impl Bench {
 
     /// A connection that is served ends: the server closes it, or the client resets it.
     fn end(&mut self) {
-        let (position, by_client) = (self.any_member(), self.random.random::<bool>());
-        let member = &mut self.members[position];
+        let by_client = self.random.random::<bool>();
+        let member = self.any_server();
         let Some((server, mut client)) = member.served.pop() else { return };
-        member.model.established -= 1;
+        member.model.established -= u32::from(client.counted);
         if by_client && client.reset() {
             // Its end has been seen before the server can take part in it.
             world::wait_until("the reset arrives", || server.take_error().unwrap().is_some());
@@ -553,10 +599,10 @@ impl Bench {
 
     /// A client that waits resets its connection, and goes on taking its place.
     fn reset(&mut self) {
-        let position = self.any_member();
-        let member = &mut self.members[position];
-        if member.waiting.iter_mut().any(Waiting::reset) {
-            member.model.established -= 1;
+        let member = self.any_server();
+        if let Some(client) = member.waiting.iter_mut().find(|client| client.stream.is_some()) {
+            client.reset();
+            member.model.established -= u32::from(client.counted);
         }
     }
 
@@ -574,21 +620,39 @@ impl Bench {
         }
         member.model.gone = true;
         (member.model.queued, member.model.half_open) = (0, 0);
-        member.model.established = u32::try_from(member.served.len()).unwrap();
         member.waiting.clear();
+        member.model.established = member.counted();
         member.half_open.clear();
     }
 
+    /// A socket joins: a new one, or one that has left.
     fn join(&mut self) {
         if self.members.len() >= self.size.most() {
             return;
+        }
+        if !self.away.is_empty() && self.random.random_bool(0.8) {
+            return self.rejoin();
         }
         let listener = listener(self.kind, self.roomy, &mut self.random);
         self.service.join(&listener).unwrap();
         self.enter(listener);
     }
 
-    /// A member leaves, and its socket is closed: it would take requests on its own.
+    /// A socket that has left joins again, with what it holds, as another member: at the end,
+    /// or where it stood.
+    fn rejoin(&mut self) {
+        let index = self.random.random_range(0..self.away.len());
+        let (place, mut member) = self.away.swap_remove(index);
+        self.service.join(member.listener.as_ref().unwrap()).unwrap();
+        member.expected = self.joined();
+        member.begin_anew();
+        self.members.push(member);
+        if self.random.random() {
+            self.move_last_to(place);
+        }
+    }
+
+    /// A member leaves. Its socket is closed, or takes requests on its own.
     fn leave(&mut self) {
         let position = self.any_member();
         let id = self.members[position].expected.member;
@@ -597,8 +661,22 @@ impl Bench {
             return;
         }
         self.service.leave(id).unwrap();
-        self.members.remove(position);
-        self.cookies.forget_from(position);
+        let member = self.members.remove(position);
+        self.turns = Turns::default();
+        if !member.model.gone && self.random.random() {
+            self.away.push((position, member));
+        }
+    }
+
+    /// The last member comes to a place, and those from there on stand after it.
+    fn move_last_to(&mut self, place: usize) {
+        if place + 1 >= self.members.len() {
+            return;
+        }
+        let moved = &mut self.members[place..];
+        moved.rotate_right(1);
+        let order: Vec<MemberId> = moved.iter().map(|member| member.expected.member).collect();
+        self.service.arrange(&order).unwrap();
         self.turns = Turns::default();
     }
 
@@ -685,6 +763,25 @@ impl Waiting {
 }
 
 impl Member {
+    /// How many of its connections are counted.
+    fn counted(&self) -> u32 {
+        let all = self.waiting.iter().chain(self.served.iter().map(|(_, client)| client));
+        let alive = all.filter(|client| client.counted && !client.reset);
+        u32::try_from(alive.count()).unwrap()
+    }
+
+    /// As it joins again: nobody drains or marks it, and no connection that it has is counted.
+    fn begin_anew(&mut self) {
+        let served = self.served.iter_mut().map(|(_, client)| client);
+        for client in self.waiting.iter_mut().chain(served) {
+            client.counted = false;
+        }
+        self.model.established = 0;
+        self.model.weight = self.expected.weight;
+        self.model.draining = false;
+        self.model.health = Health::Well;
+    }
+
     fn expected(&self) -> MemberStatus {
         let model = &self.model;
         MemberStatus {
@@ -722,11 +819,16 @@ fn outcome(socket: &Socket, answer: io::Result<()>, call: &str) -> Result<(), Er
     ended.unwrap()
 }
 
-fn chosen(verdict: Verdict) -> Option<usize> {
+fn choice(verdict: Verdict) -> Option<Choice> {
     match verdict {
-        Verdict::Placed(to) | Verdict::Redirected { to, .. } => Some(to.member),
+        Verdict::Placed(to) | Verdict::Redirected { to, .. } => Some(to),
         _ => None,
     }
+}
+
+/// The position of the member chosen.
+fn chosen(verdict: Verdict) -> Option<usize> {
+    choice(verdict).map(|to| to.member)
 }
 
 fn random_rules(random: &mut StdRng) -> Rules {
