@@ -78,6 +78,9 @@ impl Entrant {
         }
     }
 
+    /// What users get who choose nothing: the verdict is on this one.
+    pub(crate) const USUAL: Self = Self::Run(Hang::ByDefault);
+
     /// Whether it is overspill.
     pub(crate) fn is_ours(self) -> bool {
         matches!(self, Self::Overspill(_) | Self::Run(_))

@@ -82,10 +82,10 @@ impl Found<'_> {
         Spread::of(&ratios.collect::<Vec<_>>()).expect("it was measured")
     }
 
-    /// Of those, the one with the least median.
-    fn best(&self, of: fn(Entrant) -> bool, at: (Traffic, Load), measure: &str) -> Entrant {
+    /// Of the others, the one with the least median.
+    fn best_other(&self, at: (Traffic, Load), measure: &str) -> Entrant {
         let median = |entrant: &Entrant| self.median(*entrant, at.0, at.1, measure);
-        let all = Entrant::all().into_iter().filter(|&entrant| of(entrant));
+        let all = Entrant::all().into_iter().filter(|entrant| entrant.is_other());
         all.min_by(|a, b| median(a).total_cmp(&median(b))).expect("there are some")
     }
 
@@ -117,39 +117,36 @@ impl Found<'_> {
     fn verdicts(&self) -> String {
         let mut page = String::from(
             "## Verdict\n\n\
-             The p99 of each policy, times the least p99 of all other contestants in the same \
-             round, whoever that was: below 1 overspill is ahead of every one of them. The \
-             verdict is on the policy with the lowest median, chosen afterwards.\n\n",
+             The p99 of each of ours, times the least p99 of all others in the same round, \
+             whoever that was: below 1 overspill is ahead of every one of them. The verdict is \
+             on `run`, which is what users have who choose nothing.\n\n",
         );
         let ours: Vec<Entrant> = Entrant::all().into_iter().filter(|one| one.is_ours()).collect();
         let names: Vec<&str> = ours.iter().map(|one| one.name()).collect();
         head(&mut page, &["traffic", "load", "best of the others", "verdict"], &names);
         let mut lost = Vec::new();
         for at in self.cases() {
-            let other = self.best(Entrant::is_other, at, P99);
-            let best = self.best(Entrant::is_ours, at, P99);
-            let ratio = self.to_best_other(best, at, P99);
+            let other = self.best_other(at, P99);
+            let ratio = self.to_best_other(Entrant::USUAL, at, P99);
             let verdict = verdict(ratio, self.plan.rounds);
             if verdict == BEHIND {
                 lost.push(format!(
-                    "- {}, {}: the best policy, {}, has {ratio:.2} times the p99 of the best other; \
-                     mostly {} wins.",
+                    "- {}, {}: {ratio:.2} times the p99 of the best other; mostly {} wins.",
                     at.0.name(),
                     at.1.name,
-                    best.name(),
                     other.name()
                 ));
             }
             let mut cells =
                 vec![at.0.name().to_owned(), at.1.name.to_owned(), other.name().to_owned()];
-            cells.push(format!("{}: {verdict}", best.name()));
+            cells.push(verdict.to_owned());
             let ratios = ours.iter().map(|&one| format!("{:.2}", self.to_best_other(one, at, P99)));
             cells.extend(ratios);
             row(&mut page, &cells);
         }
-        page += "\nWhere overspill loses:\n\n";
+        page += "\nWhere `run` loses:\n\n";
         if lost.is_empty() {
-            lost.push("- Nowhere for sure with its best policy; see the others above.".to_owned());
+            lost.push("- Nowhere for sure; see the others above.".to_owned());
         }
         page + &lost.join("\n") + "\n"
     }

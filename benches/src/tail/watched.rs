@@ -1,5 +1,6 @@
 //! Watching workers as `overspill run` does: one whose queue stands gets no requests, and what
-//! waits there moves to siblings, until it accepts again.
+//! waits there moves to siblings, until it accepts again. (All are at one address, none drains
+//! and none is gone, and one is always well: what `run` asks besides is so here.)
 
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,6 @@ use overspill::{Health, Looker, Queue, Service, empty_queue};
 #[derive(Debug, Default)]
 pub(crate) struct Deeds {
     pub(crate) looks: u32,
-    /// In moves too.
     pub(crate) looking: Duration,
     pub(crate) moves: u32,
     pub(crate) moving: Duration,
@@ -39,12 +39,12 @@ pub(crate) fn watch(
         let samples: Vec<Sample> = queues.iter().map(sample).collect();
         // Healths are compared one by one below.
         let _ = watch.observe(began, &samples);
+        deeds.looks += 1;
+        deeds.looking += began.elapsed();
         // Members are in the order of their sockets.
         for (queue, listener) in queues.iter().zip(listeners) {
             act(&looker, &mut watch, queue, listener, &mut deeds)?;
         }
-        deeds.looks += 1;
-        deeds.looking += began.elapsed();
         next = (next + watch.interval()).max(Instant::now());
         thread::sleep(next.saturating_duration_since(Instant::now()));
     }
@@ -69,7 +69,8 @@ fn act(
     deeds: &mut Deeds,
 ) -> Result<()> {
     let health = watch.state(queue.member);
-    if queue.health != health {
+    // A mark runs out when it is not renewed.
+    if queue.health != health || health != Health::Well {
         looker.set_health(queue.member, health)?;
     }
     if health == Health::Hung && queue.queued > 0 {
