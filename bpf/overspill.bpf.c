@@ -110,6 +110,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct ov_service_counters);
@@ -117,6 +118,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct ov_member_counters);
@@ -124,6 +126,7 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct ov_exits);
@@ -335,7 +338,7 @@ struct search {
 	__u32 row; /* the number of its endpoint row */
 	__u32 takes; /* the flag that a member must have */
 	__u32 ports; /* remote, local */
-	struct ov_endpoint_key key; /* of the endpoint */
+	struct ov_endpoint_key key; /* of its endpoint, once it is kept (keep_key) */
 
 	/* where it stands */
 	__u32 rule;
@@ -366,6 +369,7 @@ struct search {
 
 	__u8 apart[104]; /* no cache line of it is the next CPU's as well */
 };
+_Static_assert(sizeof(struct search) == 256, "apart, and found by a shift");
 
 /* One for each CPU: a packet's run is never interrupted by another run. One from process
  * context (sock_diag for one socket, a program that calls bpf_sk_lookup_tcp) may
@@ -1612,7 +1616,7 @@ static __always_inline bool find_again(struct request *r)
 {
 	r->s = OF_CPU(searches, 1, 0);
 	if (!r->s)
-		return false; /* not reached: the map has this one entry */
+		return false; /* not reached: every CPU has its own */
 	if (!find_roster(r, r->s->service)) {
 		COUNT_EXIT(no_roster);
 		return false;
@@ -1678,7 +1682,7 @@ int overspill(struct bpf_sk_lookup *ctx)
 		goto unserved_port;
 	r.s = OF_CPU(searches, 1, 0);
 	if (!r.s)
-		return SK_PASS; /* not reached: the map has this one entry */
+		return SK_PASS; /* not reached: every CPU has its own */
 	read_addresses(ctx, &r);
 	if (!find_at_once(&r, kinds) && !find_by_key(&r, kinds))
 		return SK_PASS;

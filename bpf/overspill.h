@@ -319,7 +319,7 @@ struct ov_tracing {
 
 /* `settings`: what every request has to know, in one cache line. */
 struct ov_settings {
-	__u64 tracers; /* 1 << index of those who trace; user space maps it into its memory */
+	__u64 active; /* 1 << index of those who trace; user space maps it into its memory */
 	__u32 seed; /* of the flow hash; as what follows, set before loading */
 	__u32 cpus; /* that there may be */
 	__u32 services; /* capacity */

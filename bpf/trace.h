@@ -118,10 +118,10 @@ __weak int wants(struct search *s, __u32 i, __u32 outcome, __u64 now)
 		return false;
 	tracer = &t->tracers[i];
 	if (tracer->until < now) {
-		__sync_fetch_and_and(&settings.tracers, ~(1ULL << i));
+		__sync_fetch_and_and(&settings.active, ~(1ULL << i));
 		/* It may have been moved on just now, and nobody would be told. */
 		if (*(volatile __u64 *)&tracer->until >= now)
-			__sync_fetch_and_or(&settings.tracers, 1ULL << i);
+			__sync_fetch_and_or(&settings.active, 1ULL << i);
 		return false;
 	}
 	return tracer->outcomes & 1 << outcome &&
@@ -148,7 +148,7 @@ __weak int report(struct search *s, __u32 outcome)
 	if (!s || !t || !e)
 		return 0; /* not reached: the maps have these entries */
 	for (i = 0; i < OV_TRACERS; i++)
-		if (settings.tracers & 1ULL << i)
+		if (settings.active & 1ULL << i)
 			wanted |= (wants(s, i, outcome, now) & 1) << i;
 	if (!wanted)
 		return 0;
@@ -167,7 +167,7 @@ __weak int report(struct search *s, __u32 outcome)
 
 static __always_inline void trace(struct request *r, enum ov_outcome outcome)
 {
-	if (settings.tracers)
+	if (settings.active)
 		report(r->s, outcome);
 }
 

@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes;
 
-use super::layout::{Counters, EndpointKey, MemberCounters, ServiceCounters};
+use super::layout::EndpointKey;
 use super::rows::Run;
 use super::{Datapath, Dispatcher, Lock, index};
 use crate::error::{Error, Result};
@@ -255,7 +255,7 @@ impl Datapath {
     }
 
     fn insert(&self, joining: &Joining<'_>) -> Result<()> {
-        clear::<MemberCounters>(&self.maps.member_counters, joining.slot)?;
+        self.member_counters()?.clear(joining.slot);
         self.set_starts(joining.slot, joining.starts)?;
         let fd = u64::try_from(joining.socket.as_raw_fd()).expect("an open descriptor");
         let slot = joining.slot.to_ne_bytes();
@@ -288,19 +288,9 @@ impl Datapath {
     }
 
     fn reset_counters(&self, id: u32) -> Result<()> {
-        clear::<ServiceCounters>(&self.maps.service_counters, id)
+        self.service_counters()?.clear(id);
+        Ok(())
     }
-}
-
-/// Lets the counters at a slot begin at zero, on all CPUs.
-fn clear<C: Counters>(map: &MapHandle, slot: u32) -> Result<()> {
-    let failed =
-        |error| Error::bpf("clear", format!("the map {}", map.name().to_string_lossy()), error);
-    for first in super::firsts(map)? {
-        let (key, zeros) = ((first + slot).to_ne_bytes(), C::default());
-        map.update(&key, zeros.as_bytes(), MapFlags::ANY).map_err(failed)?;
-    }
-    Ok(())
 }
 
 /// The slots of members that the new roster does not have.

@@ -106,7 +106,7 @@ impl Datapath {
             }
         }
         // An entry of `near` may be read while it is written, or be out of date: who reads it
-        // compares it with the endpoint row, and asks `endpoints` where they differ.
+        // compares what is called with the endpoint row, and asks `endpoints` where they differ.
         let failed = |error| Error::bpf("change", "the map near", error);
         for ((number, is), wanted) in (0_u32..).zip(&is.near).zip(&wanted.near) {
             if is != wanted {

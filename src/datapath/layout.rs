@@ -277,7 +277,7 @@ plain! {
 
     /// `struct ov_settings`
     struct Settings {
-        tracers: u64,
+        active: u64,
         seed: u32,
         cpus: u32,
         services: u32,
@@ -355,24 +355,6 @@ impl EndpointKey {
         Self { address: address_bytes(ip), port, zero: 0 }
     }
 }
-
-/// Counters of 64 bits, of which each CPU has its own.
-pub(crate) trait Counters: FromBytes + IntoBytes + Immutable + Default {
-    /// Adds another CPU's.
-    fn add(&mut self, other: &Self) {
-        let words = self.as_mut_bytes().chunks_exact_mut(8).zip(other.as_bytes().chunks_exact(8));
-        for (into, from) in words {
-            let word =
-                |bytes: &[u8]| u64::from_ne_bytes(bytes.try_into().expect("chunks of eight bytes"));
-            let total = word(into).wrapping_add(word(from));
-            into.copy_from_slice(&total.to_ne_bytes());
-        }
-    }
-}
-
-impl Counters for ServiceCounters {}
-impl Counters for MemberCounters {}
-impl Counters for ExitCounters {}
 
 #[cfg(test)]
 mod tests {
@@ -467,14 +449,5 @@ mod tests {
             let ip: IpAddr = text.parse().unwrap();
             assert_eq!(address_from(address_bytes(ip)), ip);
         }
-    }
-
-    #[test]
-    fn counters_add_up_over_the_cpus() {
-        let mut sum = MemberCounters { placed: 3, special: 1, ..Default::default() };
-        sum.add(&MemberCounters { placed: 4, redirected_in: 2, ..Default::default() });
-        let expected =
-            MemberCounters { placed: 7, redirected_in: 2, special: 1, redirected_out: 0 };
-        assert_eq!(sum, expected);
     }
 }

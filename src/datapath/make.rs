@@ -1,6 +1,7 @@
 //! Making and removing a namespace's state.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -171,12 +172,26 @@ fn random_seed() -> Result<u32> {
     Ok(u32::from_ne_bytes(bytes))
 }
 
+/// How many numbers the kernel may give its CPUs: one more than the last. (Not how many CPUs
+/// there may be: some numbers may be of none.)
+fn cpu_numbers() -> Result<u32> {
+    const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+    let failed = |error| Error::system("read", POSSIBLE, error);
+    let ranges = fs::read_to_string(POSSIBLE).map_err(failed)?;
+    last_of(&ranges).map(|last| last + 1).ok_or_else(|| failed(ErrorKind::InvalidData.into()))
+}
+
+/// The last number of a list such as `0-3,8`.
+fn last_of(ranges: &str) -> Option<u32> {
+    ranges.trim_end().rsplit([',', '-']).next()?.parse().ok()
+}
+
 fn load(
     mut open: OpenOverspillSkel<'_>,
     seed: u32,
     capacity: Capacity,
 ) -> Result<OverspillSkel<'_>> {
-    let cpus = super::cpus()?;
+    let cpus = cpu_numbers()?;
     // A socket bound to [::] may be called at two wildcard addresses.
     let endpoints = 2 * capacity.members;
     let near = endpoints.next_power_of_two();
@@ -252,4 +267,17 @@ fn pin_all(mut skeleton: OverspillSkel<'_>, namespace: &Namespace, folder: &Path
         })?;
     let path = folder.join(pin::LINK);
     link.pin(&path).map_err(|error| failed(&path, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_cpu_has_the_last_number() {
+        for (ranges, last) in [("0\n", 0), ("0-1\n", 1), ("0,2-3\n", 3), ("0-7,12\n", 12)] {
+            assert_eq!(last_of(ranges), Some(last));
+        }
+        assert_eq!(last_of("\n"), None);
+    }
 }

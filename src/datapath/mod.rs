@@ -5,6 +5,7 @@
 
 mod change;
 mod connections;
+mod counters;
 mod dispatcher;
 mod hooks;
 mod index;
@@ -25,6 +26,7 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, Pr
 use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
+use counters::Counters;
 pub(crate) use dispatcher::Dispatcher;
 pub use dispatcher::check_dispatcher;
 pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
@@ -123,6 +125,7 @@ pub(crate) struct Datapath {
     folder: PathBuf,
     state: layout::State,
     maps: Maps,
+    counters: Counters,
 }
 
 impl Datapath {
@@ -146,7 +149,8 @@ impl Datapath {
             return Ok(None);
         }
         let state = read_state(folder)?;
-        Ok(Some(Self { state, maps: Maps::open(folder)?, folder: folder.to_owned() }))
+        let (maps, counters) = (Maps::open(folder)?, Counters::default());
+        Ok(Some(Self { folder: folder.to_owned(), state, maps, counters }))
     }
 
     /// A pinned program, of those that are not attached but run or attached on demand.
@@ -267,19 +271,6 @@ fn attached_to(link: &Path) -> Result<u64> {
             what: "the link is not one to a network namespace".to_owned(),
         }),
     }
-}
-
-/// As many as each counter has copies of.
-fn cpus() -> Result<u32> {
-    let count = libbpf_rs::num_possible_cpus().map_err(|e| Error::bpf("count", "the CPUs", e))?;
-    Ok(u32::try_from(count).expect("some thousands at most"))
-}
-
-/// Where in an array the entries of each CPU begin (`OF_CPU` in `bpf/overspill.bpf.c`).
-fn firsts(map: &MapHandle) -> Result<impl Iterator<Item = u32> + use<>> {
-    let cpus = cpus()?;
-    let own = map.max_entries() / cpus;
-    Ok((0..cpus).map(move |cpu| cpu * own))
 }
 
 fn open_map(folder: &Path, name: &str) -> Result<MapHandle> {

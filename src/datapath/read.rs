@@ -6,8 +6,7 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::layout::{
-    Counters, ExitCounters, Extent, Figures, Load, MemberCounters, NAME_ROWS, ROW_NAME,
-    ServiceCounters,
+    ExitCounters, Extent, Figures, Load, MemberCounters, NAME_ROWS, ROW_NAME, ServiceCounters,
 };
 use super::rows::Place;
 use super::{Datapath, pin};
@@ -111,14 +110,14 @@ impl Datapath {
 
     fn status_by(&self, id: u32, roster: &Roster) -> Result<Status> {
         let figures = self.figures(id, roster)?;
-        let counted = counters(&self.maps.member_counters, &slots(roster))?;
+        let counted = self.counters_of(roster)?;
         let loads: Vec<Load> = values(&self.maps.loads, &slots(roster))?;
         let starts: Vec<u64> = values(&self.maps.starts, &slots(roster))?;
         let members = roster.members.iter().zip(figures).zip(&counted).zip(&loads).zip(starts);
         let members = members.map(|((((member, figures), counters), load), starts)| {
             member_status(member, figures, counters, load, starts)
         });
-        let counters: ServiceCounters = counters(&self.maps.service_counters, &[id])?.remove(0);
+        let counters: ServiceCounters = self.service_counters()?.sum(id);
         Ok(Status {
             name: roster.name.clone(),
             policy: roster.rules.policy,
@@ -143,6 +142,12 @@ impl Datapath {
                 returned: counters.returned,
             },
         })
+    }
+
+    /// What was counted of each member, in list order.
+    fn counters_of(&self, roster: &Roster) -> Result<Vec<MemberCounters>> {
+        let counters = self.member_counters()?;
+        Ok(roster.members.iter().map(|member| counters.sum(member.slot)).collect())
     }
 
     /// How often the process of the member in that slot was started.
@@ -177,7 +182,7 @@ impl Datapath {
             let published = self.published(id)?.filter(|(_, roster)| roster.name == name);
             let Some((place, roster)) = published else { return Ok(None) };
             // Before the queues: what is counted and not in its queue then was accepted.
-            let counters = counters(&self.maps.member_counters, &slots(&roster))?;
+            let counters = self.counters_of(&roster)?;
             let figures = self.figures(id, &roster)?;
             // As in `status`: the figures of another list say nothing of this one's members.
             if self.still_published(id, &place, &roster)? {
@@ -211,7 +216,7 @@ impl Datapath {
     }
 
     pub(crate) fn exits(&self) -> Result<Exits> {
-        let exits: ExitCounters = counters(&self.maps.exits, &[0])?.remove(0);
+        let exits: ExitCounters = self.exit_counters()?.sum(0);
         Ok(Exits {
             not_tcp: exits.not_tcp,
             other_program: exits.other_program,
@@ -305,26 +310,6 @@ const NEAR: u32 = 8;
 /// The values of an array at these slots, in the same order.
 fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
     let size = size_of::<T>();
-    read_slots(map, slots, size, |bytes| T::read_from_bytes(bytes).expect("a whole value"))
-}
-
-/// The sums of what all CPUs have counted at these slots, in the same order.
-fn counters<C: Counters>(map: &MapHandle, slots: &[u32]) -> Result<Vec<C>> {
-    let mut sums: Vec<C> = slots.iter().map(|_| C::default()).collect();
-    for first in super::firsts(map)? {
-        let slots: Vec<u32> = slots.iter().map(|slot| first + slot).collect();
-        let counted: Vec<C> = values(map, &slots)?;
-        sums.iter_mut().zip(&counted).for_each(|(sum, counted)| sum.add(counted));
-    }
-    Ok(sums)
-}
-
-fn read_slots<T>(
-    map: &MapHandle,
-    slots: &[u32],
-    size: usize,
-    read: impl Fn(&[u8]) -> T,
-) -> Result<Vec<T>> {
     let mut order: Vec<usize> = (0..slots.len()).collect();
     order.sort_unstable_by_key(|&at| slots[at]);
     let mut found: Vec<Option<T>> = slots.iter().map(|_| None).collect();
@@ -335,13 +320,14 @@ fn read_slots<T>(
             .map_err(|error| Error::system("read", map_name(map), error))?;
         for &at in run {
             let begin = (slots[at] - first) as usize * size;
-            found[at] = Some(read(&bytes[begin..begin + size]));
+            let value = T::read_from_bytes(&bytes[begin..begin + size]);
+            found[at] = Some(value.expect("a whole value"));
         }
     }
     Ok(found.into_iter().flatten().collect())
 }
 
-fn map_name(map: &MapHandle) -> String {
+pub(super) fn map_name(map: &MapHandle) -> String {
     format!("the map {}", map.name().to_string_lossy())
 }
 

@@ -118,7 +118,7 @@ impl Place {
     }
 
     fn active(&self) -> &AtomicU64 {
-        &self.settings.words()[offset_of!(layout::Settings, tracers) / WORD]
+        &self.settings.words()[offset_of!(layout::Settings, active) / WORD]
     }
 
     fn key(&self) -> [u8; 4] {
@@ -175,8 +175,11 @@ impl Place {
         }
         self.until.store(until, Ordering::Release);
         self.paused.fetch_add(now.saturating_sub(before), Ordering::AcqRel);
-        // The kernel has struck us off if it met us when the time had run out.
-        self.active().fetch_or(1 << self.index, Ordering::AcqRel);
+        // The kernel has struck us off if it met us when the time had run out. Else nothing is
+        // written to a line that every request reads.
+        if self.active().load(Ordering::Acquire) & 1 << self.index == 0 {
+            self.active().fetch_or(1 << self.index, Ordering::AcqRel);
+        }
         true
     }
 }

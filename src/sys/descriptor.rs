@@ -82,7 +82,7 @@ struct LookupBatch {
 }
 
 /// Fills `values`, each of `size` bytes as the kernel gives them out, with those of an array
-/// from number `first` on. libbpf-rs reads whole maps, and none that each CPU has a copy of.
+/// from number `first` on. libbpf-rs reads whole maps.
 pub(crate) fn read_array(
     map: BorrowedFd<'_>,
     first: u32,

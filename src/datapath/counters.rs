@@ -1,0 +1,96 @@
+//! What requests are counted in: arrays in memory shared with the kernel, of which each CPU
+//! has a part of its own.
+
+use std::os::fd::AsFd as _;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use libbpf_rs::{MapCore as _, MapHandle};
+use zerocopy::{FromBytes, IntoBytes as _};
+
+use super::Datapath;
+use super::layout::{ExitCounters, MemberCounters, ServiceCounters};
+use crate::error::{Error, Result};
+use crate::sys::Shared;
+
+const WORD: usize = size_of::<AtomicU64>();
+
+/// The arrays, each mapped when it is asked for.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    services: OnceLock<Counted>,
+    members: OnceLock<Counted>,
+    exits: OnceLock<Counted>,
+}
+
+impl Datapath {
+    /// By service number.
+    pub(super) fn service_counters(&self) -> Result<&Counted> {
+        let map = &self.maps.service_counters;
+        Counted::once(
+            &self.counters.services,
+            map,
+            size_of::<ServiceCounters>(),
+            self.state.services,
+        )
+    }
+
+    /// By slot.
+    pub(super) fn member_counters(&self) -> Result<&Counted> {
+        let map = &self.maps.member_counters;
+        Counted::once(&self.counters.members, map, size_of::<MemberCounters>(), self.state.members)
+    }
+
+    /// At 0.
+    pub(super) fn exit_counters(&self) -> Result<&Counted> {
+        Counted::once(&self.counters.exits, &self.maps.exits, size_of::<ExitCounters>(), 1)
+    }
+}
+
+/// An array of counters: each CPU's `own` entries, one CPU's after the other's (`OF_CPU` in
+/// `bpf/overspill.bpf.c`).
+#[derive(Debug)]
+pub(super) struct Counted {
+    memory: Shared,
+    /// Words in an entry.
+    words: usize,
+    own: usize,
+}
+
+impl Counted {
+    fn once<'a>(
+        place: &'a OnceLock<Self>,
+        map: &MapHandle,
+        size: usize,
+        own: u32,
+    ) -> Result<&'a Self> {
+        if let Some(counted) = place.get() {
+            return Ok(counted);
+        }
+        let words = size / WORD;
+        let memory = Shared::map(map.as_fd(), map.max_entries() as usize * words)
+            .map_err(|error| Error::system("map", super::read::map_name(map), error))?;
+        Ok(place.get_or_init(|| Self { memory, words, own: own as usize }))
+    }
+
+    /// Every CPU's entry of that number.
+    fn entries(&self, number: u32) -> impl Iterator<Item = &[AtomicU64]> {
+        self.memory.words().chunks_exact(self.words).skip(number as usize).step_by(self.own)
+    }
+
+    /// What all CPUs have counted there.
+    pub(super) fn sum<C: FromBytes>(&self, number: u32) -> C {
+        let mut sums = vec![0_u64; self.words];
+        for entry in self.entries(number) {
+            for (sum, word) in sums.iter_mut().zip(entry) {
+                *sum = sum.wrapping_add(word.load(Ordering::Relaxed));
+            }
+        }
+        C::read_from_bytes(sums.as_bytes()).expect("the counters of an entry")
+    }
+
+    /// Lets them begin at zero, where no request is counted.
+    pub(super) fn clear(&self, number: u32) {
+        self.entries(number).flatten().for_each(|word| word.store(0, Ordering::Relaxed));
+    }
+}
