@@ -9,7 +9,7 @@
  * (`fallback`), and next-available chooses.
  *
  * Between the two calls lies no end of an RCU read section: what `searches` says of the
- * request still holds. The roster may have been replaced by another, once.
+ * request still holds, and nobody writes over the roster.
  */
 #ifndef OVERSPILL_DISPATCHERS_H
 #define OVERSPILL_DISPATCHERS_H
@@ -147,15 +147,14 @@ static __always_inline void ask_dispatcher(struct request *r)
 	if (!g.out->count)
 		return;
 	describe(r, g.out);
-	keep_key(r);
 	bpf_tail_call(r->ctx, &dispatchers, r->s->service);
 	fall_back(r);
 }
 
 /* --- carrying out the answer -------------------------------------------------- */
 
-/* The member that the answer names, if it is still the one that was handed over and has
- * room: figures and roster may have changed since. */
+/* The member that the answer names, if it still has room. (The user's program may have
+ * written over what it was handed.) */
 static __always_inline struct ov_member *answered(struct request *r,
 						  struct overspill_request *request)
 {
@@ -183,7 +182,7 @@ int take_answer(struct bpf_sk_lookup *ctx)
 	__u32 zero = 0;
 
 	request = bpf_map_lookup_elem(&requests, &zero);
-	if (!request || !find_again(&r))
+	if (!request || !go_on_with_search(&r))
 		return SK_PASS;
 	m = answered(&r, request);
 	if (m && assign(&r, m))

@@ -10,10 +10,10 @@
  * member with room and assigns its socket; src/model.rs says the same in Rust and
  * is the judge of this file.
  *
- * Finding: `ports` says at once that a port is not served. `endpoints`, and for most
- * of them `near` without a call, leads from the called address, or from the wildcard
- * one, to the service and to the number of its endpoint row. `services` says where in
- * `rows` each service's roster lies.
+ * Finding: `ports` says at once that a port is not served. From the called address, or
+ * from the wildcard one, `near` leads to most endpoint rows without a call. For the others
+ * `endpoints` has the service and the number of the row, and `services` where the service's
+ * roster lies.
  *
  * Choosing: what the first rule can settle with a few looks is settled at once
  * (`place_at_once`). Else, in a program of their own (`by_rules`), the rules are tried
@@ -72,15 +72,18 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct ov_endpoint);
+	__type(value, __u64);
 } near SEC(".maps");
 
 /* Every roster's rows in one plain array: the verifier writes its look-ups into the
- * program, while those in arrays of different lengths would be calls. */
+ * program, while those in arrays of different lengths would be calls. To be mapped, so that
+ * it begins with a page, and a row is one cache line, not parts of two. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, union ov_row);
@@ -333,12 +336,13 @@ enum rule {
 struct search {
 	__be32 address[4]; /* the called one; IPv4 as ::ffff:a.b.c.d */
 	__be32 remote[4]; /* of an IPv4 client, only the last word is set */
+	__u32 row; /* the number of its endpoint row, and by that: */
 	__u32 service;
-	struct ov_extent roster;
-	__u32 row; /* the number of its endpoint row */
+	__u32 roster; /* the number of its first row */
+	__u32 endpoints;
+	__u32 members;
 	__u32 takes; /* the flag that a member must have */
 	__u32 ports; /* remote, local */
-	struct ov_endpoint_key key; /* of its endpoint, once it is kept (keep_key) */
 
 	/* where it stands */
 	__u32 rule;
@@ -367,7 +371,7 @@ struct search {
 	__u64 load; /* what it holds, by the measure of the policy */
 	__u64 claim;
 
-	__u8 apart[104]; /* no cache line of it is the next CPU's as well */
+	__u8 apart[128]; /* no cache line of it is the next CPU's as well */
 };
 _Static_assert(sizeof(struct search) == 256, "apart, and found by a shift");
 
@@ -376,6 +380,7 @@ _Static_assert(sizeof(struct search) == 256, "apart, and found by a shift");
  * be: its answer may then be that of the packet, and places nothing. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE); /* as `rows` */
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct search);
@@ -576,9 +581,9 @@ static __always_inline struct request request_of(struct search *s)
 {
 	struct request r = {
 		.s = s,
-		.first = s->roster.first,
-		.endpoints = s->roster.endpoints,
-		.members = s->roster.members,
+		.first = s->roster,
+		.endpoints = s->endpoints,
+		.members = s->members,
 	};
 
 	return r;
@@ -774,7 +779,7 @@ static __always_inline bool same_address(const __be32 *a, const __be32 *b)
 /* Multiplied so that keys which differ in few bits differ in the upper ones: addresses
  * and ports that follow one another have different indexes. src/datapath/index.rs is the
  * same. */
-static __always_inline struct ov_endpoint *find_near(const __be32 *address, __u16 port)
+static __always_inline __u64 *find_near(const __be32 *address, __u16 port)
 {
 	__u64 high = (__u64)bpf_ntohl(address[0]) << 32 | bpf_ntohl(address[1]);
 	__u64 low = (__u64)bpf_ntohl(address[2]) << 32 | bpf_ntohl(address[3]);
@@ -782,6 +787,57 @@ static __always_inline struct ov_endpoint *find_near(const __be32 *address, __u1
 	__u32 index = product >> (64 - settings.near_bits);
 
 	return bpf_map_lookup_elem(&near, &index);
+}
+
+/* The endpoint row of that number if it is the address's. */
+static __always_inline bool find_row(struct request *r, __u32 number, const __be32 *address,
+				     __u16 port)
+{
+	union ov_row *found = bpf_map_lookup_elem(&rows, &number);
+	struct ov_endpoint_row *endpoint;
+
+	if (!found)
+		return false;
+	endpoint = &found->endpoint;
+	if (endpoint->mark != OV_ENDPOINT_MARK || endpoint->port != port ||
+	    !same_address(endpoint->address, address))
+		return false;
+	r->endpoint = endpoint;
+	r->first = endpoint->roster;
+	r->endpoints = endpoint->endpoints;
+	r->members = endpoint->members;
+	return true;
+}
+
+/* The same for the search, and those who go on with it. */
+static __always_inline bool find_for_search(struct request *r, __u32 number,
+					    const __be32 *address, __u16 port)
+{
+	if (!find_row(r, number, address, port))
+		return false;
+	r->s->row = number;
+	r->s->service = r->endpoint->service;
+	r->s->roster = r->first;
+	r->s->endpoints = r->endpoints;
+	r->s->members = r->members;
+	return true;
+}
+
+static __always_inline bool find_roster(struct request *r, __u32 service)
+{
+	struct ov_extent *extent;
+	__u32 zero = 0;
+	void *roster = bpf_map_lookup_elem(&services, &service);
+
+	if (!roster)
+		return false;
+	extent = bpf_map_lookup_elem(roster, &zero);
+	if (!extent)
+		return false; /* not reached: the map has this one entry */
+	r->first = extent->first;
+	r->endpoints = extent->endpoints;
+	r->members = extent->members;
+	return true;
 }
 
 static __always_inline struct ov_endpoint *
@@ -800,76 +856,45 @@ find_endpoint(struct request *r, struct ov_endpoint_key *key, __u8 kinds)
 	return endpoint;
 }
 
-static __always_inline bool find_roster(struct request *r, __u32 service)
+/* Where the row of an endpoint lies, by the roster; where its number was given up this
+ * moment, a row that is no endpoint's. */
+static __always_inline __u32 number_of(struct request *r, struct ov_endpoint *endpoint)
 {
-	struct ov_extent *extent;
-	__u32 zero = 0;
-	void *roster = bpf_map_lookup_elem(&services, &service);
+	bool given_up = endpoint->row >= r->endpoints;
 
-	if (!roster)
-		return false;
-	extent = bpf_map_lookup_elem(roster, &zero);
-	if (!extent)
-		return false; /* not reached: the map has this one entry */
-	r->first = extent->first;
-	r->endpoints = extent->endpoints;
-	r->members = extent->members;
-	if (r->s)
-		r->s->roster = *extent;
-	return true;
-}
-
-/* False when the address was given up between this and the look-up before. */
-static __always_inline bool find_row(struct request *r, __u32 number,
-				     const __be32 *address, __u16 port)
-{
-	union ov_row *found;
-
-	if (number >= r->endpoints)
-		return false;
-	found = row(r, OV_ROW_ENDPOINTS + number);
-	if (!found || found->endpoint.mark != OV_ENDPOINT_MARK ||
-	    found->endpoint.port != port ||
-	    !same_address(found->endpoint.address, address))
-		return false;
-	r->endpoint = &found->endpoint;
-	return true;
+	return r->first + (given_up ? OV_ROW_HEADER : OV_ROW_ENDPOINTS + endpoint->row);
 }
 
 /* False where the request is not for us, which is counted. */
 static __noinline bool find_by_key(struct request *r, __u8 kinds)
 {
-	struct ov_endpoint_key *key = &r->s->key;
-	struct ov_endpoint *endpoint;
+	struct ov_endpoint_key key = { .port = r->ctx->local_port };
+	struct ov_endpoint *endpoint = find_endpoint(r, &key, kinds);
 
-	key->port = r->ctx->local_port;
-	endpoint = find_endpoint(r, key, kinds);
 	if (!endpoint) {
 		/* Rule 1: no member is bound to it. */
 		COUNT_EXIT(unserved_address);
 		return false;
 	}
-	r->s->service = endpoint->service;
-	r->s->row = endpoint->row;
 	if (!find_roster(r, endpoint->service)) {
 		/* Taken out this moment: the kernel finds its sockets itself. */
 		COUNT_EXIT(no_roster);
 		return false;
 	}
-	if (find_row(r, endpoint->row, key->address, key->port))
+	if (find_for_search(r, number_of(r, endpoint), key.address, key.port))
 		return true;
 	/* Given up this moment: as above. */
 	COUNT_EXIT(unserved_address);
 	return false;
 }
 
-/* The way to the service without a call, for all but a few endpoints. What `near` says may
- * be of another endpoint: its row tells. */
+/* The way to the endpoint row without a call, for all but a few. What `near` says may be of
+ * another endpoint: the row tells. */
 static __always_inline bool find_at_once(struct request *r, __u8 kinds)
 {
 	__be32 address[4] = {}; /* as set_key gives it, but not in memory */
-	struct ov_endpoint *found;
 	__u16 port = r->ctx->local_port;
+	__u64 *number;
 
 	if (kinds & OV_PORT_EXACT) {
 		address[0] = r->s->address[0];
@@ -877,12 +902,8 @@ static __always_inline bool find_at_once(struct request *r, __u8 kinds)
 		address[3] = r->s->address[3];
 	}
 	address[2] = kinds & OV_PORT_EXACT || r->s->takes == OV_TAKES_IPV4 ? r->s->address[2] : 0;
-	found = find_near(address, port);
-	if (!found)
-		return false; /* not reached: the map has every index */
-	r->s->service = found->service;
-	r->s->row = found->row;
-	return find_roster(r, r->s->service) && find_row(r, r->s->row, address, port);
+	number = find_near(address, port);
+	return number && find_for_search(r, *number, address, port);
 }
 
 /* --- carrying out a choice --------------------------------------------------- */
@@ -1592,7 +1613,7 @@ static __noinline bool place_back(struct request *r)
  * Most requests end in `overspill`. What it does not place it hands to `by_rules`, in a
  * tail call: the verifier goes through the loops once, not for each program that may come
  * to need them. No RCU read section ends in between: what `searches` says of the request
- * holds; the roster may have been replaced by another, once.
+ * holds, and nobody writes over the roster.
  */
 int by_rules(struct bpf_sk_lookup *ctx);
 
@@ -1603,28 +1624,20 @@ struct {
 	__array(values, int(struct bpf_sk_lookup *));
 } rules SEC(".maps") = { .values = { [0] = (void *)&by_rules } };
 
-/* For the program that follows to find the request's endpoint by. */
-static __always_inline void keep_key(struct request *r)
+static __always_inline bool go_on_with_search(struct request *r)
 {
-	__builtin_memcpy(r->s->key.address, r->endpoint->address,
-			 sizeof(r->s->key.address));
-	r->s->key.port = r->endpoint->port;
-}
+	union ov_row *found;
 
-/* False where the service or the address was given up since the request was found. */
-static __always_inline bool find_again(struct request *r)
-{
 	r->s = OF_CPU(searches, 1, 0);
 	if (!r->s)
 		return false; /* not reached: every CPU has its own */
-	if (!find_roster(r, r->s->service)) {
-		COUNT_EXIT(no_roster);
-		return false;
-	}
-	if (!find_row(r, r->s->row, r->s->key.address, r->s->key.port)) {
-		COUNT_EXIT(unserved_address);
-		return false;
-	}
+	found = bpf_map_lookup_elem(&rows, &r->s->row);
+	if (!found)
+		return false; /* not reached: the row was found before */
+	r->endpoint = &found->endpoint;
+	r->first = r->s->roster;
+	r->endpoints = r->s->endpoints;
+	r->members = r->s->members;
 	return true;
 }
 
@@ -1634,7 +1647,7 @@ int by_rules(struct bpf_sk_lookup *ctx)
 {
 	struct request r = { .ctx = ctx };
 
-	if (!find_again(&r))
+	if (!go_on_with_search(&r))
 		return SK_PASS;
 	start_anew(&r);
 	r.s->since = 0;
@@ -1657,7 +1670,6 @@ int by_rules(struct bpf_sk_lookup *ctx)
 
 static __always_inline int place_by_rules(struct request *r)
 {
-	keep_key(r);
 	bpf_tail_call(r->ctx, &rules, 0);
 	return SK_PASS; /* not reached: the program is there */
 }
@@ -1901,10 +1913,8 @@ int migrate(struct sk_reuseport_md *md)
 	barrier_var(word); /* as in read_addresses */
 	key.address[3] = word;
 	endpoint = bpf_map_lookup_elem(&endpoints, &key);
-	if (!endpoint)
-		return SK_PASS;
-	if (!find_roster(&r, endpoint->service) ||
-	    !find_row(&r, endpoint->row, key.address, key.port))
+	if (!endpoint || !find_roster(&r, endpoint->service) ||
+	    !find_row(&r, number_of(&r, endpoint), key.address, key.port))
 		return SK_PASS;
 	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
 	heir.leaving = bpf_get_socket_cookie(sk);

@@ -22,7 +22,7 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 6
+#define OVERSPILL_LAYOUT 7
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
@@ -101,8 +101,7 @@ struct ov_member {
 #define OV_MARK_TICK_SHIFT 20
 #define OV_MARK_TICKS 10000
 
-/* The mark of an endpoint row: no other row has it in this place. A number that was
- * found just before its row was given up is known by the mark's absence. */
+/* The mark of an endpoint row: no other row has it in this place. */
 #define OV_ENDPOINT_MARK 0x6f760001
 
 struct ov_endpoint_row {
@@ -117,10 +116,10 @@ struct ov_endpoint_row {
 	__u8 policy;
 	__u8 flags;
 	__u16 port; /* host order */
-	__u32 zero;
+	__u32 service; /* its number */
 	__u64 cookie; /* the cookie tick of the last SYN cookie sent; 0: none lately */
-	__u32 zero2;
-	__u32 mark; /* OV_ENDPOINT_MARK; 0 where the number is not in use */
+	__u32 roster; /* the number of its first row */
+	__u32 mark; /* OV_ENDPOINT_MARK; 0 where the row is not in use */
 };
 
 union ov_row {
@@ -140,8 +139,8 @@ struct ov_endpoint_key {
 };
 
 struct ov_endpoint {
-	__u32 service; /* index in `services` and `service_counters` */
-	__u32 row; /* number of its endpoint row */
+	__u32 service; /* its number: the index in `services` and `service_counters` */
+	__u32 row; /* number of its row, of the roster's endpoint rows */
 };
 
 /* A cookie tick is 2^26 ns of the monotonic clock, about 67 ms. A flow that was sent a SYN
@@ -162,9 +161,11 @@ struct ov_cookie {
 	__u16 socket; /* of the member's cookie: whether it still is the one at the position */
 };
 
-/* `near`: the values of `endpoints`, each at the index that its key gives, to be found
- * without a call. Of several with one index it has one. It may be out of date: whoever reads
- * it compares address and port with the endpoint row. */
+/* `near`: which of `rows` is an endpoint's, each at the index that the endpoint's key gives.
+ * Of several with one index it has one: whoever reads it compares address and port with the
+ * row. 0 where there is none: a header is no endpoint row. User space writes them in its
+ * memory, whole, before it waits for those who read a roster that is replaced; so that no
+ * other than these ever reads rows that are written over. */
 #define OV_NEAR_FACTOR 0x9e3779b97f4a7c15ULL /* 2^64 over the golden ratio */
 
 /* `ports`: which kinds of endpoint a port has, so that other ports cost one load. */

@@ -6,13 +6,11 @@
 //!    connections are counted from then on;
 //! 2. the program that the new roster asks, if it does, is put in its place
 //!    (`dispatcher.rs`);
-//! 3. endpoints that the new roster does not have leave `endpoints` (their requests
-//!    go to the kernel's own look-up, as to any address that is not served), and the
-//!    connections of members that leave are not counted any more;
-//! 4. the new roster, whose rows have been written where nobody looks, replaces the old in
-//!    `services`, in one step; the kernel returns when no program reads the old one any more
-//!    (`maybe_wait_bpf_programs`), and its rows may be written over;
-//! 5. `endpoints`, `near` and `ports` are made to agree with the rosters (`index.rs`);
+//! 3. the connections of members that leave are not counted any more;
+//! 4. `near` leads to the new roster, whose rows have been written where nobody looks, and
+//!    then `services` does, in one step; the kernel returns when no program reads the old
+//!    one any more (`maybe_wait_bpf_programs`), and its rows may be written over;
+//! 5. `endpoints` and `ports` are made to agree with the rosters (`index.rs`);
 //! 6. the members' sockets are looked up once, since the program `migrate` cannot do so;
 //! 7. a program that is not asked any more is taken out of `dispatchers`, and sockets of
 //!    members that left out of `sockets`; control groups in which there are none any more
@@ -23,21 +21,23 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
-use zerocopy::IntoBytes;
 
-use super::layout::EndpointKey;
-use super::rows::Run;
-use super::{Datapath, Dispatcher, Lock, index};
+use super::layout::Extent;
+use super::rows::{Run, Written, roster_map};
+use super::{Datapath, Dispatcher, Lock};
 use crate::error::{Error, Result};
 use crate::member::MemberId;
 use crate::roster::Roster;
 
-/// All services of a namespace at the moment that the lock was taken.
+/// All services of a namespace, by number, while the lock is held.
 #[derive(Clone)]
-pub(crate) struct Snapshot {
-    rosters: BTreeMap<u32, Roster>,
-    /// Where they lay at that moment.
-    runs: Vec<Run>,
+pub(crate) struct Snapshot(BTreeMap<u32, Published>);
+
+/// A service's roster, and where it lies.
+#[derive(Clone)]
+pub(super) struct Published {
+    pub(super) roster: Roster,
+    pub(super) extent: Extent,
 }
 
 /// A socket that joins, with the slot and the name for messages.
@@ -63,23 +63,20 @@ pub(crate) struct Change<'a> {
 
 impl Snapshot {
     pub(crate) fn find(&self, name: &str) -> Option<(u32, &Roster)> {
-        self.rosters
-            .iter()
-            .find(|(_, roster)| roster.name == name)
-            .map(|(&id, roster)| (id, roster))
+        self.rosters().find(|(_, roster)| roster.name == name)
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.rosters.values().map(|roster| roster.name.as_str())
+        self.rosters().map(|(_, roster)| roster.name.as_str())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.rosters.is_empty()
+        self.0.is_empty()
     }
 
     /// The service that a socket is a member of, and which one.
     pub(crate) fn membership(&self, cookie: u64) -> Option<(&Roster, MemberId)> {
-        self.rosters.values().find_map(|roster| {
+        self.rosters().find_map(|(_, roster)| {
             let member = roster.members.iter().find(|member| member.cookie == cookie)?;
             Some((roster, member.id))
         })
@@ -87,50 +84,73 @@ impl Snapshot {
 
     /// The service, other than number `id`, that serves an address.
     pub(crate) fn serving(&self, address: SocketAddr, id: u32) -> Option<&str> {
-        self.rosters
-            .iter()
-            .filter(|&(&other, roster)| other != id && roster.port == address.port())
+        self.rosters()
+            .filter(|&(other, roster)| other != id && roster.port == address.port())
             .find(|(_, roster)| roster.endpoints().any(|(ip, _)| ip == address.ip()))
             .map(|(_, roster)| roster.name.as_str())
     }
 
     /// Every service's number and roster.
     pub(super) fn rosters(&self) -> impl Iterator<Item = (u32, &Roster)> {
-        self.rosters.iter().map(|(&id, roster)| (id, roster))
+        self.services().map(|(id, service)| (id, &service.roster))
+    }
+
+    /// The same, with their places.
+    pub(super) fn services(&self) -> impl Iterator<Item = (u32, &Published)> {
+        self.0.iter().map(|(&id, service)| (id, service))
+    }
+
+    /// The rows in use, in their order.
+    pub(super) fn runs(&self) -> Vec<Run> {
+        let run = |(id, service): (u32, &Published)| Run { extent: service.extent, id };
+        let mut runs: Vec<Run> = self.services().map(run).collect();
+        runs.sort_unstable_by_key(|run| run.extent.first);
+        runs
     }
 
     /// What it will be after a change.
-    fn after(&self, id: u32, new: Option<Roster>) -> Self {
+    fn after(&self, id: u32, new: Option<Published>) -> Self {
         let mut after = self.clone();
         match new {
-            Some(new) => after.rosters.insert(id, new),
-            None => after.rosters.remove(&id),
+            Some(new) => after.0.insert(id, new),
+            None => after.0.remove(&id),
         };
         after
+    }
+
+    /// What it will be when a roster lies elsewhere.
+    pub(super) fn moved(&self, id: u32, extent: Extent) -> Self {
+        let mut moved = self.clone();
+        moved.0.get_mut(&id).expect("one of them").extent = extent;
+        moved
     }
 }
 
 impl Datapath {
     /// All services, and their indexes in order.
     pub(crate) fn snapshot(&self, _lock: &Lock) -> Result<Snapshot> {
-        let mut snapshot = Snapshot { rosters: BTreeMap::new(), runs: Vec::new() };
-        for id in 0..self.state.services {
-            if let Some((place, roster)) = self.published(id)? {
-                snapshot.rosters.insert(id, roster);
-                snapshot.runs.push(Run { extent: place.extent, id });
-            }
-        }
-        snapshot.runs.sort_unstable_by_key(|run| run.extent.first);
+        let snapshot = self.services()?;
         self.reindex(&snapshot)?;
         Ok(snapshot)
     }
 
+    /// All services as published.
+    fn services(&self) -> Result<Snapshot> {
+        let mut services = BTreeMap::new();
+        for id in 0..self.state.services {
+            if let Some((place, roster)) = self.published(id)? {
+                services.insert(id, Published { roster, extent: place.extent });
+            }
+        }
+        Ok(Snapshot(services))
+    }
+
     /// A number that no service has.
     pub(crate) fn free_id(&self, snapshot: &Snapshot) -> Result<u32> {
-        (0..self.state.services).find(|id| !snapshot.rosters.contains_key(id)).ok_or_else(|| {
+        (0..self.state.services).find(|id| !snapshot.0.contains_key(id)).ok_or_else(|| {
             Error::OverCapacity {
                 what: "services",
-                wanted: snapshot.rosters.len() as u64 + 1,
+                wanted: snapshot.0.len() as u64 + 1,
                 capacity: self.state.services,
             }
         })
@@ -139,9 +159,8 @@ impl Datapath {
     /// As many slots as wanted that no member has.
     pub(crate) fn free_slots(&self, snapshot: &Snapshot, wanted: usize) -> Result<Vec<u32>> {
         let used: HashSet<u32> = snapshot
-            .rosters
-            .values()
-            .flat_map(|roster| &roster.members)
+            .rosters()
+            .flat_map(|(_, roster)| &roster.members)
             .map(|member| member.slot)
             .collect();
         let free: Vec<u32> =
@@ -158,16 +177,15 @@ impl Datapath {
 
     /// Carries out a change, whole or not at all; gives the services after it.
     pub(crate) fn apply(&self, before: &Snapshot, change: &Change<'_>) -> Result<Snapshot> {
-        let mut new = change.new.cloned();
+        let mut now = before.clone();
         // First what takes memory, and so may fail: nothing has changed then.
-        let rows = self
-            .prepare(change, new.as_mut(), &before.runs)
-            .inspect_err(|_| self.forget(change, before))?;
+        let prepared = self.prepare(change, &mut now);
+        let (new, map) = prepared.inspect_err(|_| self.forget(change, before))?.unzip();
         let asked = self.place_dispatcher(change).inspect_err(|_| self.forget(change, before))?;
-        let after = before.after(change.id, new);
-        if let Err(error) = self.replace(change, rows.as_ref(), before, &after) {
+        let after = now.after(change.id, new);
+        if let Err(error) = self.replace(change, map.as_ref(), &now, &after) {
             // The cause is reported, not the trouble on the way back.
-            let _ = self.restore(change, before);
+            let _ = self.restore(change);
             let _ = self.restore_dispatcher(change, asked.as_ref());
             self.forget(change, before);
             return Err(error);
@@ -178,24 +196,24 @@ impl Datapath {
         Ok(after)
     }
 
-    /// Step 1, and the rows to be published.
+    /// Step 1, and what is to be published; `now` as it is after rosters were moved for that.
     fn prepare(
         &self,
         change: &Change<'_>,
-        new: Option<&mut Roster>,
-        runs: &[Run],
-    ) -> Result<Option<MapHandle>> {
+        now: &mut Snapshot,
+    ) -> Result<Option<(Published, MapHandle)>> {
         if change.old.is_none() {
             self.reset_counters(change.id)?;
         }
-        let Some(new) = new else { return Ok(None) };
+        let Some(mut roster) = change.new.cloned() else { return Ok(None) };
         for joining in &change.joining {
             self.insert(joining)?;
             let cgroup = self.begin_to_count(joining)?;
-            let members = new.members.iter_mut().filter(|member| member.slot == joining.slot);
+            let members = roster.members.iter_mut().filter(|member| member.slot == joining.slot);
             members.for_each(|member| member.cgroup = u32::try_from(cgroup).unwrap_or(0));
         }
-        self.write_rows(new, runs).map(Some)
+        let Written { extent, map } = self.write_rows(change.id, &roster, now)?;
+        Ok(Some((Published { roster, extent }, map)))
     }
 
     /// Undoes step 1.
@@ -210,21 +228,13 @@ impl Datapath {
     fn replace(
         &self,
         change: &Change<'_>,
-        rows: Option<&MapHandle>,
+        map: Option<&MapHandle>,
         before: &Snapshot,
         after: &Snapshot,
     ) -> Result<()> {
-        let failed = |error| Error::bpf("change", "the map endpoints", error);
-        let kept: HashSet<EndpointKey> =
-            change.new.iter().flat_map(|new| index::keys(new)).map(|(key, _)| key).collect();
-        let old = change.old.iter().flat_map(|old| index::keys(old));
-        for (key, _) in old.filter(|(key, _)| !kept.contains(key)) {
-            self.maps.endpoints.delete(key.as_bytes()).map_err(failed)?;
-        }
         let leaving = leaving(change.old, change.new);
         self.end_to_count(leaving.iter().copied())?;
-        self.publish(change.id, rows)
-            .and_then(|()| self.reindex_after(before, after))
+        self.publish(change.id, map, before, after)
             .and_then(|()| self.refresh_figures(change.id))
             .inspect_err(|_| {
                 let _ = self.go_on_to_count(leaving);
@@ -232,26 +242,53 @@ impl Datapath {
     }
 
     /// Back to what was before a change that failed on its way.
-    fn restore(&self, change: &Change<'_>, before: &Snapshot) -> Result<()> {
+    fn restore(&self, change: &Change<'_>) -> Result<()> {
+        let mut now = self.services()?;
         // If the old roster is still there, making it anew must not fail the rest.
         if self.roster(change.id)?.as_ref() != change.old {
-            let runs = self.runs()?;
-            let rows = change.old.map(|old| self.write_rows(old, &runs)).transpose()?;
-            self.publish(change.id, rows.as_ref())?;
+            let old = change.old.map(|old| {
+                let Written { extent, map } = self.write_rows(change.id, old, &mut now)?;
+                Ok::<_, Error>((Published { roster: old.clone(), extent }, map))
+            });
+            let (old, map) = old.transpose()?.unzip();
+            let after = now.after(change.id, old);
+            self.publish(change.id, map.as_ref(), &now, &after)?;
+            now = after;
         }
-        self.reindex(before)
+        self.reindex(&now)
     }
 
-    /// Puts a roster, or none, in the place of the one before it.
-    pub(super) fn publish(&self, id: u32, rows: Option<&MapHandle>) -> Result<()> {
+    /// Steps 4 and 5: puts a roster, or none, in the place of the one before it.
+    pub(super) fn publish(
+        &self,
+        id: u32,
+        map: Option<&MapHandle>,
+        before: &Snapshot,
+        after: &Snapshot,
+    ) -> Result<()> {
+        let (is, wanted) = (self.index_of(before), self.index_of(after));
+        self.lead(&is, &wanted)?;
+        self.put_into_services(id, map)?;
+        self.follow(&is, &wanted)
+    }
+
+    fn put_into_services(&self, id: u32, map: Option<&MapHandle>) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map services", error);
-        match rows {
+        match map {
             None => ignore_absent(self.maps.services.delete(&id.to_ne_bytes())).map_err(failed),
-            Some(rows) => {
-                let fd = rows.as_fd().as_raw_fd().to_ne_bytes();
+            Some(map) => {
+                let fd = map.as_fd().as_raw_fd().to_ne_bytes();
                 self.maps.services.update(&id.to_ne_bytes(), &fd, MapFlags::ANY).map_err(failed)
             }
         }
+    }
+
+    /// Waits until no program reads what it has found before: a change of `services` does, and
+    /// its last entry is no service's.
+    pub(super) fn wait(&self) -> Result<()> {
+        let spare = self.state.services;
+        self.put_into_services(spare, Some(&roster_map()?))?;
+        self.put_into_services(spare, None)
     }
 
     fn insert(&self, joining: &Joining<'_>) -> Result<()> {

@@ -1,20 +1,21 @@
 //! The indexes of the rosters: `endpoints`, `near` and `ports`.
 //!
-//! They say nothing that the rosters do not say, so they are never trusted: whoever takes
-//! the lock makes them agree, whatever a writer that was killed has left.
+//! They say nothing that the rosters do not say: whoever takes the lock makes them agree,
+//! whatever a writer that was killed has left.
 
 use std::collections::HashMap;
 use std::os::fd::AsFd as _;
+use std::sync::atomic::Ordering;
 
 use libbpf_rs::{MapCore, MapFlags};
-use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::change::ignore_absent;
-use super::layout::{Endpoint, EndpointKey, NEAR_FACTOR, PORT_EXACT, PORT_WILDCARD};
+use super::change::{Published, ignore_absent};
+use super::layout::{Endpoint, EndpointKey, NEAR_FACTOR, PORT_EXACT, PORT_WILDCARD, ROW_ENDPOINTS};
 use super::{Datapath, Snapshot};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
-use crate::sys;
+use crate::sys::{self, Shared};
 
 /// The size of `ov_ports.kinds`.
 const PORTS: usize = 1 << 16;
@@ -27,7 +28,8 @@ pub(super) fn keys(roster: &Roster) -> impl Iterator<Item = (EndpointKey, u32)> 
 /// What lies in the maps.
 pub(super) struct Index {
     endpoints: HashMap<EndpointKey, Endpoint>,
-    near: Vec<Endpoint>,
+    /// Row numbers; 0 where there is none.
+    near: Vec<u64>,
     /// By port.
     kinds: Vec<u8>,
 }
@@ -35,16 +37,13 @@ pub(super) struct Index {
 impl Index {
     /// What the rosters say.
     pub(super) fn of(snapshot: &Snapshot, near: usize) -> Self {
-        let mut index = Self {
-            endpoints: HashMap::new(),
-            near: vec![Endpoint::new_zeroed(); near],
-            kinds: vec![0; PORTS],
-        };
-        for (service, roster) in snapshot.rosters() {
+        let mut index =
+            Self { endpoints: HashMap::new(), near: vec![0; near], kinds: vec![0; PORTS] };
+        for (service, Published { roster, extent }) in snapshot.services() {
             for (key, row) in keys(roster) {
-                let to = Endpoint { service, row };
-                index.endpoints.insert(key, to);
-                index.near[near_index(&key, near)] = to;
+                index.endpoints.insert(key, Endpoint { service, row });
+                let first = extent.first as usize + ROW_ENDPOINTS;
+                index.near[near_index(&key, near)] = (first + row as usize) as u64;
             }
             for (ip, _) in roster.endpoints() {
                 index.kinds[usize::from(roster.port)] |=
@@ -58,15 +57,16 @@ impl Index {
 impl Datapath {
     /// Makes `endpoints`, `near` and `ports` say what the rosters say, whatever they do.
     pub(super) fn reindex(&self, snapshot: &Snapshot) -> Result<()> {
-        self.rewrite(&self.index()?, &self.index_of(snapshot))
+        let (is, wanted) = (self.index()?, self.index_of(snapshot));
+        if is.near != wanted.near {
+            self.lead(&is, &wanted)?;
+            // The rows that it led to are in nobody's use, and may be written over from now on.
+            self.wait()?;
+        }
+        self.follow(&is, &wanted)
     }
 
-    /// The same where they say what the rosters said before a change.
-    pub(super) fn reindex_after(&self, before: &Snapshot, after: &Snapshot) -> Result<()> {
-        self.rewrite(&self.index_of(before), &self.index_of(after))
-    }
-
-    fn index_of(&self, snapshot: &Snapshot) -> Index {
+    pub(super) fn index_of(&self, snapshot: &Snapshot) -> Index {
         Index::of(snapshot, self.maps.near.max_entries() as usize)
     }
 
@@ -80,38 +80,46 @@ impl Datapath {
         let key = |bytes| EndpointKey::read_from_bytes(bytes).expect("a whole key");
         let endpoint = |bytes| Endpoint::read_from_bytes(bytes).expect("a whole value");
         let endpoints = endpoints.chunks_exact(sizes[1]).map(endpoint);
-        let map = &self.maps.near;
-        let mut near = vec![Endpoint::new_zeroed(); map.max_entries() as usize];
-        sys::read_array(map.as_fd(), 0, near.as_mut_bytes(), size_of::<Endpoint>())
-            .map_err(failed("the map near"))?;
         Ok(Index {
             endpoints: keys.chunks_exact(sizes[0]).map(key).zip(endpoints).collect(),
-            near,
+            near: self.near()?.words().iter().map(|row| row.load(Ordering::Relaxed)).collect(),
             kinds: super::read::lookup(&self.maps.ports, 0)?,
         })
     }
 
-    /// Writes what differs. The endpoints come first: a port that is served without one costs
-    /// a look-up, the reverse would cost requests.
-    fn rewrite(&self, is: &Index, wanted: &Index) -> Result<()> {
+    /// `near`, in memory shared with the kernel.
+    fn near(&self) -> Result<&Shared> {
+        if let Some(near) = self.near.get() {
+            return Ok(near);
+        }
+        let map = &self.maps.near;
+        let near = Shared::map(map.as_fd(), map.max_entries() as usize)
+            .map_err(|error| Error::system("map", "the map near", error))?;
+        Ok(self.near.get_or_init(|| near))
+    }
+
+    /// Writes what differs in `near`: from now on requests find other rows there, which have
+    /// been written before. To be followed by a wait for those who have found the old ones.
+    pub(super) fn lead(&self, is: &Index, wanted: &Index) -> Result<()> {
+        for ((entry, is), wanted) in self.near()?.words().iter().zip(&is.near).zip(&wanted.near) {
+            if is != wanted {
+                entry.store(*wanted, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what differs in `endpoints` and `ports`. The endpoints come first: a port that
+    /// is served without one costs a look-up, the reverse would cost requests.
+    pub(super) fn follow(&self, is: &Index, wanted: &Index) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map endpoints", error);
         for key in is.endpoints.keys().filter(|key| !wanted.endpoints.contains_key(key)) {
-            // A change has taken them out already.
             ignore_absent(self.maps.endpoints.delete(key.as_bytes())).map_err(failed)?;
         }
         for (key, endpoint) in &wanted.endpoints {
             if is.endpoints.get(key) != Some(endpoint) {
                 let (key, endpoint) = (key.as_bytes(), endpoint.as_bytes());
                 self.maps.endpoints.update(key, endpoint, MapFlags::ANY).map_err(failed)?;
-            }
-        }
-        // An entry of `near` may be read while it is written, or be out of date: who reads it
-        // compares what is called with the endpoint row, and asks `endpoints` where they differ.
-        let failed = |error| Error::bpf("change", "the map near", error);
-        for ((number, is), wanted) in (0_u32..).zip(&is.near).zip(&wanted.near) {
-            if is != wanted {
-                let (number, near) = (number.to_ne_bytes(), wanted.as_bytes());
-                self.maps.near.update(&number, near, MapFlags::ANY).map_err(failed)?;
             }
         }
         if is.kinds == wanted.kinds {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised whenever a field changes its meaning or its place.
-pub(crate) const LAYOUT: u32 = 5;
+pub(crate) const LAYOUT: u32 = 7;
 
 pub(crate) const ROW_SIZE: usize = 64;
 pub(crate) const ROW_NAME: u32 = 1;
@@ -140,9 +140,9 @@ plain! {
         policy: u8,
         flags: u8,
         port: u16,
-        zero: u32,
+        service: u32,
         cookie: u64,
-        zero2: u32,
+        roster: u32,
         mark: u32,
     }
 
@@ -416,6 +416,63 @@ mod tests {
             "ov_request": Request,
             "ov_call": Call,
             "ov_place": Place,
+        }
+    }
+
+    /// What the header says a constant is: `#define NAME VALUE` or, of an enumeration,
+    /// `NAME = VALUE,`.
+    fn c_constant(name: &str) -> u64 {
+        let value = include_str!("../../bpf/overspill.h").lines().find_map(|line| {
+            let line = line.split("/*").next().unwrap_or_default().trim();
+            let rest = line.strip_prefix("#define ").unwrap_or(line).strip_prefix(name)?;
+            let value = rest.strip_prefix(" =").unwrap_or(rest).strip_prefix(' ')?;
+            Some(value.trim_end_matches([',', ' ']).to_owned())
+        });
+        let value = value.unwrap_or_else(|| panic!("the header does not say what {name} is"));
+        let number = |text: &str| match text.trim_end_matches("ULL").strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).unwrap(),
+            None => text.parse().unwrap(),
+        };
+        value.split_once(" << ").map_or_else(|| number(&value), |(a, b)| number(a) << number(b))
+    }
+
+    #[test]
+    fn the_constants_are_those_of_the_header() {
+        macro_rules! compare {
+            ($($c:literal: $rust:expr),* $(,)?) => {$(
+                assert_eq!(u64::try_from($rust).unwrap(), c_constant($c), "{}", $c);
+            )*};
+        }
+        compare! {
+            "OVERSPILL_LAYOUT": LAYOUT,
+            "OV_ROW_SIZE": ROW_SIZE,
+            "OV_ROW_NAME": ROW_NAME,
+            "OV_ROW_ENDPOINTS": ROW_ENDPOINTS,
+            "OV_ENDPOINT_MARK": ENDPOINT_MARK,
+            "OV_POSITIONS_PER_ROW": POSITIONS_PER_ROW,
+            "OV_ADDRESSES_PER_ROW": ADDRESSES_PER_ROW,
+            "OV_NEAR_FACTOR": NEAR_FACTOR,
+            "OV_REDIRECT": REDIRECT,
+            "OV_RESET": RESET,
+            "OV_SPREAD": SPREAD,
+            "OV_APART": APART,
+            "OV_TAKES_IPV4": TAKES_IPV4,
+            "OV_TAKES_IPV6": TAKES_IPV6,
+            "OV_WILDCARD": WILDCARD,
+            "OV_DRAINING": DRAINING,
+            "OV_HUNG": HUNG,
+            "OV_TRIAL": TRIAL,
+            "OV_MARK_TICK_SHIFT": MARK_TICK_SHIFT,
+            "OV_MARK_TICKS": MARK_TICKS,
+            "OV_PORT_EXACT": PORT_EXACT,
+            "OV_PORT_WILDCARD": PORT_WILDCARD,
+            "OV_TRACERS": TRACERS,
+            "OV_EVERY_SERVICE": EVERY_SERVICE,
+            "OV_NO_MEMBER": NO_MEMBER,
+            "OV_CROWDED": CROWDED,
+            "OV_NO_OTHER": NO_OTHER,
+            "OV_COOKIE": COOKIE,
+            "OV_FALLBACK": FALLBACK,
         }
     }
 

@@ -21,6 +21,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, ProgramHandle};
 use zerocopy::FromBytes;
@@ -36,6 +37,7 @@ pub(crate) use trace::{Tracer, monotonic};
 use crate::error::{Error, Result};
 use crate::mounts;
 use crate::namespace::Namespace;
+use crate::sys::Shared;
 
 /// How many services and members a network namespace can have.
 ///
@@ -126,6 +128,7 @@ pub(crate) struct Datapath {
     state: layout::State,
     maps: Maps,
     counters: Counters,
+    near: OnceLock<Shared>,
 }
 
 impl Datapath {
@@ -149,8 +152,13 @@ impl Datapath {
             return Ok(None);
         }
         let state = read_state(folder)?;
-        let (maps, counters) = (Maps::open(folder)?, Counters::default());
-        Ok(Some(Self { folder: folder.to_owned(), state, maps, counters }))
+        Ok(Some(Self {
+            folder: folder.to_owned(),
+            state,
+            maps: Maps::open(folder)?,
+            counters: Counters::default(),
+            near: OnceLock::new(),
+        }))
     }
 
     /// A pinned program, of those that are not attached but run or attached on demand.

@@ -9,9 +9,9 @@ use std::os::fd::AsFd as _;
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, MapType};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::layout::{Extent, Header, ROW_ENDPOINTS, ROW_SIZE};
+use super::layout::{EndpointRow, Extent, Header, ROW_ENDPOINTS, ROW_SIZE};
 use super::read::READS;
-use super::{Capacity, Datapath};
+use super::{Capacity, Datapath, Snapshot};
 use crate::error::{Error, Result};
 use crate::roster::{Roster, Row};
 use crate::sys;
@@ -40,6 +40,12 @@ pub(super) struct Place {
 pub(super) struct Run {
     pub(super) extent: Extent,
     pub(super) id: u32,
+}
+
+/// A roster in its rows, to which nothing leads yet: the map is to be published.
+pub(super) struct Written {
+    pub(super) extent: Extent,
+    pub(super) map: MapHandle,
 }
 
 impl Datapath {
@@ -81,22 +87,31 @@ impl Datapath {
         Ok(rows)
     }
 
-    /// Writes a roster where no program looks, with all `runs` in use; gives the map that
-    /// leads to it.
-    pub(super) fn write_rows(&self, roster: &Roster, runs: &[Run]) -> Result<MapHandle> {
-        let rows = roster.encode();
-        let first = match self.gap(runs, count(&rows), u32::MAX) {
+    /// Writes the roster of service number `id` where no program looks, with all of
+    /// `services` in use, which may have to be moved for it.
+    pub(super) fn write_rows(
+        &self,
+        id: u32,
+        roster: &Roster,
+        services: &mut Snapshot,
+    ) -> Result<Written> {
+        let mut rows = roster.encode();
+        let first = match self.gap(&services.runs(), count(&rows), u32::MAX) {
             Some(first) => first,
-            None => self.make_room(runs, count(&rows))?,
+            None => self.make_room(services, count(&rows))?,
         };
-        self.write_at(first, &rows)
+        self.write_at(id, first, &mut rows)
     }
 
-    fn write_at(&self, first: u32, rows: &[Row]) -> Result<MapHandle> {
+    fn write_at(&self, id: u32, first: u32, rows: &mut [Row]) -> Result<Written> {
         let failed = |error| Error::bpf("write", "the map rows", error);
         let header = Header::ref_from_bytes(&rows[0]).expect("the first row");
         let (endpoints, members) = (header.endpoints, header.members);
         debug_assert!(rows.len() >= ROW_ENDPOINTS + (endpoints + members) as usize);
+        for row in &mut rows[ROW_ENDPOINTS..][..endpoints as usize] {
+            let row = EndpointRow::mut_from_bytes(row).expect("the size of a row");
+            (row.service, row.roster) = (id, first);
+        }
         let extent = Extent { first, count: count(rows), endpoints, members };
         let keys: Vec<u32> = (first..first + extent.count).collect();
         self.maps
@@ -109,26 +124,10 @@ impl Datapath {
                 MapFlags::ANY,
             )
             .map_err(failed)?;
-        let failed = |error| Error::bpf("make", "a roster", error);
-        let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-            sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-            ..Default::default()
-        };
-        let size = u32::try_from(size_of::<Extent>()).expect("small");
-        let map = MapHandle::create(MapType::Array, Some("roster"), 4, size, 1, &options)
-            .map_err(failed)?;
+        let map = roster_map()?;
+        let failed = |error| Error::bpf("write", "a roster", error);
         map.update(&0_u32.to_ne_bytes(), extent.as_bytes(), MapFlags::ANY).map_err(failed)?;
-        Ok(map)
-    }
-
-    /// The runs in use, in the order of the rows.
-    pub(super) fn runs(&self) -> Result<Vec<Run>> {
-        let mut runs = Vec::new();
-        for id in 0..self.state.services {
-            runs.extend(self.place(id)?.map(|place| Run { extent: place.extent, id }));
-        }
-        runs.sort_unstable_by_key(|run| run.extent.first);
-        Ok(runs)
+        Ok(Written { extent, map })
     }
 
     /// The first of so many free rows, if there are any below `end`.
@@ -148,17 +147,17 @@ impl Datapath {
     /// rows. There is, while the rosters take no more than a third of all rows: what stays
     /// free before a roster is then less than it takes itself, so that all of them lie in the
     /// first two thirds.
-    fn make_room(&self, runs: &[Run], wanted: u32) -> Result<u32> {
-        let mut now = runs.to_vec();
-        for Run { extent, id } in runs {
-            if let Some(first) = self.gap(&now, extent.count, extent.first) {
-                let map = self.write_at(first, &self.read_rows(extent.first, extent.count)?)?;
-                self.publish(*id, Some(&map))?;
-                now.iter_mut().filter(|run| run.id == *id).for_each(|run| run.extent.first = first);
-                now.sort_unstable_by_key(|run| run.extent.first);
+    fn make_room(&self, services: &mut Snapshot, wanted: u32) -> Result<u32> {
+        for Run { extent, id } in services.runs() {
+            if let Some(first) = self.gap(&services.runs(), extent.count, extent.first) {
+                let mut rows = self.read_rows(extent.first, extent.count)?;
+                let written = self.write_at(id, first, &mut rows)?;
+                let moved = services.moved(id, written.extent);
+                self.publish(id, Some(&written.map), services, &moved)?;
+                *services = moved;
             }
         }
-        self.gap(&now, wanted, u32::MAX).ok_or_else(|| Error::OverCapacity {
+        self.gap(&services.runs(), wanted, u32::MAX).ok_or_else(|| Error::OverCapacity {
             what: "rows",
             wanted: wanted.into(),
             capacity: self.maps.rows.max_entries(),
@@ -168,4 +167,15 @@ impl Datapath {
 
 fn count(rows: &[Row]) -> u32 {
     u32::try_from(rows.len()).expect("the capacity is a u32")
+}
+
+/// A map that says where a roster lies: nowhere yet.
+pub(super) fn roster_map() -> Result<MapHandle> {
+    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+        ..Default::default()
+    };
+    let size = u32::try_from(size_of::<Extent>()).expect("small");
+    MapHandle::create(MapType::Array, Some("roster"), 4, size, 1, &options)
+        .map_err(|error| Error::bpf("make", "a roster", error))
 }

@@ -19,6 +19,8 @@ use overspill::{
     Capacity, Change, Error, Health, MemberId, MemberState, Namespace, OnFull, Policy, Service,
     adopt,
 };
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
 use world::{at, wait_until};
 
 use crate::tools::{Listening, connect, listener, total_queued};
@@ -430,16 +432,34 @@ fn what_was_left_of_a_first_service_is_no_hindrance() {
     assert!(!Path::new(ROOT).exists());
 }
 
-/// What is in the indexes of this namespace: the endpoints, and the kinds of each port.
-fn indexes() -> (BTreeMap<Vec<u8>, Vec<u8>>, Vec<u8>) {
+/// A pinned map of this namespace.
+fn map(name: &str) -> MapHandle {
     let folder = Path::new(ROOT).join(here().inode().to_string());
-    let endpoints = MapHandle::from_pinned_path(folder.join("endpoints")).unwrap();
+    MapHandle::from_pinned_path(folder.join(name)).unwrap()
+}
+
+/// The entry of an array.
+fn entry(map: &MapHandle, number: u32) -> Option<Vec<u8>> {
+    map.lookup(&number.to_ne_bytes(), MapFlags::ANY).unwrap()
+}
+
+/// The entries of `near` that lead somewhere: where each stands, and the number of the row.
+fn near() -> BTreeMap<u32, u32> {
+    let near = map("near");
+    let row = |at| u64::from_ne_bytes(entry(&near, at).unwrap().try_into().unwrap());
+    let row = |at| u32::try_from(row(at)).unwrap();
+    (0..near.max_entries()).map(|at| (at, row(at))).filter(|(_, row)| *row != 0).collect()
+}
+
+/// What is in the indexes of this namespace: the endpoints, the kinds of each port, and what
+/// stands near.
+fn indexes() -> (BTreeMap<Vec<u8>, Vec<u8>>, Vec<u8>, BTreeMap<u32, u32>) {
+    let endpoints = map("endpoints");
     let entries = endpoints
         .keys()
         .map(|key| (key.clone(), endpoints.lookup(&key, MapFlags::ANY).unwrap().unwrap()))
         .collect();
-    let ports = MapHandle::from_pinned_path(folder.join("ports")).unwrap();
-    (entries, ports.lookup(&[0; 4], MapFlags::ANY).unwrap().unwrap())
+    (entries, entry(&map("ports"), 0).unwrap(), near())
 }
 
 #[test]
@@ -448,20 +468,117 @@ fn what_a_killed_writer_left_of_the_indexes_is_put_right() {
     let addresses = [at("10.0.0.1:80"), at("10.0.0.2:80"), at("10.0.0.3:80")];
     let (service, _listeners) = Service::builder("web").listen(addresses).unwrap();
     let whole = indexes();
-    assert_eq!(whole.0.len(), 3);
+    assert_eq!((whole.0.len(), whole.2.len()), (3, 3));
     // Killed with one endpoint gone, another one too many, and the port not yet served.
-    let folder = Path::new(ROOT).join(here().inode().to_string());
-    let endpoints = MapHandle::from_pinned_path(folder.join("endpoints")).unwrap();
+    let endpoints = map("endpoints");
     let (key, value) = whole.0.first_key_value().unwrap();
     endpoints.delete(key).unwrap();
     let stray: Vec<u8> = key.iter().map(|byte| byte ^ 0xff).collect();
     endpoints.update(&stray, value, MapFlags::ANY).unwrap();
-    let ports = MapHandle::from_pinned_path(folder.join("ports")).unwrap();
-    ports.update(&[0; 4], &vec![0; whole.1.len()], MapFlags::ANY).unwrap();
-    assert_ne!(indexes(), whole);
+    map("ports").update(&[0; 4], &vec![0; whole.1.len()], MapFlags::ANY).unwrap();
+    // And requests led to a roster that was never published.
+    let (at, row) = whole.2.first_key_value().unwrap();
+    let stray = u64::from(row + 60).to_ne_bytes();
+    map("near").update(&at.to_ne_bytes(), &stray, MapFlags::ANY).unwrap();
+    let is = indexes();
+    assert!(is.0 != whole.0 && is.1 != whole.1 && is.2 != whole.2);
     // Any writer puts it right, also one that changes nothing.
     service.set(&Change::default()).unwrap();
     assert_eq!(indexes(), whole);
+}
+
+/// Fails unless each entry of `near` is the row of an endpoint, of a roster as published.
+fn near_leads_to_what_is_published() {
+    let word = |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..][..4].try_into().unwrap());
+    let (rows, services) = (map("rows"), map("services"));
+    for number in near().into_values() {
+        let row = entry(&rows, number).unwrap();
+        // `struct ov_endpoint_row`: service, roster, mark.
+        let (service, roster, mark) = (word(&row, 44), word(&row, 56), word(&row, 60));
+        assert_eq!(mark, 0x6f76_0001, "row {number} is no endpoint's");
+        let map = entry(&services, service).expect("a service");
+        let place = MapHandle::from_map_id(word(&map, 0)).unwrap();
+        let place = entry(&place, 0).unwrap();
+        let (first, count) = (word(&place, 0), word(&place, 4));
+        assert_eq!(roster, first, "row {number} is of a roster that was replaced");
+        assert!((first..first + count).contains(&number), "row {number}: {first} + {count}");
+    }
+}
+
+/// Stops a thread when it is dropped, also because something has failed.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Rosters change their size all the time, where there is hardly room for them: they have to
+/// be moved. Clients call each of them meanwhile.
+#[test]
+fn rosters_are_moved_while_clients_call() {
+    const SERVICES: u8 = 3;
+    const MEMBERS: u8 = 12;
+    world::enter();
+    let mut random = StdRng::seed_from_u64(11);
+    let capacity = Capacity { services: SERVICES.into(), members: (SERVICES * MEMBERS).into() };
+    let address = |service: u8, member: u8| at(&format!("10.0.{service}.{member}:80"));
+    let listener = |service, member| listener(address(service, member));
+    // Where the endpoints of other services than this one lie: by the third byte of 10.0.n.1.
+    let others = |n: u8| -> Vec<u32> {
+        let rows = map("rows");
+        near().into_values().filter(|&row| entry(&rows, row).unwrap()[14] != n + 1).collect()
+    };
+    let mut services: Vec<_> = (1..=SERVICES)
+        .map(|n| {
+            let first = listener(n, 1);
+            let builder = Service::builder(&format!("web-{n}")).capacity(capacity);
+            (builder.share(&[&first]).unwrap(), vec![first])
+        })
+        .collect();
+    let firsts: Vec<_> = services.iter().map(|(_, s)| s[0].try_clone().unwrap()).collect();
+    let stop = AtomicBool::new(false);
+    let called = AtomicU32::new(0);
+    let mut moved = 0;
+    thread::scope(|scope| {
+        let _stop = Stop(&stop);
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for first in &firsts {
+                    first.set_nonblocking(true).unwrap();
+                    let _client = connect(first.local_addr().unwrap()).unwrap();
+                    wait_until("the one called has it", || first.accept().is_ok());
+                    called.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        for _ in 0..60 {
+            let n = random.random_range(0..SERVICES);
+            let before = others(n);
+            let (service, sockets) = &mut services[usize::from(n)];
+            let size = random.random_range(1..=MEMBERS);
+            while sockets.len() > size.into() {
+                let socket = sockets.pop().unwrap();
+                let member = service.member(&socket).unwrap().unwrap();
+                service.leave(member).unwrap();
+            }
+            while sockets.len() < size.into() {
+                let member = u8::try_from(sockets.len()).unwrap() + 1;
+                sockets.push(listener(n + 1, member));
+                service.join(sockets.last().unwrap()).unwrap();
+                near_leads_to_what_is_published();
+            }
+            near_leads_to_what_is_published();
+            moved += u32::from(before != others(n));
+        }
+    });
+    assert!(moved > 0, "there was room everywhere");
+    // Nobody was called past us.
+    let called = called.into_inner();
+    let placed = |(service, _): &(Service, _)| service.status().unwrap().requests.placed;
+    let placed: u64 = services.iter().map(placed).sum();
+    assert_eq!(u64::from(called), placed);
 }
 
 #[test]
