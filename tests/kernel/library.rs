@@ -451,15 +451,22 @@ fn near() -> BTreeMap<u32, u32> {
     (0..near.max_entries()).map(|at| (at, row(at))).filter(|(_, row)| *row != 0).collect()
 }
 
-/// What is in the indexes of this namespace: the endpoints, the kinds of each port, and what
-/// stands near.
-fn indexes() -> (BTreeMap<Vec<u8>, Vec<u8>>, Vec<u8>, BTreeMap<u32, u32>) {
+/// What is in the indexes of this namespace.
+#[derive(Debug, PartialEq)]
+struct Indexes {
+    endpoints: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// By port.
+    kinds: Vec<u8>,
+    near: BTreeMap<u32, u32>,
+}
+
+fn indexes() -> Indexes {
     let endpoints = map("endpoints");
     let entries = endpoints
         .keys()
         .map(|key| (key.clone(), endpoints.lookup(&key, MapFlags::ANY).unwrap().unwrap()))
         .collect();
-    (entries, entry(&map("ports"), 0).unwrap(), near())
+    Indexes { endpoints: entries, kinds: entry(&map("ports"), 0).unwrap(), near: near() }
 }
 
 #[test]
@@ -468,20 +475,22 @@ fn what_a_killed_writer_left_of_the_indexes_is_put_right() {
     let addresses = [at("10.0.0.1:80"), at("10.0.0.2:80"), at("10.0.0.3:80")];
     let (service, _listeners) = Service::builder("web").listen(addresses).unwrap();
     let whole = indexes();
-    assert_eq!((whole.0.len(), whole.2.len()), (3, 3));
+    assert_eq!((whole.endpoints.len(), whole.near.len()), (3, 3));
     // Killed with one endpoint gone, another one too many, and the port not yet served.
     let endpoints = map("endpoints");
-    let (key, value) = whole.0.first_key_value().unwrap();
+    let (key, value) = whole.endpoints.first_key_value().unwrap();
     endpoints.delete(key).unwrap();
     let stray: Vec<u8> = key.iter().map(|byte| byte ^ 0xff).collect();
     endpoints.update(&stray, value, MapFlags::ANY).unwrap();
-    map("ports").update(&[0; 4], &vec![0; whole.1.len()], MapFlags::ANY).unwrap();
+    map("ports").update(&[0; 4], &vec![0; whole.kinds.len()], MapFlags::ANY).unwrap();
     // And requests led to a roster that was never published.
-    let (at, row) = whole.2.first_key_value().unwrap();
+    let (at, row) = whole.near.first_key_value().unwrap();
     let stray = u64::from(row + 60).to_ne_bytes();
     map("near").update(&at.to_ne_bytes(), &stray, MapFlags::ANY).unwrap();
     let is = indexes();
-    assert!(is.0 != whole.0 && is.1 != whole.1 && is.2 != whole.2);
+    assert_ne!(is.endpoints, whole.endpoints);
+    assert_ne!(is.kinds, whole.kinds);
+    assert_ne!(is.near, whole.near);
     // Any writer puts it right, also one that changes nothing.
     service.set(&Change::default()).unwrap();
     assert_eq!(indexes(), whole);
