@@ -86,20 +86,22 @@ pub(crate) fn case(
     Case { subject: SUBJECT, contestant, members, layout, state, way, ..Case::default() }
 }
 
+/// All is made anew for each round: where in memory its maps come to lie makes more of a
+/// difference to a program than most of what is done in one.
 pub(crate) fn measure(plan: &Plan, samples: &mut Samples) -> Result<()> {
-    let mut memory = MaybeUninit::uninit();
-    let peers = Peers::new(&mut memory, BACKLOG)?;
     for &members in plan.decision_sizes {
         for layout in LAYOUTS {
-            let mut scene = Scene::new(plan, &peers, members, layout)?;
-            for state in STATES {
-                let place = || format!("{members} members, {}, {state}", layout.name());
-                scene.prepare(state).with_context(place)?;
-                for round in 0..plan.decision_rounds {
+            for round in 0..plan.decision_rounds {
+                let mut memory = MaybeUninit::uninit();
+                let peers = Peers::new(&mut memory, BACKLOG)?;
+                let mut scene = Scene::new(plan, &peers, members, layout)?;
+                for state in STATES {
+                    let place = || format!("{members} members, {}, {state}", layout.name());
+                    scene.prepare(state).with_context(place)?;
                     scene.round(state, round, samples).with_context(place)?;
                 }
+                scene.group.remove()?;
             }
-            scene.group.remove()?;
         }
     }
     Ok(())
