@@ -70,8 +70,11 @@ pub(crate) fn of_services(shape: Shape) -> Result<Vec<Charge>> {
     maps.push((STORAGE.to_owned(), storage()?));
     let members = u64::from(shape.services * shape.members);
     maps.push((ENTRIES.to_owned(), members * entry()?));
-    let sockets = MapHandle::from_pinned_path(folder.join("sockets"))?;
-    let capacity = Capacity { services: services.max_entries(), members: sockets.max_entries() };
+    // One for each; `services` has one more.
+    let entries = |map| -> Result<u32> {
+        Ok(MapHandle::from_pinned_path(folder.join(map))?.max_entries())
+    };
+    let capacity = Capacity { services: entries("dispatchers")?, members: entries("sockets")? };
     Ok(maps.into_iter().map(|(what, bytes)| Charge { capacity, shape, what, bytes }).collect())
 }
 
