@@ -789,6 +789,14 @@ static __always_inline __u64 *find_near(const __be32 *address, __u16 port)
 	return bpf_map_lookup_elem(&near, &index);
 }
 
+static __always_inline void by_endpoint(struct request *r, struct ov_endpoint_row *endpoint)
+{
+	r->endpoint = endpoint;
+	r->first = endpoint->roster;
+	r->endpoints = endpoint->endpoints;
+	r->members = endpoint->members;
+}
+
 /* The endpoint row of that number if it is the address's. */
 static __always_inline bool find_row(struct request *r, __u32 number, const __be32 *address,
 				     __u16 port)
@@ -802,11 +810,17 @@ static __always_inline bool find_row(struct request *r, __u32 number, const __be
 	if (endpoint->mark != OV_ENDPOINT_MARK || endpoint->port != port ||
 	    !same_address(endpoint->address, address))
 		return false;
-	r->endpoint = endpoint;
-	r->first = endpoint->roster;
-	r->endpoints = endpoint->endpoints;
-	r->members = endpoint->members;
+	by_endpoint(r, endpoint);
 	return true;
+}
+
+static __always_inline void keep(struct request *r, __u32 number)
+{
+	r->s->row = number;
+	r->s->service = r->endpoint->service;
+	r->s->roster = r->first;
+	r->s->endpoints = r->endpoints;
+	r->s->members = r->members;
 }
 
 /* The same for the search, and those who go on with it. */
@@ -815,11 +829,7 @@ static __always_inline bool find_for_search(struct request *r, __u32 number,
 {
 	if (!find_row(r, number, address, port))
 		return false;
-	r->s->row = number;
-	r->s->service = r->endpoint->service;
-	r->s->roster = r->first;
-	r->s->endpoints = r->endpoints;
-	r->s->members = r->members;
+	keep(r, number);
 	return true;
 }
 
@@ -1624,20 +1634,22 @@ struct {
 	__array(values, int(struct bpf_sk_lookup *));
 } rules SEC(".maps") = { .values = { [0] = (void *)&by_rules } };
 
+/* All by the row alone: where a run in process context was interrupted, the search may be
+ * of two requests. */
 static __always_inline bool go_on_with_search(struct request *r)
 {
 	union ov_row *found;
+	__u32 number;
 
 	r->s = OF_CPU(searches, 1, 0);
 	if (!r->s)
 		return false; /* not reached: every CPU has its own */
-	found = bpf_map_lookup_elem(&rows, &r->s->row);
-	if (!found)
-		return false; /* not reached: the row was found before */
-	r->endpoint = &found->endpoint;
-	r->first = r->s->roster;
-	r->endpoints = r->s->endpoints;
-	r->members = r->s->members;
+	number = r->s->row;
+	found = bpf_map_lookup_elem(&rows, &number);
+	if (!found || found->endpoint.mark != OV_ENDPOINT_MARK)
+		return false;
+	by_endpoint(r, &found->endpoint);
+	keep(r, number);
 	return true;
 }
 

@@ -164,8 +164,8 @@ struct ov_cookie {
 /* `near`: which of `rows` is an endpoint's, each at the index that the endpoint's key gives.
  * Of several with one index it has one: whoever reads it compares address and port with the
  * row. 0 where there is none: a header is no endpoint row. User space writes them in its
- * memory, whole, before it waits for those who read a roster that is replaced; so that no
- * other than these ever reads rows that are written over. */
+ * memory, whole, and waits for those who have read what was there before it writes over the
+ * rows that they were led to. */
 #define OV_NEAR_FACTOR 0x9e3779b97f4a7c15ULL /* 2^64 over the golden ratio */
 
 /* `ports`: which kinds of endpoint a port has, so that other ports cost one load. */

@@ -144,6 +144,7 @@ __weak int report(struct search *s, __u32 outcome)
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct request r;
 	union ov_row *found;
+	__u32 number;
 
 	if (!s || !t || !e)
 		return 0; /* not reached: the maps have these entries */
@@ -153,7 +154,8 @@ __weak int report(struct search *s, __u32 outcome)
 	if (!wanted)
 		return 0;
 	r = request_of(s);
-	found = bpf_map_lookup_elem(&rows, &s->row);
+	number = s->row; /* before 6.2 a key may not lie in what an argument points to */
+	found = bpf_map_lookup_elem(&rows, &number);
 	if (!found)
 		return 0; /* not reached: the row was found before */
 	r.endpoint = &found->endpoint;

@@ -3,7 +3,7 @@
 //! A roster holds all that the kernel program and user space need to know of a
 //! service. It is encoded into rows of an array (`bpf/overspill.h`) and never
 //! changed in its list: a change makes a new one, which replaces the old in one step.
-//! Everything else in the maps (endpoints, ports, sockets) is an index of the rosters.
+//! Everything else in the maps (endpoints, near, ports, sockets) is an index of the rosters.
 
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

@@ -7,8 +7,10 @@
 //! 2. the program that the new roster asks, if it does, is put in its place
 //!    (`dispatcher.rs`);
 //! 3. the connections of members that leave are not counted any more;
-//! 4. `near` leads to the new roster, whose rows have been written where nobody looks, and
-//!    then `services` does, in one step; the kernel returns when no program reads the old
+//! 4. `near` leads to the new roster, whose rows have been written where nobody looks;
+//!    endpoints that it does not have leave `endpoints` (their requests go to a wildcard's
+//!    members or to the kernel's own look-up, as to any address that is not served); and
+//!    `services` leads to it, in one step: the kernel returns when no program reads the old
 //!    one any more (`maybe_wait_bpf_programs`), and its rows may be written over;
 //! 5. `endpoints` and `ports` are made to agree with the rosters (`index.rs`);
 //! 6. the members' sockets are looked up once, since the program `migrate` cannot do so;
@@ -244,6 +246,8 @@ impl Datapath {
     /// Back to what was before a change that failed on its way.
     fn restore(&self, change: &Change<'_>) -> Result<()> {
         let mut now = self.services()?;
+        // First of all nobody is to be led to what was not published: it is written over.
+        self.reindex(&now)?;
         // If the old roster is still there, making it anew must not fail the rest.
         if self.roster(change.id)?.as_ref() != change.old {
             let old = change.old.map(|old| {
@@ -253,9 +257,8 @@ impl Datapath {
             let (old, map) = old.transpose()?.unzip();
             let after = now.after(change.id, old);
             self.publish(change.id, map.as_ref(), &now, &after)?;
-            now = after;
         }
-        self.reindex(&now)
+        Ok(())
     }
 
     /// Steps 4 and 5: puts a roster, or none, in the place of the one before it.
@@ -268,7 +271,12 @@ impl Datapath {
     ) -> Result<()> {
         let (is, wanted) = (self.index_of(before), self.index_of(after));
         self.lead(&is, &wanted)?;
-        self.put_into_services(id, map)?;
+        let published = self.give_up(&is, &wanted).and_then(|()| self.put_into_services(id, map));
+        if let Err(error) = published {
+            // The cause is reported, not the trouble on the way back.
+            let _ = self.reindex(before);
+            return Err(error);
+        }
         self.follow(&is, &wanted)
     }
 
@@ -283,12 +291,19 @@ impl Datapath {
         }
     }
 
-    /// Waits until no program reads what it has found before: a change of `services` does, and
-    /// its last entry is no service's.
-    pub(super) fn wait(&self) -> Result<()> {
-        let spare = self.state.services;
-        self.put_into_services(spare, Some(&roster_map()?))?;
-        self.put_into_services(spare, None)
+    /// Notes that nothing may be written over before somebody has waited: by the last entry of
+    /// `services`, which is no service's.
+    pub(super) fn owe_a_wait(&self) -> Result<()> {
+        self.put_into_services(self.state.services, Some(&roster_map()?))
+    }
+
+    /// Waits, where that was noted, until no program reads what it has found before: each
+    /// change of `services` does.
+    pub(super) fn wait_if_owed(&self) -> Result<()> {
+        match self.roster_map(self.state.services)? {
+            Some(_) => self.put_into_services(self.state.services, None),
+            None => Ok(()),
+        }
     }
 
     fn insert(&self, joining: &Joining<'_>) -> Result<()> {

@@ -21,7 +21,7 @@ use crate::sys::{self, Shared};
 const PORTS: usize = 1 << 16;
 
 /// The keys in `endpoints` of a roster, each with the number of its row.
-pub(super) fn keys(roster: &Roster) -> impl Iterator<Item = (EndpointKey, u32)> + '_ {
+fn keys(roster: &Roster) -> impl Iterator<Item = (EndpointKey, u32)> + '_ {
     roster.endpoints().map(|(ip, row)| (EndpointKey::new(ip, roster.port), row))
 }
 
@@ -59,10 +59,13 @@ impl Datapath {
     pub(super) fn reindex(&self, snapshot: &Snapshot) -> Result<()> {
         let (is, wanted) = (self.index()?, self.index_of(snapshot));
         if is.near != wanted.near {
+            // The rows that it leads to are in nobody's use, and may be written over as soon
+            // as nobody reads them any more. Who is killed here leaves the wait to others.
+            self.owe_a_wait()?;
             self.lead(&is, &wanted)?;
-            // The rows that it led to are in nobody's use, and may be written over from now on.
-            self.wait()?;
         }
+        self.wait_if_owed()?;
+        self.give_up(&is, &wanted)?;
         self.follow(&is, &wanted)
     }
 
@@ -109,13 +112,19 @@ impl Datapath {
         Ok(())
     }
 
-    /// Writes what differs in `endpoints` and `ports`. The endpoints come first: a port that
-    /// is served without one costs a look-up, the reverse would cost requests.
-    pub(super) fn follow(&self, is: &Index, wanted: &Index) -> Result<()> {
+    /// Takes out of `endpoints` what is not served any more.
+    pub(super) fn give_up(&self, is: &Index, wanted: &Index) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map endpoints", error);
         for key in is.endpoints.keys().filter(|key| !wanted.endpoints.contains_key(key)) {
             ignore_absent(self.maps.endpoints.delete(key.as_bytes())).map_err(failed)?;
         }
+        Ok(())
+    }
+
+    /// Writes what else differs in `endpoints`, and in `ports`. The endpoints come first: a
+    /// port that is served without one costs a look-up, the reverse would cost requests.
+    pub(super) fn follow(&self, is: &Index, wanted: &Index) -> Result<()> {
+        let failed = |error| Error::bpf("change", "the map endpoints", error);
         for (key, endpoint) in &wanted.endpoints {
             if is.endpoints.get(key) != Some(endpoint) {
                 let (key, endpoint) = (key.as_bytes(), endpoint.as_bytes());

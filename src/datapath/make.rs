@@ -207,7 +207,7 @@ fn load(
         map.set_max_entries(entries)
             .map_err(|error| Error::bpf("set the size of", map.name().to_string_lossy(), error))
     };
-    size(&mut maps.services, capacity.services + 1)?; // `wait` has the last one
+    size(&mut maps.services, capacity.services + 1)?; // the last one is for waits
     size(&mut maps.service_counters, cpus * capacity.services)?;
     size(&mut maps.exits, cpus)?;
     size(&mut maps.searches, cpus)?;

@@ -2,7 +2,8 @@
 //! without calls.
 //!
 //! A run belongs to the roster that `services` leads to it; all other rows are free, also
-//! those that a writer which was killed had begun to fill.
+//! those that a writer which was killed had begun to fill, once `near` leads nobody there
+//! (`index.rs`).
 
 use std::os::fd::AsFd as _;
 
@@ -109,8 +110,9 @@ impl Datapath {
         let (endpoints, members) = (header.endpoints, header.members);
         debug_assert!(rows.len() >= ROW_ENDPOINTS + (endpoints + members) as usize);
         for row in &mut rows[ROW_ENDPOINTS..][..endpoints as usize] {
-            let row = EndpointRow::mut_from_bytes(row).expect("the size of a row");
-            (row.service, row.roster) = (id, first);
+            let mut endpoint = EndpointRow::read_from_bytes(row).expect("the size of a row");
+            (endpoint.service, endpoint.roster) = (id, first);
+            row.copy_from_slice(endpoint.as_bytes());
         }
         let extent = Extent { first, count: count(rows), endpoints, members };
         let keys: Vec<u32> = (first..first + extent.count).collect();

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -19,8 +20,6 @@ use overspill::{
     Capacity, Change, Error, Health, MemberId, MemberState, Namespace, OnFull, Policy, Service,
     adopt,
 };
-use rand::rngs::StdRng;
-use rand::{RngExt as _, SeedableRng as _};
 use world::{at, wait_until};
 
 use crate::tools::{Listening, connect, listener, total_queued};
@@ -487,6 +486,12 @@ fn what_a_killed_writer_left_of_the_indexes_is_put_right() {
     let (at, row) = whole.near.first_key_value().unwrap();
     let stray = u64::from(row + 60).to_ne_bytes();
     map("near").update(&at.to_ne_bytes(), &stray, MapFlags::ANY).unwrap();
+    // And killed again, while it led them back: by this it says that nobody has waited yet.
+    let services = map("services");
+    let spare = services.max_entries() - 1;
+    let (_, any) = place(0);
+    let owed = any.as_fd().as_raw_fd().to_ne_bytes();
+    services.update(&spare.to_ne_bytes(), &owed, MapFlags::ANY).unwrap();
     let is = indexes();
     assert_ne!(is.endpoints, whole.endpoints);
     assert_ne!(is.kinds, whole.kinds);
@@ -494,6 +499,7 @@ fn what_a_killed_writer_left_of_the_indexes_is_put_right() {
     // Any writer puts it right, also one that changes nothing.
     service.set(&Change::default()).unwrap();
     assert_eq!(indexes(), whole);
+    assert_eq!(entry(&services, spare), None);
 }
 
 /// Fails unless each entry of `near` is the row of an endpoint, of a roster as published.
@@ -523,71 +529,90 @@ impl Drop for Stop<'_> {
     }
 }
 
-/// Rosters change their size all the time, where there is hardly room for them: they have to
-/// be moved. Clients call each of them meanwhile.
+/// Where the roster of service number `id` lies (`struct ov_extent`): its first row, and the map
+/// that says so.
+fn place(id: u32) -> (u32, MapHandle) {
+    let number = entry(&map("services"), id).expect("a service").try_into().unwrap();
+    let map = MapHandle::from_map_id(u32::from_ne_bytes(number)).unwrap();
+    (u32::from_ne_bytes(entry(&map, 0).unwrap()[..4].try_into().unwrap()), map)
+}
+
+/// Moves the roster of service number `id`, of so many rows and one endpoint, to where it would
+/// lie after years of changes. Not while anybody calls it.
+fn scatter(id: u32, count: u32, first: u32) {
+    let rows = map("rows");
+    let (before, map) = place(id);
+    for number in 0..count {
+        let mut row = entry(&rows, before + number).unwrap();
+        if number == 3 {
+            // `struct ov_endpoint_row`: roster.
+            row[56..60].copy_from_slice(&first.to_ne_bytes());
+        }
+        rows.update(&(first + number).to_ne_bytes(), &row, MapFlags::ANY).unwrap();
+    }
+    let mut extent = entry(&map, 0).unwrap();
+    extent[..4].copy_from_slice(&first.to_ne_bytes());
+    map.update(&[0; 4], &extent, MapFlags::ANY).unwrap();
+}
+
+/// Where there is no gap that is large enough for a new roster, the others are moved together.
 #[test]
 fn rosters_are_moved_while_clients_call() {
-    const SERVICES: u8 = 3;
-    const MEMBERS: u8 = 12;
+    const SMALL: u32 = 6;
+    // Header, name, an endpoint, a member, its socket's address.
+    const SMALL_ROWS: u32 = 6;
+    const LARGE: u32 = 29;
+    const LARGE_ROWS: u32 = 65;
     world::enter();
-    let mut random = StdRng::seed_from_u64(11);
-    let capacity = Capacity { services: SERVICES.into(), members: (SERVICES * MEMBERS).into() };
-    let address = |service: u8, member: u8| at(&format!("10.0.{service}.{member}:80"));
-    let listener = |service, member| listener(address(service, member));
-    // Where the endpoints of other services than this one lie: by the third byte of 10.0.n.1.
-    let others = |n: u8| -> Vec<u32> {
-        let rows = map("rows");
-        near().into_values().filter(|&row| entry(&rows, row).unwrap()[14] != n + 1).collect()
-    };
-    let mut services: Vec<_> = (1..=SERVICES)
+    let capacity = Capacity { services: SMALL + 1, members: 40 };
+    let address = |service: u32, member: u32| at(&format!("10.0.{service}.{member}:80"));
+    let small: Vec<_> = (0..SMALL)
         .map(|n| {
-            let first = listener(n, 1);
-            let builder = Service::builder(&format!("web-{n}")).capacity(capacity);
-            (builder.share(&[&first]).unwrap(), vec![first])
+            let socket = listener(address(n, 1));
+            let builder = Service::builder(&format!("small-{n}")).capacity(capacity);
+            (builder.share(&[&socket]).unwrap(), socket)
         })
         .collect();
-    let firsts: Vec<_> = services.iter().map(|(_, s)| s[0].try_clone().unwrap()).collect();
+    for id in (0..SMALL).rev() {
+        scatter(id, SMALL_ROWS, LARGE_ROWS - 1 + id * (LARGE_ROWS - 1 + SMALL_ROWS));
+    }
+    let firsts = || -> Vec<u32> { (0..SMALL).map(|id| place(id).0).collect() };
+    let scattered = firsts();
+    let rows = map("rows").max_entries();
+    assert!(rows - (scattered[SMALL as usize - 1] + SMALL_ROWS) < LARGE_ROWS, "of {rows}");
+    // Whoever takes the lock lets `near` follow.
+    small[0].0.set(&Change::default()).unwrap();
+    near_leads_to_what_is_published();
+    assert_eq!(firsts(), scattered);
+
     let stop = AtomicBool::new(false);
     let called = AtomicU32::new(0);
-    let mut moved = 0;
     thread::scope(|scope| {
         let _stop = Stop(&stop);
         scope.spawn(|| {
             while !stop.load(Ordering::Relaxed) {
-                for first in &firsts {
-                    first.set_nonblocking(true).unwrap();
-                    let _client = connect(first.local_addr().unwrap()).unwrap();
-                    wait_until("the one called has it", || first.accept().is_ok());
+                for (_, socket) in &small {
+                    socket.set_nonblocking(true).unwrap();
+                    let _client = connect(socket.local_addr().unwrap()).unwrap();
+                    wait_until("the one called has it", || socket.accept().is_ok());
                     called.fetch_add(1, Ordering::Relaxed);
                 }
             }
         });
-        for _ in 0..60 {
-            let n = random.random_range(0..SERVICES);
-            let before = others(n);
-            let (service, sockets) = &mut services[usize::from(n)];
-            let size = random.random_range(1..=MEMBERS);
-            while sockets.len() > size.into() {
-                let socket = sockets.pop().unwrap();
-                let member = service.member(&socket).unwrap().unwrap();
-                service.leave(member).unwrap();
-            }
-            while sockets.len() < size.into() {
-                let member = u8::try_from(sockets.len()).unwrap() + 1;
-                sockets.push(listener(n + 1, member));
-                service.join(sockets.last().unwrap()).unwrap();
-                near_leads_to_what_is_published();
-            }
-            near_leads_to_what_is_published();
-            moved += u32::from(before != others(n));
-        }
+        wait_until("clients call", || called.load(Ordering::Relaxed) > 20);
+        let sockets: Vec<_> = (1..=LARGE).map(|member| listener(address(SMALL, member))).collect();
+        Service::builder("large").share(&sockets).unwrap();
+        near_leads_to_what_is_published();
+        let seen = called.load(Ordering::Relaxed);
+        wait_until("clients go on", || called.load(Ordering::Relaxed) > seen + 20);
     });
-    assert!(moved > 0, "there was room everywhere");
+    assert!(firsts().iter().zip(&scattered).all(|(now, before)| now < before));
+    // But for those that share an index.
+    assert!(near().len() > LARGE as usize);
     // Nobody was called past us.
-    let called = called.into_inner();
     let placed = |(service, _): &(Service, _)| service.status().unwrap().requests.placed;
-    let placed: u64 = services.iter().map(placed).sum();
-    assert_eq!(u64::from(called), placed);
+    let placed: u64 = small.iter().map(placed).sum();
+    assert_eq!(u64::from(called.into_inner()), placed);
 }
 
 #[test]

@@ -71,9 +71,8 @@ pub(crate) fn of_services(shape: Shape) -> Result<Vec<Charge>> {
     let members = u64::from(shape.services * shape.members);
     maps.push((ENTRIES.to_owned(), members * entry()?));
     // One for each; `services` has one more.
-    let entries = |map| -> Result<u32> {
-        Ok(MapHandle::from_pinned_path(folder.join(map))?.max_entries())
-    };
+    let entries =
+        |map| -> Result<u32> { Ok(MapHandle::from_pinned_path(folder.join(map))?.max_entries()) };
     let capacity = Capacity { services: entries("dispatchers")?, members: entries("sockets")? };
     Ok(maps.into_iter().map(|(what, bytes)| Charge { capacity, shape, what, bytes }).collect())
 }
