@@ -132,7 +132,11 @@ fn the_picture_is_plain_where_the_locale_is() {
 /// Starts a demo and waits until one of its servers hangs: what is stopped can't end by
 /// itself.
 fn with_hung_server(demo: &Demo) -> Child {
-    let mut command = demo.command(&["--seconds", "60"]);
+    let wanted = demo.command(&["--seconds", "60"]);
+    // What a shell runs in the background ignores SIGINT, and so would the demo.
+    let mut command = Command::new("env");
+    command.arg("--default-signal=INT").arg(wanted.get_program()).args(wanted.get_args());
+    command.envs(wanted.get_envs().filter_map(|(name, value)| Some((name, value?))));
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
     wait_until("a server hangs", || demo.has_hung_server());
     child
