@@ -823,7 +823,7 @@ static __always_inline void keep(struct request *r, __u32 number)
 	r->s->members = r->members;
 }
 
-/* The same for the search, and those who go on with it. */
+/* As `find_row`, for the search and those who go on with it. */
 static __always_inline bool find_for_search(struct request *r, __u32 number,
 					    const __be32 *address, __u16 port)
 {

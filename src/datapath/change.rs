@@ -249,7 +249,7 @@ impl Datapath {
         // First of all nobody is to be led to what was not published: it is written over.
         self.reindex(&now)?;
         // If the old roster is still there, making it anew must not fail the rest.
-        if self.roster(change.id)?.as_ref() != change.old {
+        if now.0.get(&change.id).map(|service| &service.roster) != change.old {
             let old = change.old.map(|old| {
                 let Written { extent, map } = self.write_rows(change.id, old, &mut now)?;
                 Ok::<_, Error>((Published { roster: old.clone(), extent }, map))

@@ -505,16 +505,14 @@ fn what_a_killed_writer_left_of_the_indexes_is_put_right() {
 /// Fails unless each entry of `near` is the row of an endpoint, of a roster as published.
 fn near_leads_to_what_is_published() {
     let word = |bytes: &[u8], at: usize| u32::from_ne_bytes(bytes[at..][..4].try_into().unwrap());
-    let (rows, services) = (map("rows"), map("services"));
+    let rows = map("rows");
     for number in near().into_values() {
         let row = entry(&rows, number).unwrap();
         // `struct ov_endpoint_row`: service, roster, mark.
         let (service, roster, mark) = (word(&row, 44), word(&row, 56), word(&row, 60));
         assert_eq!(mark, 0x6f76_0001, "row {number} is no endpoint's");
-        let map = entry(&services, service).expect("a service");
-        let place = MapHandle::from_map_id(word(&map, 0)).unwrap();
-        let place = entry(&place, 0).unwrap();
-        let (first, count) = (word(&place, 0), word(&place, 4));
+        let (first, extent) = place(service);
+        let count = word(&entry(&extent, 0).unwrap(), 4);
         assert_eq!(roster, first, "row {number} is of a roster that was replaced");
         assert!((first..first + count).contains(&number), "row {number}: {first} + {count}");
     }
