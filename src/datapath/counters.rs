@@ -47,6 +47,21 @@ impl Datapath {
     }
 }
 
+/// What is made when it is asked for first. (`OnceLock::get_or_try_init` is not stable yet.)
+pub(super) fn once<T>(place: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(made) = place.get() {
+        return Ok(made);
+    }
+    let new = make()?;
+    Ok(place.get_or_init(|| new))
+}
+
+/// The memory of an array whose entries have so many words.
+pub(super) fn mapped(map: &MapHandle, words: usize) -> Result<Shared> {
+    Shared::map(map.as_fd(), map.max_entries() as usize * words)
+        .map_err(|error| Error::system("map", super::read::map_name(map), error))
+}
+
 /// An array of counters: each CPU's `own` entries, one CPU's after the other's (`OF_CPU` in
 /// `bpf/overspill.bpf.c`).
 #[derive(Debug)]
@@ -64,13 +79,8 @@ impl Counted {
         size: usize,
         own: u32,
     ) -> Result<&'a Self> {
-        if let Some(counted) = place.get() {
-            return Ok(counted);
-        }
         let words = size / WORD;
-        let memory = Shared::map(map.as_fd(), map.max_entries() as usize * words)
-            .map_err(|error| Error::system("map", super::read::map_name(map), error))?;
-        Ok(place.get_or_init(|| Self { memory, words, own: own as usize }))
+        once(place, || Ok(Self { memory: mapped(map, words)?, words, own: own as usize }))
     }
 
     /// Every CPU's entry of that number.

@@ -12,7 +12,7 @@ use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::change::{Published, ignore_absent};
 use super::layout::{Endpoint, EndpointKey, NEAR_FACTOR, PORT_EXACT, PORT_WILDCARD, ROW_ENDPOINTS};
-use super::{Datapath, Snapshot};
+use super::{Datapath, Snapshot, counters};
 use crate::error::{Error, Result};
 use crate::roster::Roster;
 use crate::sys::{self, Shared};
@@ -92,13 +92,7 @@ impl Datapath {
 
     /// `near`, in memory shared with the kernel.
     fn near(&self) -> Result<&Shared> {
-        if let Some(near) = self.near.get() {
-            return Ok(near);
-        }
-        let map = &self.maps.near;
-        let near = Shared::map(map.as_fd(), map.max_entries() as usize)
-            .map_err(|error| Error::system("map", "the map near", error))?;
-        Ok(self.near.get_or_init(|| near))
+        counters::once(&self.near, || counters::mapped(&self.maps.near, 1))
     }
 
     /// Writes what differs in `near`: from now on requests find other rows there, which have
