@@ -194,11 +194,12 @@ static __always_inline void count_moved(struct bpf_sock *connection, __u32 slot)
 	struct ov_moved moving = { .to = { .slot = slot, .counted = true } }, *before;
 	struct ov_origin from;
 	struct ov_load *load;
-	__u64 cookie;
+	__u64 cookie, address;
 
 	if (connection->state != TCP_ESTABLISHED && connection->state != TCP_CLOSE_WAIT)
 		return;
-	from = origin_of((__u64)connection);
+	address = plain_address(connection);
+	from = origin_of(address);
 	if (!from.counted)
 		return;
 	cookie = bpf_get_socket_cookie(connection);
@@ -208,7 +209,7 @@ static __always_inline void count_moved(struct bpf_sock *connection, __u32 slot)
 	load = bpf_map_lookup_elem(&loads, &slot);
 	if (load && load->cookie)
 		moving.to.era = load->era;
-	moving.cgroup = cgroup_of((__u64)connection);
+	moving.cgroup = cgroup_of(address);
 	any_moved = true;
 	if (bpf_map_update_elem(&moved, &cookie, &moving, 0))
 		return;

@@ -48,17 +48,17 @@ struct gathering {
 	struct overspill_request *out;
 };
 
-static __always_inline void enter(struct gathering *g, struct ov_member *m,
-				  struct ov_figures *f, __u32 position)
+static __always_inline void enter(struct search *s, struct ov_member *m, struct ov_figures *f,
+				  __u32 position, struct overspill_request *out)
 {
 	struct overspill_candidate *c;
-	__u32 slot = m->slot, at = g->out->count;
+	__u32 slot = m->slot, at = out->count;
 	struct ov_word *word = bpf_map_lookup_elem(&words, &slot);
 
 	if (at >= OVERSPILL_CANDIDATES)
 		return;
-	c = &g->out->candidates[at];
-	g->out->count = at + 1;
+	c = &out->candidates[at];
+	out->count = at + 1;
 	c->word = word && word->cookie == m->cookie ? word->word : 0;
 	c->established = established(slot);
 	c->member = m->id;
@@ -66,28 +66,38 @@ static __always_inline void enter(struct gathering *g, struct ov_member *m,
 	c->half_open = f->half_open;
 	c->capacity = f->backlog + 1;
 	c->weight = m->weight;
-	c->called = m->flags & OV_WILDCARD || same_address(m->address, g->r->s->address);
+	c->called = m->flags & OV_WILDCARD || same_address(m->address, s->address);
 	c->position = position;
 	c->slot = slot;
 }
 
-static long gather(__u32 batch, struct gathering *g)
+/* A global function, so that the verifier goes through it once: on 6.19 and 7.0 it would
+ * give up where the loop has it in its body. */
+__weak int gather_one(struct search *s, __u32 position, struct overspill_request *out)
 {
-	struct request *r = g->r;
-	struct search *s = r->s;
 	struct ov_figures f = {};
 	struct ov_member *m;
-	__u32 i, k, position;
+	struct request r;
+
+	if (!s || !out)
+		return 0;
+	r = request_of(s);
+	m = member_at(&r, position);
+	if (m && m->flags & s->takes && read_figures(m, &f) && has_room(s, m, &f, position))
+		enter(s, m, &f, position, out);
+	return 0;
+}
+
+static long gather(__u32 batch, struct gathering *g)
+{
+	struct search *s = g->r->s;
+	__u32 i, k;
 
 	for (k = 0; k < BATCH; k++) {
 		i = batch * BATCH + k;
 		if (i >= s->count)
 			return 1;
-		position = position_of(r, index_of(s, i));
-		m = member_at(r, position);
-		if (m && m->flags & s->takes && read_figures(m, &f) &&
-		    has_room(s, m, &f, position))
-			enter(g, m, &f, position);
+		gather_one(s, position_of(g->r, index_of(s, i)), g->out);
 	}
 	return g->out->count == OVERSPILL_CANDIDATES;
 }

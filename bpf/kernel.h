@@ -56,6 +56,7 @@ enum { AF_INET = 2, AF_INET6 = 10 };
 enum { SOCK_STREAM = 1 };
 enum { SOL_SOCKET = 1, SO_REUSEPORT = 15 }; /* of x86 and ARM */
 enum { IPPROTO_TCP = 6 };
+enum { MAX_ERRNO = 4095 }; /* include/linux/err.h */
 enum { S_IFMT = 0170000, S_IFSOCK = 0140000 };
 /* include/net/tcp_states.h */
 enum { TCP_ESTABLISHED = 1, TCP_CLOSE = 7, TCP_CLOSE_WAIT = 8, TCP_LISTEN = 10 };
@@ -274,6 +275,7 @@ struct files_struct {
 };
 
 struct task_struct {
+	int tgid;
 	struct files_struct *files;
 };
 
@@ -294,5 +296,15 @@ struct inet_connection_sock {
 };
 
 #pragma clang attribute pop
+
+/* The address of a socket as a plain number. Before 6.2 the verifier follows the type of a
+ * pointer through every cast, and refuses to read what that type does not have. */
+#define plain_address(pointer)                                            \
+	({                                                                \
+		const void *p_ = (pointer);                               \
+		__u64 address_ = 0;                                       \
+		bpf_probe_read_kernel(&address_, sizeof(address_), &p_);  \
+		address_;                                                 \
+	})
 
 #endif

@@ -130,7 +130,8 @@ __weak int wants(struct search *s, __u32 i, __u32 outcome, __u64 now)
 
 static __always_inline void tell(struct ov_tracing *t, __u32 i, struct ov_event *e)
 {
-	void *ring = bpf_map_lookup_elem(&tracers, &i);
+	__u32 key = i; /* before 6.14 the verifier knows nothing of a key after the call */
+	void *ring = bpf_map_lookup_elem(&tracers, &key);
 
 	if (!ring || bpf_ringbuf_output(ring, e, sizeof(*e), BPF_RB_NO_WAKEUP))
 		__sync_fetch_and_add(&t->tracers[i].lost, 1);

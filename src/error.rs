@@ -323,6 +323,14 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// The kernel's verifier refused one of overspill's own programs.
+    #[error("the kernel's verifier refuses the program {program}: {verdict}")]
+    Refused {
+        /// The program.
+        program: String,
+        /// The end of the verifier's log.
+        verdict: String,
+    },
     /// libbpf failed.
     #[error("cannot {operation} {object}")]
     Bpf {
@@ -419,6 +427,10 @@ impl Error {
             Self::DispatcherRefused { .. } => {
                 "change the program so that the kernel's verifier sees that it ends and stays \
                  within its memory; bpftool prog load tells all that it says"
+            }
+            Self::Refused { .. } => {
+                "use a kernel on which overspill was tried (docs/COMPATIBILITY.md), and report \
+                 this one with the output of: overspill check --programs"
             }
             Self::NoBpffs => "mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf",
             Self::NoCgroup2 => "mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup",

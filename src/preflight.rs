@@ -12,7 +12,8 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
-use crate::datapath::{self, Datapath};
+use crate::datapath::{self, Datapath, Hooks};
+pub use crate::datapath::{ProgramReport, programs};
 use crate::error::{Error, Result};
 use crate::mounts;
 use crate::namespace::Namespace;
@@ -90,7 +91,8 @@ pub fn report() -> Vec<Item> {
     });
     let loads = !items.iter().any(|item| item.verdict == Verdict::Missing);
     items.push(bpffs());
-    items.push(program(loads));
+    items.push(rehearsal("program", loads, Datapath::rehearse));
+    items.push(rehearsal("hooks", loads, Hooks::rehearse));
     items.push(cgroup(mounts::points("cgroup2")));
     items.push(longest_queue(setting("net/core/somaxconn")));
     items.push(half_open(
@@ -141,11 +143,14 @@ fn btf() -> Item {
 }
 
 fn missing(name: &str, error: &Error) -> Item {
-    Item::missing(
-        name,
-        error.with_causes(),
-        error.remedy().unwrap_or("look at the kernel's log (dmesg)".into()),
-    )
+    // The remedies of these two send the reader to this very report.
+    let remedy = match error {
+        Error::Permission { .. } => Some("run as root, or with the capabilities above".into()),
+        Error::Bpf { .. } => None,
+        error => error.remedy(),
+    };
+    let remedy = remedy.unwrap_or("look at the kernel's log (dmesg)".into());
+    Item::missing(name, error.with_causes(), remedy)
 }
 
 fn jit(setting: io::Result<u64>) -> Item {
@@ -252,14 +257,14 @@ fn bpffs() -> Item {
     }
 }
 
-/// Whether the kernel takes the program, where loading can be tried at all.
-fn program(try_it: bool) -> Item {
-    let name = "program";
+/// Whether the kernel takes the programs of an object: those that place requests, or the
+/// hooks of `run` and `allow`.
+fn rehearsal(name: &str, try_it: bool, load: impl FnOnce() -> Result<()>) -> Item {
     if !try_it {
-        return Item::note(name, "not tried, for want of what is missing above");
+        return Item::note(name, "not tried, because something above is missing");
     }
-    match Datapath::rehearse() {
-        Ok(()) => Item::ok(name, "loaded, and let go again"),
+    match load() {
+        Ok(()) => Item::ok(name, "loads"),
         Err(error) => missing(name, &error),
     }
 }

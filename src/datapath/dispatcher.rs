@@ -4,17 +4,16 @@
 //! the kernel program calls it. It stands there before the roster says that it is to be
 //! asked, and until no roster says so any more: in between, no request could find it gone.
 
-use std::cell::RefCell;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{
-    ErrorKind, MapCore as _, MapFlags, ObjectBuilder, OpenObject, PrintLevel, ProgramHandle,
-    ProgramType,
+    ErrorKind, MapCore as _, MapFlags, ObjectBuilder, OpenObject, ProgramHandle, ProgramType,
 };
 
+use super::verifier::{Refusal, last_lines, listen};
 use super::{Change, Datapath};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
@@ -50,8 +49,8 @@ impl Dispatcher {
             map.reuse_fd(own.as_fd()).map_err(|error| Error::bpf("use", "the map", error))?;
         }
         let (loaded, said) = listen(|| sys::without_signals(|| object.load()));
-        let object = loaded.map_err(|error| match verdict(&said) {
-            Some(verdict) => Error::DispatcherRefused { path: path.to_owned(), verdict },
+        let object = loaded.map_err(|error| match Refusal::read(&said) {
+            Some(Refusal { verdict, .. }) => Error::DispatcherRefused { path: path.to_owned(), verdict },
             None => Error::bpf("load", path.display().to_string(), error),
         })?;
         let program = object.progs().next().expect("it has been counted");
@@ -73,7 +72,7 @@ fn open(path: &Path) -> Result<OpenObject> {
     if !bytes.starts_with(b"\x7fELF") {
         return Err(not_one(path, "it is not an object file".to_owned()));
     }
-    super::hush();
+    super::verifier::hush();
     let mut builder = ObjectBuilder::default();
     builder
         .pin_root_path(super::bpffs()?)
@@ -184,47 +183,6 @@ fn asks(roster: Option<&Roster>) -> bool {
     roster.is_some_and(|roster| roster.rules.policy == Policy::Dispatcher)
 }
 
-// --- what libbpf says ----------------------------------------------------------------
-
-thread_local! {
-    /// What libbpf has warned of on this thread, while it is listened to.
-    static HEARD: RefCell<Option<String>> = const { RefCell::new(None) };
-}
-
-/// Takes what libbpf says: it is kept for who listens, and never printed.
-pub(super) fn hear(level: PrintLevel, text: &str) {
-    if level == PrintLevel::Warn {
-        HEARD.with_borrow_mut(|heard| heard.iter_mut().for_each(|heard| heard.push_str(text)));
-    }
-}
-
-/// Does something, and tells what libbpf said meanwhile.
-fn listen<T>(act: impl FnOnce() -> T) -> (T, String) {
-    HEARD.set(Some(String::new()));
-    let done = act();
-    (done, HEARD.take().unwrap_or_default())
-}
-
-/// What the kernel's verifier says in the end: where it was, and what it will not have.
-fn verdict(said: &str) -> Option<String> {
-    let (_, log) = said.split_once("-- BEGIN PROG LOAD LOG --")?;
-    let (log, _) = log.split_once("-- END PROG LOAD LOG --").unwrap_or((log, ""));
-    last_lines(log)
-}
-
-/// The last lines, as one. Of a verifier's log the figures at its end are left out.
-fn last_lines(text: &str) -> Option<String> {
-    const LINES: usize = 3;
-    let figures = ["processed ", "verification time ", "stack depth ", "peak_states "];
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !figures.iter().any(|word| line.starts_with(word)))
-        .collect();
-    let last = lines[lines.len().saturating_sub(LINES)..].join(" | ");
-    (!last.is_empty()).then_some(last)
-}
-
 /// What is wrong with a file given as a dispatcher, as far as can be told without loading
 /// it into the kernel.
 ///
@@ -245,18 +203,5 @@ mod tests {
         let header = include_str!("../../include/overspill_dispatcher.h");
         let line = format!("#define OVERSPILL_DISPATCHER_VERSION {VERSION}\n");
         assert!(header.contains(&line));
-    }
-
-    #[test]
-    fn the_verifier_is_quoted_where_it_ends() {
-        let said = "libbpf: prog 'x': BPF program load failed: Permission denied\n\
-                    libbpf: prog 'x': -- BEGIN PROG LOAD LOG --\n\
-                    0: R1=ctx() R10=fp0\n; int i = 0;\n1: (b7) r0 = 0\n\
-                    R0 invalid mem access 'scalar'\n\
-                    processed 12 insns (limit 1000000)\n\
-                    -- END PROG LOAD LOG --\nlibbpf: prog 'x': failed to load: -13\n";
-        let expected = "; int i = 0; | 1: (b7) r0 = 0 | R0 invalid mem access 'scalar'";
-        assert_eq!(verdict(said).as_deref(), Some(expected));
-        assert_eq!(verdict("libbpf: failed to create map\n"), None);
     }
 }

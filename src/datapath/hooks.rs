@@ -5,17 +5,17 @@ use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Duration;
 
 use libbpf_rs::{
-    Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, RingBufferBuilder,
+    Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, OpenObject,
+    RingBufferBuilder,
 };
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes as _};
 
-use super::layout;
+use super::{layout, verifier};
 use crate::adopt::{self, Adopted};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::service::Name;
-use crate::sys;
 
 /// `OV_SOCKETS`, of `bpf/hooks.h`.
 const SOCKETS: usize = 64;
@@ -94,6 +94,11 @@ impl Request {
 }
 
 impl Hooks {
+    /// Loads them and lets them go again, to see whether this kernel takes them.
+    pub(crate) fn rehearse() -> Result<()> {
+        verifier::retried(|| load(open()?).map(drop))
+    }
+
     /// Attaches them. Sockets on `private` ports are left alone.
     ///
     /// # Errors
@@ -123,12 +128,8 @@ impl Hooks {
     }
 
     fn attach_with(cgroup: &Cgroup, ports: &[u8]) -> Result<Self> {
-        super::hush();
         let failed = |operation| move |error| Error::bpf(operation, "the hooks", error);
-        let object = ObjectBuilder::default()
-            .open_memory(OBJECT)
-            .and_then(|object| sys::without_signals(|| object.load()))
-            .map_err(failed("load"))?;
+        let object = verifier::retried(|| load(open()?))?;
         map(&object, "ports")?
             .update(&0_u32.to_ne_bytes(), ports, MapFlags::ANY)
             .map_err(failed("set up"))?;
@@ -243,6 +244,18 @@ impl HooksEvent {
         }
         Request::read(bytes).map(Self::Request)
     }
+}
+
+/// The embedded object, not loaded yet.
+pub(super) fn open() -> Result<OpenObject> {
+    verifier::hush();
+    ObjectBuilder::default()
+        .open_memory(OBJECT)
+        .map_err(|error| Error::bpf("open", "the hooks", error))
+}
+
+pub(super) fn load(object: OpenObject) -> Result<Object> {
+    verifier::load("the hooks", || object.load())
 }
 
 fn map(object: &Object, name: &str) -> Result<MapHandle> {

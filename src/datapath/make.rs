@@ -5,18 +5,15 @@ use std::io::ErrorKind;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapMut, OpenMapMut, OpenObject, ProgramHandle};
 use zerocopy::IntoBytes;
 
 use super::lock::{ASIDE, remove_folder};
-use super::{Capacity, Datapath, Lock, VERSION, digest, layout, pin};
+use super::{Capacity, Datapath, Lock, VERSION, digest, layout, pin, verifier};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
-use crate::sys;
 
 use skeleton::{OpenOverspillSkel, OverspillSkel, OverspillSkelBuilder};
 
@@ -48,7 +45,7 @@ impl Datapath {
         // bpffs allows no dots in names (kernel/bpf/inode.c, bpf_lookup).
         let aside = lock.root().join(format!("{ASIDE}{}", namespace.inode()));
         make_folder(&aside)?;
-        let made = retried(|| make(namespace, capacity.unwrap_or_default(), seed, &aside));
+        let made = verifier::retried(|| make(namespace, capacity.unwrap_or_default(), seed, &aside));
         let made = made.and_then(|()| {
             fs::rename(&aside, &folder)
                 .map_err(|error| Error::system("rename", aside.display().to_string(), error))
@@ -79,13 +76,11 @@ impl Datapath {
         }
     }
 
-    /// Loads the program and lets it go again, to see whether this kernel takes it.
+    /// Loads the programs and lets them go again, to see whether this kernel takes them.
     pub(crate) fn rehearse() -> Result<()> {
-        let smallest = Capacity { services: 1, members: 1 };
-        retried(|| {
+        verifier::retried(|| {
             let mut memory = MaybeUninit::uninit();
-            let skeleton = load(open(&mut memory)?, 0, smallest)?;
-            check_readable(&skeleton)
+            check_readable(&load(smallest(&mut memory)?)?)
         })
     }
 
@@ -100,28 +95,6 @@ fn make_folder(path: &Path) -> Result<()> {
         .map_err(|error| Error::system("make the folder", path.display().to_string(), error))
 }
 
-/// How often loading is begun again, in the end with a pause of half a second.
-const ATTEMPTS: u32 = 10;
-
-/// Loads again where the kernel has left off in the middle (EAGAIN), as it does for signals and
-/// whatever else wants the thread; libbpf's own five attempts were seen not to suffice on a
-/// busy machine. Nothing was made until then.
-fn retried<T>(mut load: impl FnMut() -> Result<T>) -> Result<T> {
-    let again = |error: &Error| match error {
-        Error::Bpf { source, .. } => source
-            .downcast_ref::<libbpf_rs::Error>()
-            .is_some_and(|error| error.kind() == libbpf_rs::ErrorKind::WouldBlock),
-        _ => false,
-    };
-    for attempt in 1..ATTEMPTS {
-        match load() {
-            Err(error) if again(&error) => thread::sleep(Duration::from_millis(1 << attempt)),
-            result => return result,
-        }
-    }
-    load()
-}
-
 fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &Path) -> Result<()> {
     for (what, wanted) in [("services", capacity.services), ("members", capacity.members)] {
         if !(1..=Capacity::MAX).contains(&wanted) {
@@ -131,7 +104,7 @@ fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &P
     }
     let mut memory = MaybeUninit::uninit();
     let seed = seed.map_or_else(random_seed, Ok)?;
-    let skeleton = load(open(&mut memory)?, seed, capacity)?;
+    let skeleton = load(sized(open(&mut memory)?, seed, capacity)?)?;
     check_readable(&skeleton)?;
     let tag = ProgramHandle::try_from(&skeleton.progs.overspill)
         .map_err(|error| Error::bpf("read the tag of", "the program", error))?
@@ -159,10 +132,15 @@ fn open(memory: &mut MaybeUninit<OpenObject>) -> Result<OpenOverspillSkel<'_>> {
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {
         return Err(Error::NoBtf);
     }
-    super::hush();
+    verifier::hush();
     OverspillSkelBuilder::default()
         .open(memory)
         .map_err(|error| Error::bpf("open", "the embedded program", error))
+}
+
+/// The embedded object as small as it can be: its programs are the same whatever its size.
+pub(super) fn smallest(memory: &mut MaybeUninit<OpenObject>) -> Result<OpenOverspillSkel<'_>> {
+    sized(open(memory)?, 0, Capacity { services: 1, members: 1 })
 }
 
 fn random_seed() -> Result<u32> {
@@ -186,11 +164,16 @@ fn last_of(ranges: &str) -> Option<u32> {
     ranges.trim_end().rsplit([',', '-']).next()?.parse().ok()
 }
 
-fn load(
+pub(super) fn load(open: OpenOverspillSkel<'_>) -> Result<OverspillSkel<'_>> {
+    verifier::load("the programs", || open.load())
+}
+
+/// The embedded object, to be loaded for so many services and members.
+fn sized(
     mut open: OpenOverspillSkel<'_>,
     seed: u32,
     capacity: Capacity,
-) -> Result<OverspillSkel<'_>> {
+) -> Result<OpenOverspillSkel<'_>> {
     let cpus = cpu_numbers()?;
     // A socket bound to [::] may be called at two wildcard addresses.
     let endpoints = 2 * capacity.members;
@@ -221,8 +204,7 @@ fn load(
     size(&mut maps.endpoints, endpoints)?;
     size(&mut maps.near, near)?;
     size(&mut maps.rows, super::rows::capacity(capacity))?;
-    let loaded = sys::without_signals(|| open.load());
-    loaded.map_err(|error| Error::bpf("load", "the program into the kernel", error))
+    Ok(open)
 }
 
 /// Rosters are opened by number, which takes more privilege (`CAP_SYS_ADMIN`) than making

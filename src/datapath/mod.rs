@@ -12,9 +12,11 @@ mod index;
 pub(crate) mod layout;
 mod lock;
 mod make;
+mod programs;
 mod read;
 mod rows;
 mod trace;
+mod verifier;
 
 use std::fs;
 use std::io;
@@ -23,7 +25,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, PrintLevel, Program, ProgramHandle};
+use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, Program, ProgramHandle};
 use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
@@ -32,6 +34,7 @@ pub(crate) use dispatcher::Dispatcher;
 pub use dispatcher::check_dispatcher;
 pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub(crate) use lock::{Lock, leftovers};
+pub use programs::{ProgramReport, programs};
 pub(crate) use trace::{Tracer, monotonic};
 
 use crate::error::{Error, Result};
@@ -252,12 +255,6 @@ pub(crate) fn bpffs() -> Result<PathBuf> {
     points.pop().ok_or(Error::NoBpffs)
 }
 
-/// Keeps libbpf from writing to standard error: what it has to say is in the errors that
-/// it returns. Called before whatever else is asked of it.
-fn hush() {
-    libbpf_rs::set_print(Some((PrintLevel::Warn, |level, text| dispatcher::hear(level, &text))));
-}
-
 /// The inode number of a file, or `None` where there is none.
 fn inode(path: &Path) -> Result<Option<u64>> {
     match fs::symlink_metadata(path) {
@@ -270,7 +267,7 @@ fn inode(path: &Path) -> Result<Option<u64>> {
 /// The namespace that a pinned link acts in; 0 when that has ended.
 fn attached_to(link: &Path) -> Result<u64> {
     let failed = |error| Error::bpf("open", link.display().to_string(), error);
-    hush();
+    verifier::hush();
     let info = Link::open(link).map_err(failed)?.info().map_err(failed)?;
     match info.info {
         libbpf_rs::query::LinkTypeInfo::NetNs(netns) => Ok(netns.ino.into()),

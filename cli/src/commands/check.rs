@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use overspill::preflight::{self, Item, Verdict};
+use overspill::preflight::{self, Item, ProgramReport, Verdict};
 
 use crate::failure::{Failure, Outcome};
 use crate::help;
-use crate::output::{self, words};
+use crate::output::{self, numbers, words};
 
 /// Tell what this machine lacks of what overspill needs
 ///
@@ -26,8 +26,12 @@ EXAMPLES
   overspill check --json | jq '.[] | select(.verdict != \"ok\")'")]
 pub(crate) struct Args {
     /// Configuration files for overspill run --config, to read instead
-    #[arg(value_name = "FILE", conflicts_with = "json")]
+    #[arg(value_name = "FILE", conflicts_with_all = ["json", "programs"])]
     files: Vec<PathBuf>,
+
+    /// Load every program and print what this kernel makes of each
+    #[arg(long)]
+    programs: bool,
 
     /// Print an array of objects with name, verdict (ok, note or missing), found and remedy
     #[arg(long)]
@@ -37,6 +41,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     if !args.files.is_empty() {
         return check_files(&args.files);
+    }
+    if args.programs {
+        return check_programs(args.json);
     }
     let items = preflight::report();
     if args.json {
@@ -68,6 +75,49 @@ fn check_files(files: &[PathBuf]) -> Outcome {
         }
     }
     if wrong.is_empty() { Ok(()) } else { Err(Failure::wrong(wrong)) }
+}
+
+fn check_programs(json: bool) -> Outcome {
+    let programs = preflight::programs()?;
+    if json {
+        output::print_json(&programs)?;
+    } else {
+        output::print(&program_table(&programs))?;
+    }
+    let refused = programs.iter().filter(|program| !program.loaded).count();
+    if refused == 0 {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the kernel refuses {refused} of {} programs: the reason is above; use a kernel on which \
+         overspill was tried (docs/COMPATIBILITY.md)",
+        programs.len()
+    )))
+}
+
+/// Each program on a line, and below the table why the kernel refuses some.
+fn program_table(programs: &[ProgramReport]) -> String {
+    let rows = programs.iter().map(|program| {
+        let verdict = if program.loaded { "ok" } else { "refused" };
+        let numbers = [program.steps, program.instructions, program.machine_code];
+        let [steps, instructions, code] = numbers.map(|number| number.to_string());
+        [verdict.to_owned(), program.object.into(), program.program.clone(), steps, instructions, code]
+    });
+    let head = [
+        words("VERDICT"),
+        words("OBJECT"),
+        words("PROGRAM"),
+        numbers("STEPS"),
+        numbers("INSTRUCTIONS"),
+        numbers("BYTES"),
+    ];
+    let mut text = output::table(&head, rows);
+    for program in programs {
+        if let Some(error) = &program.error {
+            text.push_str(&format!("\n{}: {error}", program.program));
+        }
+    }
+    text
 }
 
 /// Each item on a line, and what to do about it on the next.
