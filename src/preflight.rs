@@ -16,6 +16,7 @@ use crate::datapath::{self, Datapath, Hooks};
 pub use crate::datapath::{ProgramReport, programs};
 use crate::error::{Error, Result};
 use crate::mounts;
+use crate::moves;
 use crate::namespace::Namespace;
 
 /// One thing that was looked at.
@@ -91,8 +92,10 @@ pub fn report() -> Vec<Item> {
     });
     let loads = !items.iter().any(|item| item.verdict == Verdict::Missing);
     items.push(bpffs());
-    items.push(rehearsal("program", loads, Datapath::rehearse));
-    items.push(rehearsal("hooks", loads, Hooks::rehearse));
+    let (item, woken) = rehearsal("program", loads, || Datapath::rehearse(moves::wake));
+    items.push(item);
+    items.push(rehearsal("hooks", loads, Hooks::rehearse).0);
+    items.extend(woken.map(moved_connections));
     items.push(cgroup(mounts::points("cgroup2")));
     items.push(longest_queue(setting("net/core/somaxconn")));
     items.push(half_open(
@@ -259,13 +262,32 @@ fn bpffs() -> Item {
 
 /// Whether the kernel takes the programs of an object: those that place requests, or the
 /// hooks of `run` and `allow`.
-fn rehearsal(name: &str, try_it: bool, load: impl FnOnce() -> Result<()>) -> Item {
+fn rehearsal<T>(
+    name: &str,
+    try_it: bool,
+    load: impl FnOnce() -> Result<T>,
+) -> (Item, Option<T>) {
     if !try_it {
-        return Item::note(name, "not tried, because something above is missing");
+        return (Item::note(name, "not tried, because something above is missing"), None);
     }
     match load() {
-        Ok(()) => Item::ok(name, "loads"),
-        Err(error) => missing(name, &error),
+        Ok(loaded) => (Item::ok(name, "loads"), Some(loaded)),
+        Err(error) => (missing(name, &error), None),
+    }
+}
+
+/// Whether the kernel wakes who waits for a connection that is moved to it.
+fn moved_connections(woken: io::Result<Option<bool>>) -> Item {
+    let name = "moved connections";
+    match woken {
+        Ok(Some(true)) => Item::ok(name, "wake who waits for them"),
+        Ok(Some(false)) => Item::note(
+            name,
+            "wake nobody on this kernel: run and allow wake the workers themselves; elsewhere \
+             (net.ipv4.tcp_migrate_req) the next connection does",
+        ),
+        Ok(None) => Item::note(name, "can't be told: a connection was not moved"),
+        Err(error) => Item::note(name, format!("can't be told, no loopback: {error}")),
     }
 }
 

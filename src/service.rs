@@ -339,6 +339,21 @@ pub fn empty_queue(socket: &impl AsFd, backlog: u32) -> Result<()> {
         .map_err(|error| Error::system("empty the queue of", "a member", error))
 }
 
+/// Wakes whoever waits for connections on a listening socket (`accept`, `poll`, `epoll`).
+///
+/// Needed after requests were moved to it ([`Service::keep_requests`]): kernels before a fix of
+/// 2026 put a moved connection into the queue and wake nobody (`inet_csk_listen_stop`,
+/// `net/ipv4/inet_connection_sock.c`), so that a client waits until the next one comes.
+/// Where nothing waits in the queue, the woken sleep on.
+///
+/// # Errors
+///
+/// [`Error::System`]: `socket` is not a listening TCP socket.
+pub fn wake(socket: &impl AsFd) -> Result<()> {
+    sys::wake(socket.as_fd())
+        .map_err(|error| Error::system("wake those who wait for", "a socket", error))
+}
+
 impl Service {
     /// Begins a new service.
     #[must_use]

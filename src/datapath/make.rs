@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::mem::MaybeUninit;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
@@ -76,11 +76,14 @@ impl Datapath {
         }
     }
 
-    /// Loads the programs and lets them go again, to see whether this kernel takes them.
-    pub(crate) fn rehearse() -> Result<()> {
+    /// Loads the programs, to see whether this kernel takes them, tries something with
+    /// `migrate`, and lets them go again.
+    pub(crate) fn rehearse<T>(attempt: impl Fn(BorrowedFd<'_>) -> T) -> Result<T> {
         verifier::retried(|| {
             let mut memory = MaybeUninit::uninit();
-            check_readable(&load(smallest(&mut memory)?)?)
+            let skeleton = load(smallest(&mut memory)?)?;
+            check_readable(&skeleton)?;
+            Ok(attempt(skeleton.progs.migrate.as_fd()))
         })
     }
 

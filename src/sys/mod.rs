@@ -11,4 +11,4 @@ pub(crate) use descriptor::{
 };
 pub(crate) use memory::Shared;
 pub(crate) use signals::without_signals;
-pub(crate) use socket::{Listener, bind_unbound, empty_queue, inspect, listen};
+pub(crate) use socket::{Listener, bind_unbound, empty_queue, inspect, listen, wake};

@@ -118,6 +118,14 @@ pub(crate) fn empty_queue(socket: BorrowedFd<'_>, backlog: u32) -> io::Result<()
     Ok(rustix::net::listen(socket, backlog)?)
 }
 
+/// Wakes whoever waits for connections on a listening socket, and changes nothing else.
+///
+/// Stopping to send means nothing to a listening socket, but `inet_shutdown`
+/// (`net/ipv4/af_inet.c`) calls `sk_state_change` in the end, whatever it was asked for.
+pub(crate) fn wake(socket: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?)
+}
+
 /// Binds a socket to a port, with `SO_REUSEPORT`, unless it is bound to one already: at the
 /// address that it has, which is the wildcard of its family if it was given none.
 pub(crate) fn bind_unbound(socket: BorrowedFd<'_>, port: u16) -> io::Result<()> {

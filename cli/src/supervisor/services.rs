@@ -346,7 +346,10 @@ impl Services {
         let socket = member.is_some().then(|| socket.into());
         let seat = Seat { worker, address, member, socket, holder, owner: Some(owner) };
         match vacant {
-            Some(vacant) => self.seats[vacant] = seat,
+            Some(vacant) => {
+                self.seats[vacant] = seat;
+                self.wake(&[address]);
+            }
             None => self.seats.push(seat),
         }
         self.sweep();
@@ -455,10 +458,23 @@ impl Services {
     fn sweep(&mut self) {
         let own = self.seats.iter().filter(|it| it.owner.is_some()).map(|it| it.address);
         let served: Vec<Address> = own.chain(self.served_by_peers()).collect();
+        let mut moved = Vec::new();
         for seat in &mut self.seats {
-            if seat.owner.is_none() && served.contains(&seat.address) {
+            if seat.owner.is_none() && served.contains(&seat.address) && seat.socket.is_some() {
                 seat.socket = None;
+                moved.push(seat.address);
             }
+        }
+        self.wake(&moved);
+    }
+
+    /// Wakes those who wait for connections at these addresses: some may have been moved
+    /// there, and older kernels wake nobody for that.
+    fn wake(&self, addresses: &[Address]) {
+        let seats = self.seats.iter().filter(|seat| addresses.contains(&seat.address));
+        for socket in seats.filter_map(|seat| seat.socket.as_ref()) {
+            // One that its worker has shut down meanwhile has nobody to wake.
+            let _ = overspill::wake(socket);
         }
     }
 
@@ -466,6 +482,7 @@ impl Services {
     /// go on taking requests. A worker that has no process left has ended, or will be told
     /// to have.
     pub(crate) fn release(&mut self, processes: impl Fn(InstanceId) -> Vec<u32>) {
+        let mut closed = Vec::new();
         for seat in &mut self.seats {
             let (Some(owner), Some(socket), Some(holder)) = (seat.owner, &seat.socket, seat.holder)
             else {
@@ -483,8 +500,10 @@ impl Services {
             if seat.holder.is_none() {
                 log::line(format_args!("worker {} has closed {}", seat.worker, seat.address));
                 (seat.socket, seat.owner) = (None, None);
+                closed.push(seat.address);
             }
         }
+        self.wake(&closed);
     }
 
     /// Where processes that other keepers look after serve.
@@ -625,6 +644,9 @@ impl Services {
         for (service, member) in leaving.iter().filter_map(|seat| seat.member) {
             self.made[service].leave(member).unwrap_or_else(tell);
         }
+        let addresses: Vec<Address> = leaving.iter().map(|seat| seat.address).collect();
+        drop(leaving); // with the last copy of a socket, the kernel moves what waits there
+        self.wake(&addresses);
     }
 
     /// Notes which process serves a worker's sockets now.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use overspill::hang::{Sample, Watch};
-use overspill::{Health, Looker, MemberId, Name, Queue, Service, empty_queue};
+use overspill::{Health, Looker, MemberId, Name, Queue, Service, empty_queue, wake};
 
 use super::log;
 use super::services::{Seat, tell};
@@ -135,6 +135,11 @@ impl Look<'_> {
         match empty_queue(socket, queue.backlog) {
             Ok(()) => self.watch.moved(queue.member),
             Err(error) => tell(error),
+        }
+        // Older kernels wake nobody for a connection that was moved.
+        let siblings = self.seats.iter().filter(|(_, seat)| seat.address == *address);
+        for socket in siblings.filter_map(|(_, seat)| seat.socket.as_ref()) {
+            let _ = wake(socket);
         }
     }
 
