@@ -6,14 +6,20 @@
 //! (`tools/testing/selftests/bpf`, `migrate_reuseport`), and what overspill promises
 //! beyond: which sibling it is.
 
+use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use overspill::{Health, MemberId, Service, empty_queue};
+use overspill::{Health, MemberId, Service, empty_queue, wake};
+use rustix::buffer::spare_capacity;
+use rustix::event::Timespec;
+use rustix::event::epoll::{self, EventFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use world::{DEADLINE, at, wait_until};
 
@@ -479,4 +485,94 @@ fn emptied_under_load() {
         assert!(answered.load(Ordering::Relaxed) > 50 * 17);
         assert_eq!(netstat("TCPMigrateReqFailure"), 0);
     });
+}
+
+/// A thread that accepts as a server with epoll does.
+struct Server {
+    thread: thread::JoinHandle<u32>,
+    number: rustix::thread::Pid,
+}
+
+impl Server {
+    /// Starts it, and waits until it waits for the first of so many requests.
+    fn start(listener: &TcpListener, count: u32, edge: EventFlags) -> Self {
+        let listener = listener.try_clone().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let waiting = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(&waiting, &listener, data, EventFlags::IN | edge).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        let thread = thread::spawn(move || {
+            sender.send(rustix::thread::gettid()).unwrap();
+            accept_all(&listener, &waiting, count)
+        });
+        let server = Self { thread, number: receiver.recv().unwrap() };
+        wait_until("the server waits", || server.is_asleep());
+        server
+    }
+
+    fn is_asleep(&self) -> bool {
+        let path = format!("/proc/self/task/{}/stat", self.number.as_raw_nonzero());
+        fs::read_to_string(path).is_ok_and(|stat| stat.contains(") S "))
+    }
+
+    /// How many requests it has accepted.
+    fn accepted(self) -> u32 {
+        self.thread.join().unwrap()
+    }
+}
+
+/// Accepts until there were so many, or nobody wakes it.
+fn accept_all(listener: &TcpListener, waiting: &OwnedFd, count: u32) -> u32 {
+    let deadline = Timespec::try_from(DEADLINE).unwrap();
+    let mut accepted = 0;
+    while accepted < count {
+        let mut events = Vec::with_capacity(1);
+        epoll::wait(waiting, spare_capacity(&mut events), Some(&deadline)).unwrap();
+        if events.is_empty() {
+            break;
+        }
+        while listener.accept().is_ok() {
+            accepted += 1;
+        }
+    }
+    accepted
+}
+
+#[test]
+fn who_waits_for_a_moved_connection_is_woken() {
+    world::enter();
+    for called in both_families() {
+        for edge in [EventFlags::empty(), EventFlags::ET] {
+            let group = Group::new(called);
+            for other in 1..5 {
+                group.service.drain(MemberId(other)).unwrap();
+            }
+            let _client = client(called);
+            wait_until("it waits", || group.queued()[0] == 1);
+            group.service.resume(MemberId(1)).unwrap();
+            let server = Server::start(group.listener(1), 1, edge);
+            empty_queue(group.listener(0), BACKLOG.unsigned_abs()).unwrap();
+            wake(group.listener(1)).unwrap();
+            assert_eq!(server.accepted(), 1);
+            group.service.remove().unwrap();
+        }
+    }
+}
+
+#[test]
+fn waking_changes_nothing_else() {
+    world::enter();
+    let group = Group::new(at("127.0.0.1:80"));
+    for other in 1..5 {
+        group.service.drain(MemberId(other)).unwrap();
+    }
+    let server = Server::start(group.listener(0), 1, EventFlags::ET);
+    for _ in 0..10 {
+        wake(group.listener(0)).unwrap();
+    }
+    wait_until("the server waits on", || server.is_asleep());
+    let _client = client(group.called);
+    assert_eq!(server.accepted(), 1);
+    assert_eq!(group.service.status().unwrap().members[0].capacity, BACKLOG.unsigned_abs() + 1);
 }
