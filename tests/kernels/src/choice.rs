@@ -111,7 +111,7 @@ pub(crate) fn choose(packages: &[Package], architecture: &str) -> Vec<Kernel> {
 
 fn kernels(packages: &[Package], architecture: &str) -> Vec<Kernel> {
     let suffix = format!("-cloud-{architecture}");
-    // Newer kernels come in parts; the image then holds nothing but what it depends on.
+    // Of newer kernels the package of the image has only what its parts have not.
     let part = |kind: &str, release: &str| {
         let name = format!("linux-{kind}-{release}");
         packages.iter().find(|package| package.name == name)
@@ -121,16 +121,14 @@ fn kernels(packages: &[Package], architecture: &str) -> Vec<Kernel> {
         if !release.ends_with(&suffix) || !is_kernel(&image.name) {
             return None;
         }
-        let parts: Vec<_> =
-            ["binary", "modules"].iter().filter_map(|kind| part(kind, release)).collect();
-        let parts = if parts.is_empty() { vec![image] } else { parts };
+        let others = ["binary", "modules"].iter().filter_map(|kind| part(kind, release));
+        let parts = std::iter::once(image).chain(others);
         Some(Kernel {
             label: String::new(),
             version: Version::parse(&image.version)?,
             release: release.to_owned(),
             architecture: architecture.to_owned(),
             packages: parts
-                .into_iter()
                 .map(|part| format!("{}:{architecture}={}", part.name, part.version))
                 .collect(),
         })
@@ -184,7 +182,7 @@ mod tests {
         );
         assert_eq!(
             chosen[3].packages,
-            ["linux-binary", "linux-modules"]
+            ["linux-image", "linux-binary", "linux-modules"]
                 .map(|part| format!("{part}-7.3.4+deb13-cloud-amd64:amd64=7.3.4-1~bpo13+1"))
         );
         assert_eq!(choose(&offered(), "arm64").len(), 1);

@@ -18,9 +18,11 @@ fi
 mount -t virtiofs -o ro root /host || echo "kernels: the guest cannot mount the host's root"
 mount -t tmpfs -o size=75% tmpfs /layer
 mkdir /layer/upper /layer/work
-mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new ||
-    echo "kernels: the guest cannot put a layer over the host's root"
-# The overlay keeps what it needs of both.
+if ! mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new; then
+    echo "kernels: the guest's root is read-only: its kernel has no module overlay"
+    mount -o bind /host /new
+fi
+# What is mounted on /new keeps what it needs of both.
 umount -l /host /layer
 mount -t tmpfs tmpfs /new/run
 mkdir /new/run/kernels

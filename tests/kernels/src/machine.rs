@@ -70,7 +70,16 @@ impl Guest<'_> {
             Kind::Arm64 { .. } => None,
         };
         let mut machine = self.machine(&folder, root.as_ref())?;
+        // Through a pipe: QEMU would write a file from its end, and we from where we are in it.
+        let output = machine.child.stdout.take();
+        let passing = output.map(|mut output| {
+            std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::stdout()))
+        });
         let in_time = machine.wait(self.deadline)?;
+        drop(machine);
+        if let Some(passing) = passing {
+            passing.join().expect("copying does not panic")?;
+        }
         let console = read(&folder, "console");
         let status = read(&folder, "status");
         let said = |name: &str| {
@@ -138,7 +147,8 @@ impl Guest<'_> {
                 .args(["-device", "vhost-user-fs-pci,chardev=root,tag=root"]);
         }
         let complaints = fs::File::create(folder.path().join("complaints"))?;
-        machine.stdin(Stdio::null()).stderr(complaints);
+        let output = if self.pass_on { Stdio::piped() } else { Stdio::null() };
+        machine.stdin(Stdio::null()).stdout(output).stderr(complaints);
         let child = machine.spawn().with_context(|| cannot_run(program))?;
         Ok(Running { child, complaints: folder.path().join("complaints") })
     }

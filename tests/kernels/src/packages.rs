@@ -26,7 +26,7 @@ const SUITES: [&str; 11] = [
 ];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// How old the lists may be before they are fetched anew.
-const FRESH: Duration = Duration::from_hours(12);
+const FRESH: Duration = Duration::from_secs(12 * 3600);
 
 /// A package, as the mirror has it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,8 +13,7 @@ if test "$here" = /run/kernels; then
     ln -sf /proc/self/fd /dev/fd
     mount -t bpf bpf /sys/fs/bpf
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
-    mkdir -p /lib/modules
-    ln -s "KERNEL_MODULES" "/lib/modules/$(uname -r)"
+    mkdir -p /lib/modules && ln -s "KERNEL_MODULES" "/lib/modules/$(uname -r)"
     $busybox ip link set lo up
     $busybox hostname guest
     ulimit -n 1048576

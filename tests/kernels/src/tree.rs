@@ -79,18 +79,20 @@ fn module(path: &str) -> &str {
 
 fn arrange(unpacked: &Path, ready: &Path, release: &str) -> Result<()> {
     let modules = [unpacked.join("usr/lib/modules"), unpacked.join("lib/modules")]
-        .into_iter()
         .map(|folder| folder.join(release))
-        .find(|folder| folder.exists())
-        .context("it has no modules")?;
-    let packed =
-        [unpacked.join("boot").join(format!("vmlinuz-{release}")), modules.join("vmlinuz")]
-            .into_iter()
-            .find(|path| path.exists())
-            .context("it has no image of a kernel")?;
-    fs::write(ready.join("vmlinuz"), image::bootable(fs::read(packed)?)?)?;
-    fs::create_dir_all(ready.join("lib/modules"))?;
-    fs::rename(modules, ready.join("lib/modules").join(release))?;
+        .into_iter()
+        .find(|folder| folder.exists());
+    let image = modules.iter().map(|folder| folder.join("vmlinuz"));
+    let image = image
+        .chain([unpacked.join("boot").join(format!("vmlinuz-{release}"))])
+        .find(|path| path.exists())
+        .context("it has no image of a kernel")?;
+    fs::write(ready.join("vmlinuz"), image::bootable(fs::read(image)?)?)?;
+    let place = ready.join("lib/modules").join(release);
+    fs::create_dir_all(&place)?;
+    if let Some(modules) = modules {
+        fs::rename(modules, place)?;
+    }
     run::output(Command::new(depmod()).arg("-b").arg(ready).arg(release))?;
     Ok(())
 }
