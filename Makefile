@@ -40,7 +40,7 @@ test-unprivileged: lint ## The same without the tests of the kernel
 	$(CARGO) test --workspace --no-fail-fast --lib --bins $(UNPRIVILEGED)
 	$(CARGO) test --workspace --no-fail-fast --doc
 
-test-kernels: root ## Boot distribution kernels in QEMU, load and test there (needs root)
+test-kernels: root ## Load every program on kernels 6.1 to the newest, test there (needs root)
 	@tools/setup build test kernels
 	$(CARGO) build --package kernels
 	@mkdir -p target/kernels

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::initramfs::{self, File};
+use crate::signals;
 use crate::tree::Tree;
 
 /// How much of the console is quoted where a guest fails.
@@ -238,6 +239,7 @@ impl Running {
             if start.elapsed() > deadline {
                 return Ok(false);
             }
+            ensure!(!signals::interrupted(), "interrupted");
             sleep(Duration::from_millis(20));
         }
     }

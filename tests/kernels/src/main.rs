@@ -14,6 +14,7 @@ mod programs;
 mod report;
 mod run;
 mod series;
+mod signals;
 mod tree;
 
 use std::env;
@@ -87,6 +88,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<ExitCode> {
+    signals::catch()?;
     let root = env::current_dir()?;
     let folder = root.join("target/kernels");
     let packages = Packages::open(&folder.join("apt"))?;

@@ -17,6 +17,7 @@ use crate::packages::Packages;
 use crate::programs::{self, Loading};
 use crate::report::Row;
 use crate::series::{self, Tests};
+use crate::signals;
 use crate::tree::Tree;
 
 /// Guests at a time. Each has two processors; more guests would only slow each other down.
@@ -116,9 +117,10 @@ impl Matrix {
         tests: Tests,
         change: impl Fn(&dyn Fn(&mut Row)),
     ) -> Result<()> {
-        let (script, deadline) = match tests {
-            Tests::Series => (series::script(tests, &self.built, &self.root), SERIES_DEADLINE),
-            Tests::Whole => (series::script(tests, &self.built, &self.root), WHOLE_DEADLINE),
+        let script = series::script(tests, &self.built, &self.root);
+        let deadline = match tests {
+            Tests::Short | Tests::Series => SERIES_DEADLINE,
+            Tests::Whole => WHOLE_DEADLINE,
         };
         let ended = self.boot(kernel, &script, deadline)?;
         let log = self.folder.join(format!("tests-{}.log", kernel.label));
@@ -172,6 +174,9 @@ impl Matrix {
 }
 
 fn take(jobs: &Mutex<VecDeque<(usize, Job)>>) -> Option<(usize, Job)> {
+    if signals::interrupted() {
+        return None;
+    }
     jobs.lock().expect("no worker panics").pop_front()
 }
 

@@ -38,7 +38,8 @@ pub(crate) fn jobs(kernels: &[Kernel], form: Form, named: bool) -> VecDeque<(usi
     let numbers = 0..kernels.len();
     let tests = match form {
         Form::Whole => Tests::Whole,
-        Form::Programs | Form::Short | Form::Full => Tests::Series,
+        Form::Short => Tests::Short,
+        Form::Programs | Form::Full => Tests::Series,
     };
     let newest = kernels.iter().rposition(|kernel| kernel.architecture == "amd64");
     let is_tested = |&number: &usize| {
