@@ -10,7 +10,7 @@ RUNNER := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
 # Each tests/NAME.rs runs as anybody; tests/kernel/ is the one that needs root.
 UNPRIVILEGED := $(addprefix --test ,$(basename $(notdir $(wildcard tests/*.rs cli/tests/*.rs))))
 
-.PHONY: help demo build deb test test-package test-unprivileged lint bench root
+.PHONY: help demo build deb test test-kernels test-package test-unprivileged lint bench root
 
 help: ## Show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,14 @@ test-unprivileged: lint ## The same without the tests of the kernel
 	@echo 'The tests of the kernel (tests/kernel, cli/tests/kernel) are left out: they need root.'
 	$(CARGO) test --workspace --no-fail-fast --lib --bins $(UNPRIVILEGED)
 	$(CARGO) test --workspace --no-fail-fast --doc
+
+test-kernels: root ## Load every program on kernels 6.1 to the newest, test there (needs root)
+	@tools/setup build test kernels
+	$(CARGO) build --package kernels
+	@mkdir -p target/kernels
+	$(CARGO) test --no-run --package overspill --package overspill-cli --test kernel \
+	    --message-format json-render-diagnostics >target/kernels/build.json
+	$(SUDO) target/debug/kernels $(ARGS)
 
 lint: ## Format and clippy
 	@tools/setup build lint

@@ -1,0 +1,185 @@
+//! Tests that run in guests: a series that touches every feature, or all of them. They are the
+//! tests of the kernel that `make test` runs natively.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::built::Built;
+
+/// Each feature, with the tests of the library and of the command that touch it. The short form
+/// takes the first of each.
+const FEATURES: [(&str, &[&str], &[&str]); 18] = [
+    (
+        "share",
+        &["lookup::to_another_address", "lookup::a_full_service_drops_or_refuses"],
+        &["commands::the_life_of_a_service"],
+    ),
+    ("servers", &["sharing::nginx_with_a_socket_for_each_worker"], &["unchanged::python_server"]),
+    (
+        "policies and set",
+        &["changes::a_mark_survives_a_change_of_the_list"],
+        &["commands::rules_are_given_and_changed", "commands::weights"],
+    ),
+    ("the model", &["history::ipv4", "history::dual"], &[]),
+    ("run", &[], &["run::a_full_worker_is_helped_by_its_sibling_at_another_address"]),
+    ("restart", &[], &["run::sighup_replaces_the_workers"]),
+    ("allow", &[], &["allow::what_waits_at_another_address_waits_for_the_successor"]),
+    (
+        "the option",
+        &["hooks::unchanged_servers_share_a_port_and_are_told"],
+        &["option::sockets_that_listen_join_in_the_order_given"],
+    ),
+    (
+        "dispatcher",
+        &["dispatcher::the_answer_is_carried_out"],
+        &["dispatcher::a_dispatcher_comes_and_goes"],
+    ),
+    ("trace", &["trace::a_request_is_told_with_what_was_seen"], &["trace::a_line_a_request"]),
+    ("connections", &["connections::until_the_server_closes"], &[]),
+    (
+        "migration",
+        &[
+            "migrate::what_waits_goes_to_those_that_hold_the_fewest",
+            "migrate::half_open_requests_follow_when_their_ack_arrives",
+        ],
+        &["run::clients_in_the_queue_of_a_killed_worker_are_served_by_its_successor"],
+    ),
+    ("hang", &[], &["hang::a_stopped_worker_hangs_until_it_is_continued"]),
+    (
+        "drain and resume",
+        &["migrate::those_that_hang_or_drain_come_last"],
+        &["top::a_member_is_drained_and_resumed_by_keys"],
+    ),
+    ("metrics", &[], &["metrics::every_figure_is_told_under_its_name"]),
+    ("SYN cookies", &["flood::a_late_ack_finds_the_member_that_sent_the_cookie"], &[]),
+    ("changes", &["library::changes_under_load"], &["commands::show_has_every_figure"]),
+    (
+        "check",
+        &["library::what_a_killed_writer_left_is_swept_away"],
+        &["commands::check_finds_nothing_missing_and_leaves_nothing_behind"],
+    ),
+];
+
+/// What slow guests need: each history loads all programs anew, and 150 take an hour.
+const ENVIRONMENT: &str = "export OVERSPILL_HISTORIES=3";
+
+/// Which tests run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tests {
+    Short,
+    Series,
+    Whole,
+}
+
+/// What became of the tests on a kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) passed: usize,
+    pub(crate) failed: Vec<String>,
+}
+
+impl Outcome {
+    pub(crate) fn all(&self) -> usize {
+        self.passed + self.failed.len()
+    }
+}
+
+/// A script that runs the tests of the library, then those of the command.
+pub(crate) fn script(tests: Tests, built: &Built, root: &Path) -> String {
+    let run = |folder: &Path, program: &Path, chosen: &[&str]| {
+        let chosen = match tests {
+            Tests::Short | Tests::Series => format!(" --exact {}", chosen.join(" ")),
+            Tests::Whole => String::new(),
+        };
+        format!("cd {} && {}{chosen}\n", folder.display(), program.display())
+    };
+    let (library, command) = chosen(tests);
+    format!(
+        "{ENVIRONMENT}\necho '--- library'\n{}echo '--- command'\n{}",
+        run(root, &built.library_tests, &library),
+        run(&root.join("cli"), &built.command_tests, &command),
+    )
+}
+
+fn chosen(tests: Tests) -> (Vec<&'static str>, Vec<&'static str>) {
+    let (mut library, mut command) = (Vec::new(), Vec::new());
+    for (_, of_library, of_command) in FEATURES {
+        if tests == Tests::Short {
+            let first = of_library.first();
+            library.extend(first);
+            command.extend(of_command.first().filter(|_| first.is_none()));
+        } else {
+            library.extend(of_library);
+            command.extend(of_command);
+        }
+    }
+    (library, command)
+}
+
+/// Reads what the tests printed. A test that did not run has failed.
+pub(crate) fn read(tests: Tests, output: &str) -> Outcome {
+    let (library, command) = output.split_once("--- command\n").unwrap_or((output, ""));
+    let mut results = self::results("library", library);
+    results.extend(self::results("command", command));
+    if tests != Tests::Whole {
+        let (library, command) = chosen(tests);
+        let named = |binary: &str, test: &str| format!("{binary} {test}");
+        let all = library.iter().map(|test| named("library", test));
+        for test in all.chain(command.iter().map(|test| named("command", test))) {
+            results.entry(test).or_insert(false);
+        }
+    }
+    for (binary, output) in [("library", library), ("command", command)] {
+        // The harness writes this line when all of its tests have ended.
+        if !output.lines().any(|line| line.starts_with("test result: ")) {
+            results.insert(format!("{binary}: its tests did not end"), false);
+        }
+    }
+    let passed = results.values().filter(|&&passed| passed).count();
+    let failed = results.into_iter().filter(|(_, passed)| !passed).map(|(test, _)| test).collect();
+    Outcome { passed, failed }
+}
+
+fn results(binary: &str, output: &str) -> BTreeMap<String, bool> {
+    let result = |line: &str| {
+        let (test, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+        let passed = match result {
+            "ok" => true,
+            "FAILED" => false,
+            _ => return None,
+        };
+        Some((format!("{binary} {test}"), passed))
+    };
+    output.lines().filter_map(result).collect()
+}
+
+/// The features whose tests are among those that failed.
+pub(crate) fn features(failed: &[String]) -> Vec<&'static str> {
+    let touches = |binary: &str, tests: &[&str]| {
+        tests.iter().any(|test| failed.contains(&format!("{binary} {test}")))
+    };
+    FEATURES
+        .iter()
+        .filter(|(_, library, command)| touches("library", library) || touches("command", command))
+        .map(|&(feature, _, _)| feature)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_test_that_did_not_run_has_failed() {
+        let output = "--- library\ntest lookup::to_another_address ... ok\n\
+             test history::ipv4 ... FAILED\ntest result: FAILED. 1 passed; 1 failed\n--- command\n";
+        let outcome = read(Tests::Series, output);
+        assert_eq!(outcome.passed, 1);
+        let (library, command) = chosen(Tests::Series);
+        // With the line that the tests of the command did not end.
+        assert_eq!(outcome.all(), library.len() + command.len() + 1);
+        let whole = read(Tests::Whole, output);
+        assert_eq!(whole.failed, ["command: its tests did not end", "library history::ipv4"]);
+        assert_eq!(features(&whole.failed), ["the model"]);
+    }
+}
