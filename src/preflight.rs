@@ -12,7 +12,7 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
-use crate::datapath::{self, Datapath};
+use crate::datapath::{self, Build, Datapath};
 use crate::error::{Error, Result};
 use crate::mounts;
 use crate::namespace::Namespace;
@@ -358,10 +358,16 @@ fn leftover(folder: &Path) -> Item {
 /// The services of a namespace; `None` when the last has been removed meanwhile.
 fn state(namespace: &Namespace) -> Result<Option<Item>> {
     let Some(datapath) = Datapath::open(namespace)? else { return Ok(None) };
-    datapath.check_writable()?;
+    datapath.check_program()?;
     let count = datapath.names().collect::<Result<Vec<_>>>()?.len();
-    let found = format!("{count} in network namespace {}, of this build", namespace.inode());
-    Ok(Some(Item::ok("services", found)))
+    let found = format!("{count} in network namespace {}", namespace.inode());
+    if datapath.is_of_this_build() {
+        return Ok(Some(Item::ok("services", format!("{found}, of this build"))));
+    }
+    let Build { version, digest, layout } = datapath.build();
+    let found = format!("{found}, of overspill {version}, build {digest}, layout {layout}");
+    let remedy = "overspill upgrade lets this version take them over";
+    Ok(Some(Item::note("services", found).with_remedy(remedy)))
 }
 
 /// A number in /proc/sys.

@@ -22,7 +22,7 @@ use crate::roster::Roster;
 use crate::sys;
 
 /// `OVERSPILL_DISPATCHER_VERSION`; a test compares it with that of the header.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// Where the header puts the version that it has.
 const VERSION_MAP: &str = ".rodata.overspill";
 
@@ -157,7 +157,7 @@ impl Datapath {
     }
 
     /// The number of the program that service number `id` asks.
-    fn dispatcher(&self, id: u32) -> Result<Option<u32>> {
+    pub(super) fn dispatcher(&self, id: u32) -> Result<Option<u32>> {
         let program = self
             .maps
             .dispatchers

@@ -75,12 +75,12 @@ impl Datapath {
         let link = self.folder.join(pin::LINK);
         let link = (link.clone(), inode(&link)?);
         let words = size_of::<layout::Tracing>() / WORD;
-        let memory = Shared::map(self.maps.tracing.as_fd(), words)
+        let memory = Shared::map(self.own()?.tracing.as_fd(), words)
             .map_err(|error| Error::system("map", "the map tracing", error))?;
         let settings =
-            Shared::map(self.maps.settings.as_fd(), size_of::<layout::Settings>() / WORD)
+            Shared::map(self.own()?.settings.as_fd(), size_of::<layout::Settings>() / WORD)
                 .map_err(|error| Error::system("map", "the map settings", error))?;
-        let tracers = MapHandle::try_from(&self.maps.tracers)
+        let tracers = MapHandle::try_from(&self.own()?.tracers)
             .map_err(|error| Error::bpf("duplicate", "the map tracers", error))?;
         let place = Place::claim(memory, settings, tracers)?;
         let events = Rc::new(RefCell::new(Vec::new()));
