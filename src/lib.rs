@@ -55,8 +55,7 @@ mod words;
 
 pub use cgroup::Cgroup;
 pub use datapath::{
-    Build, Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, Upgrade,
-    check_dispatcher,
+    Build, Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, Upgrade, check_dispatcher,
 };
 pub use error::{Error, Result};
 pub use figure::{Figure, Kind};

@@ -14,9 +14,7 @@ use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenMapMut, OpenObject, Progr
 use zerocopy::IntoBytes;
 
 use super::lock::{ASIDE, remove_folder};
-use super::{
-    Capacity, Datapath, Lock, VERSION, digest, layout, open_map, open_program, pin, swap,
-};
+use super::{Capacity, Datapath, Lock, VERSION, digest, layout, open_map, open_program, pin, swap};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::sys;

@@ -83,9 +83,8 @@ mod pin {
     pub(super) const COUNTER: &str = "connections";
     pub(super) const FINDER: &str = "find_cgroup";
     /// Every program that is pinned.
-    pub(super) const PROGRAMS: &[&str] = &[
-        PROGRAM, READER, MARKER, EXPORTER, RETIRER, MIGRATE, MOVER, TAKER, COUNTER, FINDER,
-    ];
+    pub(super) const PROGRAMS: &[&str] =
+        &[PROGRAM, READER, MARKER, EXPORTER, RETIRER, MIGRATE, MOVER, TAKER, COUNTER, FINDER];
     /// Followed by the id of the control group that it is attached to.
     pub(super) const COUNTED: &str = "connections-";
     pub(super) const STATE: &str = "state";

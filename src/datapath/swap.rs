@@ -128,7 +128,8 @@ fn update(link: &Path, folder: &Path, program: &str) -> Result<()> {
         .map_err(|error| Error::system("update the link", link.display().to_string(), error))
 }
 
-fn number(map: &MapHandle) -> Result<u32> {
+/// The number by which the kernel knows a map.
+pub(super) fn number(map: &MapHandle) -> Result<u32> {
     let info = map.info().map_err(|e| Error::bpf("read", super::read::map_name(map), e))?;
     Ok(info.info.id)
 }

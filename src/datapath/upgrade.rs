@@ -19,8 +19,8 @@ use super::lock::{ASIDE, remove_folder};
 use super::make::{self, OpenOverspillSkel};
 use super::rows::Written;
 use super::{
-    Datapath, Lock, OwnMaps, Snapshot, VERSION, digest, dispatcher, inode, layout,
-    open_map, pin, short, swap,
+    Datapath, Lock, OwnMaps, Snapshot, VERSION, digest, dispatcher, inode, layout, open_map, pin,
+    short, swap,
 };
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
@@ -128,8 +128,11 @@ impl Datapath {
     fn reuse(&self, open: &mut OpenOverspillSkel<'_>) -> Result<Reused> {
         let mut reusing = Reusing { folder: &self.folder, open };
         if !reusing.all(FROZEN)? {
-            return Err(self.refused("its sockets, words or starts lie otherwise than in every \
-                                     build", "remove its services with the version that made them"));
+            return Err(self.refused(
+                "its sockets, words or starts lie otherwise than in every \
+                                     build",
+                "remove its services with the version that made them",
+            ));
         }
         for &name in COUNTERS {
             reusing.all(&[name])?;
@@ -138,8 +141,7 @@ impl Datapath {
         if connections {
             reusing.all(CONNECTIONS)?;
         }
-        let dispatchers =
-            self.state.dispatchers == dispatcher::VERSION && reusing.all(ASKED)?;
+        let dispatchers = self.state.dispatchers == dispatcher::VERSION && reusing.all(ASKED)?;
         let names: Vec<&str> = OwnMaps::NAMES.iter().copied().chain(["services"]).collect();
         let layout = self.is_of_own_layout() && reusing.all(&names)?;
         Ok(Reused { layout, dispatchers })
@@ -208,7 +210,8 @@ impl Reusing<'_, '_> {
 }
 
 fn is_same(pinned: &MapHandle, own: &OpenMapMut<'_>) -> Result<bool> {
-    let info = pinned.info().map_err(|error| Error::bpf("read", own.name().to_string_lossy(), error))?;
+    let info =
+        pinned.info().map_err(|error| Error::bpf("read", own.name().to_string_lossy(), error))?;
     Ok(pinned.map_type() == own.map_type()
         && pinned.key_size() == own.key_size()
         && pinned.value_size() == own.value_size()
