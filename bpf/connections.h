@@ -45,8 +45,9 @@ struct {
 	__type(value, struct ov_moved);
 } moved SEC(".maps");
 
-/* Whether `moved` was ever written to: most connections end without a look at it. */
-static volatile bool any_moved;
+/* Whether `moved` was ever written to: most connections end without a look at it. A map of
+ * its own, since it stays with `moved` when the programs are replaced. */
+volatile __u32 any_moved SEC(".data.any_moved") = 0;
 
 /* The count that a connection is part of, while its membership lasts. */
 static __always_inline struct ov_load *load_of(const struct ov_origin *origin)

@@ -31,15 +31,15 @@ struct {
 	__type(value, __u32);
 } dispatchers SEC(".maps");
 
-int take_answer(struct bpf_sk_lookup *ctx);
-
-/* What every user's program calls at its end. */
+/* What every user's program calls at its end: `take_answer`, which user space puts there.
+ * An upgrade keeps this map, since user's programs are bound to it: libbpf must not fill it
+ * when it loads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__array(values, int(struct bpf_sk_lookup *));
-} finish SEC(".maps") = { .values = { [0] = (void *)&take_answer } };
+	__type(value, __u32);
+} finish SEC(".maps");
 
 /* --- gathering the candidates ------------------------------------------------ */
 

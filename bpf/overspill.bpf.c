@@ -1827,31 +1827,7 @@ int read_queues(struct bpf_sk_lookup *ctx)
 	return SK_PASS;
 }
 
-/*
- * Marks a member as hung, on trial or well, in the roster as published: a new roster
- * would have to wait until nobody reads the old one, and new requests with it. Never
- * attached; its arguments are the service and the position (local_ip6[0] and [1]), the
- * socket's cookie (remote_ip6[0] and [1], low half first), so that a member that has come
- * into the position since is left alone, and the marks (local_port).
- */
-SEC("sk_lookup")
-int mark(struct bpf_sk_lookup *ctx)
-{
-	const __u8 marks = OV_HUNG | OV_TRIAL;
-	struct request r = {};
-	__u32 position = ctx->local_ip6[1];
-	__u64 cookie = (__u64)ctx->remote_ip6[1] << 32 | ctx->remote_ip6[0];
-	struct ov_member *m;
-
-	if (!find_roster(&r, ctx->local_ip6[0]) || position >= r.members)
-		return SK_DROP;
-	m = member_at(&r, position);
-	if (!m || m->cookie != cookie)
-		return SK_DROP;
-	m->marked = mark_tick();
-	m->flags = (m->flags & ~marks) | (ctx->local_port & marks);
-	return SK_PASS;
-}
+#include "contract.h"
 
 /* --- moving what waits ------------------------------------------------------- */
 
@@ -1892,12 +1868,11 @@ static long consider_heir(__u32 i, struct heir *heir)
 /*
  * Chooses who gets what a socket had queued, or half open, when it ends or is shut down
  * (net/core/sock_reuseport.c, reuseport_migrate_sock): of the members of its group the
- * one that holds the fewest, those that hang or drain last. Attached to the group, which
- * the kernel takes for its permission to move requests at all. Whatever goes wrong here,
- * the kernel chooses by the flow's hash.
+ * one that holds the fewest, those that hang or drain last. Called by `migrate`. Whatever goes wrong
+ * here, the kernel chooses by the flow's hash.
  */
 SEC("sk_reuseport/migrate")
-int migrate(struct sk_reuseport_md *md)
+int move_request(struct sk_reuseport_md *md)
 {
 	struct ov_endpoint_key key = {};
 	struct ov_endpoint *endpoint;
@@ -1932,5 +1907,27 @@ int migrate(struct sk_reuseport_md *md)
 	bpf_loop(r.endpoint->count, consider_heir, &heir, 0);
 	if (heir.found && !bpf_sk_select_reuseport(md, &sockets, &heir.slot, 0))
 		count_moved(moving, heir.slot);
+	return SK_PASS;
+}
+
+/* `move_request` of the build that places requests. An upgrade keeps this map. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} movers SEC(".maps");
+
+/*
+ * Attached to SO_REUSEPORT groups, which the kernel takes for its permission to move
+ * requests at all. Nobody can find the groups again to attach another program: so this one
+ * never changes, and calls the one that does. Where there is none, the kernel chooses by
+ * the flow's hash.
+ */
+SEC("sk_reuseport/migrate")
+int migrate(struct sk_reuseport_md *md)
+{
+	if (md->migrating_sk)
+		bpf_tail_call(md, &movers, 0);
 	return SK_PASS;
 }

@@ -3,8 +3,24 @@
  * The contract between the kernel program and user space: what lies in the maps.
  *
  * src/datapath/layout.rs has the same structures in Rust, and a test compares
- * each size and offset with the BTF of the compiled object. Whoever changes the
- * meaning or the place of a field raises OVERSPILL_LAYOUT.
+ * each size and offset with the BTF of the compiled object.
+ *
+ * Two builds can meet at one state: a command of one, the programs of another
+ * (docs/decisions/0025-upgrade.md). Three kinds of structure follow from that.
+ *
+ * 1. What any two builds share (marked "contract" below). Fields are only appended,
+ *    numbers are never given a new meaning. A reader takes the part that it knows and
+ *    zeros for what is missing: struct ov_state, the counters, ov_figures, ov_export and
+ *    the arguments of the programs that user space runs (bpf/contract.h). `sockets`,
+ *    `words` and `starts` never change: servers have `words` in their memory.
+ *    Also part of it: the folder BPFFS/overspill/INODE, its pins `link`, `overspill`,
+ *    `connections`, `connections-ID`, `migrate`, `move_request`, `take_answer`, and that an
+ *    entry of `services` is a map whose id changes with each publication.
+ * 2. What lives in connections and flows, and so outlives a program: `loads`, `origins`,
+ *    `moved`, `any_moved`, `cookies`. Whoever changes it raises OVERSPILL_CONNECTIONS: an
+ *    upgrade across that begins to count anew.
+ * 3. All the rest is internal to a layout. Whoever changes the meaning or the place of a
+ *    field raises OVERSPILL_LAYOUT: an upgrade across that makes these maps anew.
  *
  * The nouns: a service is an ordered list of members; a member is a listening
  * socket; an endpoint is an address and port that clients call; a request is one
@@ -22,7 +38,8 @@
 #ifndef OVERSPILL_H
 #define OVERSPILL_H
 
-#define OVERSPILL_LAYOUT 7
+#define OVERSPILL_LAYOUT 8
+#define OVERSPILL_CONNECTIONS 1
 
 #define OV_ROW_SIZE 64
 #define OV_ROW_HEADER 0
@@ -31,6 +48,7 @@
 #define OV_POSITIONS_PER_ROW 16
 #define OV_ADDRESSES_PER_ROW 8
 
+/* Contract: numbers are only added, as are the flags of services and of members. */
 enum ov_policy {
 	OV_NEXT_AVAILABLE = 0,
 	OV_SHORTEST_QUEUE = 1,
@@ -178,7 +196,10 @@ struct ov_ports {
 	__u8 kinds[65536]; /* by port, host order */
 };
 
-/* `service_counters`, for each CPU by service. Each request that reaches a service is
+/* The counters are contract. Behind the CPUs' parts lies one more, in which no program
+ * counts: what was counted before an upgrade that made the map anew.
+ *
+ * `service_counters`, for each CPU by service. Each request that reaches a service is
  * in exactly one of placed, redirected, dropped, reset and left, or in exits.refused. */
 struct ov_service_counters {
 	__u64 placed; /* put on a member that it called */
@@ -213,7 +234,7 @@ struct ov_exits {
 	__u64 contended; /* a look was repeated because a last place was being taken */
 };
 
-/* `figures`, by slot: filled on demand by the program `read_queues`. */
+/* `figures`, by slot: filled on demand by the program `read_queues`. Contract. */
 struct ov_figures {
 	__u64 cookie; /* 0: the socket is gone */
 	__u64 head; /* which connection has waited longest to be accepted; 0: none waits */
@@ -231,8 +252,8 @@ struct ov_load {
 	__u32 established; /* connections in ESTABLISHED or CLOSE_WAIT, accepted or not */
 };
 
-/* `words`, by slot: a number of the user's own for each member, for dispatchers. User
- * space maps it into its memory and writes it without a system call. */
+/* `words`, by slot: a number of the user's own for each member, for dispatchers. Contract,
+ * never to change. User space maps it into its memory and writes it without a system call. */
 struct ov_word {
 	__u64 cookie; /* of the member's socket: who looks for its place finds it by this */
 	__u64 word;
@@ -329,7 +350,45 @@ struct ov_settings {
 	__u32 zero;
 };
 
-/* `state`: written once, when the maps are made. */
+/* `exported`: a service in the form that every build reads, filled by the program `export`.
+ * Contract. The members lie where `head` says, each `member_size` bytes long. */
+#define OV_EXPORTED_MEMBERS 64
+
+struct ov_exported_member {
+	__u64 cookie; /* SO_COOKIE */
+	__be32 address[4]; /* IPv4 as ::ffff:a.b.c.d */
+	__u32 id;
+	__u32 pid;
+	__u32 slot;
+	__u32 cgroup;
+	__u32 marked; /* the mark tick of the last mark */
+	__u16 weight;
+	__u8 flags; /* as ov_member.flags */
+	__u8 zero;
+};
+
+struct ov_exported_service {
+	__u64 begun; /* what the caller gave, so that it knows its own answer */
+	__u32 head; /* where the members begin, in bytes */
+	__u32 member_size; /* in bytes */
+	__u32 members; /* of the service */
+	__u32 first; /* the position of the first one given here */
+	__u32 given; /* how many are */
+	__u32 next_id; /* the id of the next member to join */
+	__u16 port; /* host order */
+	__u8 policy; /* enum ov_policy */
+	__u8 flags; /* as ov_header.flags */
+	__u32 turn; /* the round-robin cursor over all members: a position */
+	__u8 name[128]; /* padded with zeros */
+};
+
+struct ov_export {
+	struct ov_exported_service service;
+	struct ov_exported_member member[OV_EXPORTED_MEMBERS];
+	__u64 ended; /* as `begun`, written last: the last 8 bytes of the map's value */
+};
+
+/* `state`: written once, when the maps are made. Contract. */
 struct ov_state {
 	__u32 layout; /* OVERSPILL_LAYOUT */
 	__u32 seed; /* of the flow hash */
@@ -338,6 +397,8 @@ struct ov_state {
 	__u8 tag[8]; /* of the program, by the kernel */
 	__u8 build[32]; /* SHA-256 of the object that it was loaded from */
 	__u8 version[32]; /* of overspill, padded with zeros */
+	__u32 connections; /* OVERSPILL_CONNECTIONS */
+	__u32 dispatchers; /* OVERSPILL_DISPATCHER_VERSION */
 };
 
 #endif

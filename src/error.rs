@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use crate::datapath::layout::FIRST_SHARED;
 use crate::member::{Address, MemberId};
 
 /// The result of an operation of this crate.
@@ -216,7 +217,11 @@ pub enum Error {
         found: String,
     },
     /// The state was made by another build of overspill.
-    #[error("the state in {path} was made by overspill {version}, build {build}; this is {own_version}, build {own_build}", path = path.display())]
+    #[error(
+        "the state in {path} was made by overspill {version}, build {build}, layout {layout}; \
+         this is {own_version}, build {own_build}, layout {own_layout}",
+        path = path.display()
+    )]
     OtherVersion {
         /// Where the state is.
         path: PathBuf,
@@ -224,10 +229,32 @@ pub enum Error {
         version: String,
         /// The build that made it: the head of its object's digest.
         build: String,
+        /// The number of the layout of its maps.
+        layout: u32,
         /// This version.
         own_version: &'static str,
         /// This build.
         own_build: String,
+        /// The number of this build's layout.
+        own_layout: u32,
+    },
+    /// The state can't be taken over by this build.
+    #[error("cannot take over the state in {path}: {why}", path = path.display())]
+    NoUpgrade {
+        /// Where the state is.
+        path: PathBuf,
+        /// Why.
+        why: String,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// A service has a policy that this build does not know.
+    #[error("this version does not know the policy of the service \"{service}\" (number {policy})")]
+    UnknownPolicy {
+        /// The service's name.
+        service: String,
+        /// The policy's number.
+        policy: u8,
     },
     /// The state is not as overspill leaves it.
     #[error("the state in {path} is damaged: {what}", path = path.display())]
@@ -408,6 +435,15 @@ impl Error {
             }
             Self::NoSuchProcess { .. } => "look with ps or ss -ltnp",
             Self::NoSuchSocket { .. } => "look with ss -ltnp",
+            Self::OtherVersion { layout, .. } if *layout >= FIRST_SHARED => {
+                "overspill upgrade lets this version take it over; a supervisor that runs the other \
+                 one is then to be restarted"
+            }
+            Self::NoUpgrade { remedy, .. } => remedy,
+            Self::UnknownPolicy { .. } => {
+                "use the version that made the service, or choose another policy with that \
+                 (overspill set --policy)"
+            }
             Self::OtherVersion { .. } => {
                 "use that version, or remove its services with it and make them anew; if it is \
                  not there any more, remove that folder (its services end)"

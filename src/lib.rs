@@ -56,7 +56,7 @@ mod words;
 
 pub use cgroup::Cgroup;
 pub use datapath::{
-    Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, check_dispatcher,
+    Build, Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, Upgrade, check_dispatcher,
 };
 pub use error::{Error, Result};
 pub use figure::{Figure, Kind};

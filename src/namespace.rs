@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::datapath::Datapath;
+use crate::datapath::{Build, Datapath, Lock, Upgrade};
 use crate::error::{Error, Result};
 use crate::status::Exits;
 
@@ -89,6 +89,31 @@ impl Namespace {
     /// has no service.
     pub fn seed(&self) -> Result<Option<u32>> {
         Ok(Datapath::open(self)?.map(|datapath| datapath.seed()))
+    }
+
+    /// The build of overspill that has made the state of its services, or `None` while it has
+    /// none. Another build than this one can have changed the services since.
+    ///
+    /// # Errors
+    ///
+    /// As those of looking at a service.
+    pub fn build(&self) -> Result<Option<Build>> {
+        Ok(Datapath::open(self)?.map(|datapath| datapath.build()))
+    }
+
+    /// Lets this build take over the state of its services from the one that has made it, while
+    /// they are called: no request is lost. `None` while it has no services. Where this build
+    /// has made it, nothing is done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OtherVersion`] where the state is from before builds could do this;
+    /// [`Error::UnknownPolicy`] and [`Error::NoUpgrade`] where a service has what this build does
+    /// not; the kernel refuses the programs. Nothing has changed then.
+    pub fn upgrade(&self) -> Result<Option<Upgrade>> {
+        let lock = Lock::acquire()?;
+        let Some(datapath) = Datapath::open(self)? else { return Ok(None) };
+        datapath.upgrade(self, &lock).map(Some)
     }
 
     pub(crate) fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -12,7 +12,7 @@ use rustix::process::Resource;
 use rustix::thread::CapabilitySet;
 use serde::Serialize;
 
-use crate::datapath::{self, Datapath, Hooks};
+use crate::datapath::{self, Build, Datapath, Hooks};
 pub use crate::datapath::{ProgramReport, programs};
 use crate::error::{Error, Result};
 use crate::mounts;
@@ -262,11 +262,7 @@ fn bpffs() -> Item {
 
 /// Whether the kernel takes the programs of an object: those that place requests, or the
 /// hooks of `run` and `allow`.
-fn rehearsal<T>(
-    name: &str,
-    try_it: bool,
-    load: impl FnOnce() -> Result<T>,
-) -> (Item, Option<T>) {
+fn rehearsal<T>(name: &str, try_it: bool, load: impl FnOnce() -> Result<T>) -> (Item, Option<T>) {
     if !try_it {
         return (Item::note(name, "not tried, because something above is missing"), None);
     }
@@ -385,10 +381,16 @@ fn leftover(folder: &Path) -> Item {
 /// The services of a namespace; `None` when the last has been removed meanwhile.
 fn state(namespace: &Namespace) -> Result<Option<Item>> {
     let Some(datapath) = Datapath::open(namespace)? else { return Ok(None) };
-    datapath.check_writable()?;
+    datapath.check_program()?;
     let count = datapath.names().collect::<Result<Vec<_>>>()?.len();
-    let found = format!("{count} in network namespace {}, of this build", namespace.inode());
-    Ok(Some(Item::ok("services", found)))
+    let found = format!("{count} in network namespace {}", namespace.inode());
+    if datapath.is_of_this_build() {
+        return Ok(Some(Item::ok("services", format!("{found}, of this build"))));
+    }
+    let Build { version, digest, layout } = datapath.build();
+    let found = format!("{found}, of overspill {version}, build {digest}, layout {layout}");
+    let remedy = "overspill upgrade lets this version take them over";
+    Ok(Some(Item::note("services", found).with_remedy(remedy)))
 }
 
 /// A number in /proc/sys.

@@ -83,6 +83,22 @@ impl Roster {
         }
     }
 
+    /// The service that a build of another layout tells of, or `None` where its policy is
+    /// unknown. Cursors begin anew. A SYN cookie may have been sent for it just now.
+    pub(crate) fn imported(
+        name: String,
+        service: &layout::ExportedService,
+        members: Vec<Member>,
+    ) -> Option<Self> {
+        let rules = rules_from(service.policy, service.flags)?;
+        let cookie = datapath::monotonic() >> layout::COOKIE_TICK_SHIFT;
+        let next_id = service.next_id;
+        let new = Self::new(name, service.port, rules);
+        let mut roster = Self { members, next_id, cookie, ..new };
+        roster.renew_endpoints();
+        Some(roster)
+    }
+
     /// Adds members at the end of the list and gives them their ids.
     pub(crate) fn join(&mut self, members: impl IntoIterator<Item = Member>) {
         for mut member in members {
@@ -306,16 +322,7 @@ impl Roster {
         Some(Self {
             name: name_from(rows.get(1..ROW_ENDPOINTS)?)?,
             port: header.port,
-            rules: Rules {
-                policy: Policy::from_number(header.policy)?,
-                on_full: if header.flags & layout::RESET == 0 {
-                    OnFull::Drop
-                } else {
-                    OnFull::Reset
-                },
-                redirect: header.flags & layout::REDIRECT != 0,
-                spread: header.flags & layout::SPREAD != 0,
-            },
+            rules: rules_from(header.policy, header.flags)?,
             members: members
                 .iter()
                 .map(|row| member_from(row, header.port))
@@ -335,6 +342,15 @@ impl Roster {
             turn: header.turn,
         })
     }
+}
+
+fn rules_from(policy: u8, flags: u8) -> Option<Rules> {
+    Some(Rules {
+        policy: Policy::from_number(policy)?,
+        on_full: if flags & layout::RESET == 0 { OnFull::Drop } else { OnFull::Reset },
+        redirect: flags & layout::REDIRECT != 0,
+        spread: flags & layout::SPREAD != 0,
+    })
 }
 
 fn count<T>(list: &[T]) -> u32 {
@@ -399,12 +415,30 @@ fn member_row(member: &Member) -> Row {
     })
 }
 
+fn families_from(flags: u8) -> Families {
+    Families { ipv4: flags & layout::TAKES_IPV4 != 0, ipv6: flags & layout::TAKES_IPV6 != 0 }
+}
+
+/// A member that a build of another layout tells of.
+pub(crate) fn imported_member(member: &layout::ExportedMember, port: u16) -> Member {
+    let ip = layout::address_from(member.address);
+    Member {
+        id: MemberId(member.id),
+        pid: member.pid,
+        cookie: member.cookie,
+        slot: member.slot,
+        weight: member.weight,
+        draining: member.flags & layout::DRAINING != 0,
+        health: health_from(member.flags, member.marked),
+        marked: member.marked,
+        cgroup: member.cgroup,
+        address: Address { ip, port, families: families_from(member.flags) },
+    }
+}
+
 fn member_from(row: &Row, port: u16) -> Option<Member> {
     let row = layout::Member::read_from_bytes(row).ok()?;
-    let families = Families {
-        ipv4: row.flags & layout::TAKES_IPV4 != 0,
-        ipv6: row.flags & layout::TAKES_IPV6 != 0,
-    };
+    let families = families_from(row.flags);
     Some(Member {
         id: MemberId(row.id),
         pid: row.pid,

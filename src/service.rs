@@ -7,6 +7,7 @@ use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::adopt::Adopted;
 use crate::datapath::{self, Capacity, Datapath, Dispatcher, Joining, Lock, Snapshot};
@@ -463,11 +464,7 @@ impl Service {
     /// [`Error::NoSuchService`] when it was removed; the socket does not listen.
     pub fn member(&self, socket: &impl AsFd) -> Result<Option<MemberId>> {
         let cookie = sys::inspect(socket.as_fd())?.cookie;
-        let datapath = self.datapath()?;
-        let roster = datapath.roster(self.find(&datapath)?)?;
-        // As in `status`.
-        let roster = roster.filter(|roster| roster.name == self.name.0);
-        let roster = roster.ok_or_else(|| self.unknown(std::iter::empty()))?;
+        let (_, roster) = self.read(&self.datapath()?)?;
         Ok(roster.members.iter().find(|it| it.cookie == cookie).map(|it| it.id))
     }
 
@@ -602,9 +599,14 @@ impl Service {
     ///
     /// [`Error::NoSuchService`].
     pub fn looker(&self) -> Result<Looker> {
+        Ok(Looker { service: self.clone(), place: Mutex::new(self.place()?) })
+    }
+
+    /// Its number, and the state that has it.
+    fn place(&self) -> Result<(Datapath, u32)> {
         let datapath = self.datapath()?;
         let id = self.find(&datapath)?;
-        Ok(Looker { service: self.clone(), datapath, id })
+        Ok((datapath, id))
     }
 
     /// Marks a member as hung, on trial or well. It takes effect at once, without a new list,
@@ -666,7 +668,11 @@ impl Service {
     ///
     /// [`Error::NoSuchService`].
     pub fn remove(self) -> Result<()> {
-        let Open { lock, datapath, snapshot, id, roster } = self.open_for_change()?;
+        let (lock, datapath) = self.open_locked()?;
+        if !datapath.is_of_own_layout() {
+            return self.remove_from(datapath, &lock);
+        }
+        let Open { lock, datapath, snapshot, id, roster } = self.open_all(lock, datapath)?;
         let change = datapath::Change {
             id,
             old: Some(&roster),
@@ -678,6 +684,22 @@ impl Service {
             datapath.remove(&lock)?;
         }
         Ok(())
+    }
+
+    /// Removes it from the state of another layout.
+    fn remove_from(&self, datapath: Datapath, lock: &Lock) -> Result<()> {
+        let (id, roster) = self.read(&datapath)?;
+        datapath.retire(id, &roster, lock)?;
+        if datapath.is_empty()? { datapath.remove(lock) } else { Ok(()) }
+    }
+
+    /// Its number and roster, in a state of any layout.
+    fn read(&self, datapath: &Datapath) -> Result<(u32, Roster)> {
+        let id = self.find(datapath)?;
+        let roster = datapath.roster(id)?;
+        // As in `status`.
+        let roster = roster.filter(|roster| roster.name == self.name.0);
+        Ok((id, roster.ok_or_else(|| self.unknown(std::iter::empty()))?))
     }
 
     fn datapath(&self) -> Result<Datapath> {
@@ -717,11 +739,28 @@ impl Service {
     }
 
     fn set_draining(&self, member: MemberId, draining: bool) -> Result<()> {
-        self.change(|roster| {
+        let (lock, datapath) = self.open_locked()?;
+        if !datapath.is_of_own_layout() {
+            return self.set_draining_in(&datapath, member, draining);
+        }
+        let open = self.open_all(lock, datapath)?;
+        Self::change_open(open, None, |_, _, roster| {
             let position = self.position(roster, member)?;
             roster.members[position].draining = draining;
-            Ok(())
+            Ok(Vec::new())
         })
+    }
+
+    /// The same in the state of another layout: in place, since only its own build can publish.
+    fn set_draining_in(&self, datapath: &Datapath, member: MemberId, draining: bool) -> Result<()> {
+        let (id, roster) = self.read(datapath)?;
+        let position = self.position(&roster, member)?;
+        let marked = Member { draining, ..roster.members[position].clone() };
+        // The lock is held, so that the list stays as it was read.
+        if datapath.drain_in_place(id, position, &marked)? {
+            return Ok(());
+        }
+        Err(self.unknown(std::iter::empty()))
     }
 
     /// Replaces the roster by a changed one, if the change makes a difference.
@@ -774,7 +813,15 @@ impl Service {
         dispatcher: Option<&Path>,
         change: impl FnOnce(&Datapath, &Snapshot, &mut Roster) -> Result<Vec<Joining<'a>>>,
     ) -> Result<()> {
-        let Open { lock: _lock, datapath, snapshot, id, roster } = self.open_for_change()?;
+        Self::change_open(self.open_for_change()?, dispatcher, change)
+    }
+
+    fn change_open<'a>(
+        open: Open,
+        dispatcher: Option<&Path>,
+        change: impl FnOnce(&Datapath, &Snapshot, &mut Roster) -> Result<Vec<Joining<'a>>>,
+    ) -> Result<()> {
+        let Open { lock: _lock, datapath, snapshot, id, roster } = open;
         let mut new = roster.clone();
         let joining = change(&datapath, &snapshot, &mut new)?;
         if new == roster && dispatcher.is_none() {
@@ -788,8 +835,19 @@ impl Service {
     }
 
     fn open_for_change(&self) -> Result<Open> {
+        let (lock, datapath) = self.open_locked()?;
+        self.open_all(lock, datapath)
+    }
+
+    /// The state, of whatever layout, and the right to change it.
+    fn open_locked(&self) -> Result<(Lock, Datapath)> {
         let lock = Lock::acquire()?;
         let datapath = self.datapath()?;
+        datapath.check_program()?;
+        Ok((lock, datapath))
+    }
+
+    fn open_all(&self, lock: Lock, datapath: Datapath) -> Result<Open> {
         datapath.check_writable()?;
         let snapshot = datapath.snapshot(&lock)?;
         let Some((id, roster)) = snapshot.find(&self.name.0) else {
@@ -804,11 +862,21 @@ impl Service {
 #[derive(Debug)]
 pub struct Looker {
     service: Service,
-    datapath: Datapath,
-    id: u32,
+    /// The state, and the service's number in it.
+    place: Mutex<(Datapath, u32)>,
 }
 
 impl Looker {
+    /// The state as it is now: an upgrade has put another folder in the place of the one that
+    /// was opened.
+    fn place(&self) -> Result<MutexGuard<'_, (Datapath, u32)>> {
+        let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if !place.0.is_current()? {
+            *place = self.service.place()?;
+        }
+        Ok(place)
+    }
+
     /// The members' queues, in list order.
     ///
     /// # Errors
@@ -816,7 +884,8 @@ impl Looker {
     /// [`Error::NoSuchService`] when it was removed, or renamed.
     pub fn queues(&self) -> Result<Vec<Queue>> {
         let name = self.service.name.as_str();
-        let queues = self.datapath.queues(self.id, name)?;
+        let place = self.place()?;
+        let queues = place.0.queues(place.1, name)?;
         queues.ok_or_else(|| self.service.unknown(std::iter::empty()))
     }
 
@@ -826,9 +895,11 @@ impl Looker {
     ///
     /// [`Error::NoSuchMember`], or [`Error::NoSuchService`].
     pub fn set_health(&self, member: MemberId, health: Health) -> Result<()> {
-        self.datapath.check_writable()?;
+        let place = self.place()?;
+        let (datapath, id) = &*place;
+        datapath.check_program()?;
         loop {
-            let roster = self.datapath.roster(self.id)?;
+            let roster = datapath.roster(*id)?;
             let own = |roster: &Roster| roster.name == self.service.name.0;
             let Some(roster) = roster.filter(own) else {
                 return Err(self.service.unknown(std::iter::empty()));
@@ -836,7 +907,7 @@ impl Looker {
             let position = self.service.position(&roster, member)?;
             let marked = roster::Member { health, ..roster.members[position].clone() };
             // Otherwise the list has changed since it was read.
-            if self.datapath.mark(self.id, position, &marked)? {
+            if datapath.mark(*id, position, &marked)? {
                 return Ok(());
             }
         }

@@ -278,7 +278,8 @@ impl Trace {
     }
 
     /// Whether more may be told. Not so when the service was removed, or the last one of
-    /// the namespace, or when this process was stopped so long that another has its place.
+    /// the namespace, or when this process was stopped so long that another has its place, or when
+    /// a build with another layout has taken the state over.
     ///
     /// # Errors
     ///

@@ -20,6 +20,11 @@ impl Failure {
         Self { lines: vec![line.into()], status: 1 }
     }
 
+    /// Several things failed, each in a line.
+    pub(crate) fn several(lines: Vec<String>) -> Self {
+        Self { lines, status: 1 }
+    }
+
     /// What was asked is wrong, whatever the machine has.
     pub(crate) fn wrong(lines: Vec<String>) -> Self {
         Self { lines, status: 2 }

@@ -22,7 +22,7 @@ use clap::{FromArgMatches as _, Parser, Subcommand};
 
 use commands::{
     allow, check, demo, drain, generate, ls, metrics, restart, resume, rm, run, set, share, show,
-    top, trace,
+    top, trace, upgrade,
 };
 use supervisor::{relay, worker};
 
@@ -73,6 +73,7 @@ enum Command {
     Rm(rm::Args),
     Metrics(metrics::Args),
     Check(check::Args),
+    Upgrade(upgrade::Args),
     Demo(demo::Args),
     #[command(hide = true)]
     Generate(generate::Args),
@@ -99,6 +100,7 @@ fn main() -> ExitCode {
         Command::Rm(args) => rm::run(&args),
         Command::Metrics(args) => metrics::run(args),
         Command::Check(args) => check::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Generate(args) => generate::run(&args),
         Command::Worker(args) => worker::run(&args),

@@ -32,7 +32,7 @@ use crate::member::MemberId;
 use crate::roster::Roster;
 
 /// All services of a namespace, by number, while the lock is held.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Snapshot(BTreeMap<u32, Published>);
 
 /// A service's roster, and where it lies.
@@ -111,7 +111,7 @@ impl Snapshot {
     }
 
     /// What it will be after a change.
-    fn after(&self, id: u32, new: Option<Published>) -> Self {
+    pub(super) fn after(&self, id: u32, new: Option<Published>) -> Self {
         let mut after = self.clone();
         match new {
             Some(new) => after.0.insert(id, new),
@@ -137,7 +137,7 @@ impl Datapath {
     }
 
     /// All services as published.
-    fn services(&self) -> Result<Snapshot> {
+    pub(super) fn services(&self) -> Result<Snapshot> {
         let mut services = BTreeMap::new();
         for id in 0..self.state.services {
             if let Some((place, roster)) = self.published(id)? {
@@ -269,7 +269,7 @@ impl Datapath {
         before: &Snapshot,
         after: &Snapshot,
     ) -> Result<()> {
-        let (is, wanted) = (self.index_of(before), self.index_of(after));
+        let (is, wanted) = (self.index_of(before)?, self.index_of(after)?);
         self.lead(&is, &wanted)?;
         let published = self.give_up(&is, &wanted).and_then(|()| self.put_into_services(id, map));
         if let Err(error) = published {
@@ -280,7 +280,7 @@ impl Datapath {
         self.follow(&is, &wanted)
     }
 
-    fn put_into_services(&self, id: u32, map: Option<&MapHandle>) -> Result<()> {
+    pub(super) fn put_into_services(&self, id: u32, map: Option<&MapHandle>) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map services", error);
         match map {
             None => ignore_absent(self.maps.services.delete(&id.to_ne_bytes())).map_err(failed),
@@ -333,7 +333,7 @@ impl Datapath {
     }
 
     /// Takes sockets out; one that was closed has left by itself.
-    fn free(&self, slots: impl IntoIterator<Item = u32>) {
+    pub(super) fn free(&self, slots: impl IntoIterator<Item = u32>) {
         for slot in slots {
             let _ = self.maps.sockets.delete(&slot.to_ne_bytes());
         }

@@ -7,14 +7,13 @@
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
-use std::path::PathBuf;
 
 use libbpf_rs::{MapCore, MapFlags};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::layout::{Figures, Load, Moved, Origin, Word};
 use super::read::{Arguments, lookup};
-use super::{Datapath, Joining, Snapshot, pin};
+use super::{Datapath, Joining, Snapshot, pin, swap};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::roster::Member;
@@ -113,7 +112,7 @@ impl Datapath {
         if needed.contains(&0) {
             return Ok(()); // it does not say which one it needs
         }
-        let mut links = self.counted()?;
+        let mut links = swap::counted(&self.folder)?;
         links.retain(|(id, _)| !u32::try_from(*id).is_ok_and(|id| needed.contains(&id)));
         if links.is_empty() {
             return Ok(());
@@ -124,19 +123,6 @@ impl Datapath {
             fs::remove_file(path).map_err(|error| Error::system("remove", object, error))?;
         }
         Ok(())
-    }
-
-    /// The ids of the control groups that the program is attached to, and the links' pins.
-    fn counted(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let failed = |error| Error::system("read", self.folder.display().to_string(), error);
-        let mut links = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            let name = entry.file_name();
-            let id = name.to_str().and_then(|name| name.strip_prefix(pin::COUNTED)?.parse().ok());
-            links.extend(id.map(|id| (id, entry.path())));
-        }
-        Ok(links)
     }
 
     /// The control groups of the connections that have been moved and are not closed yet.

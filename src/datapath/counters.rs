@@ -1,5 +1,5 @@
 //! What requests are counted in: arrays in memory shared with the kernel, of which each CPU
-//! has a part of its own.
+//! has a part of its own, and what was counted before an upgrade one more.
 
 use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use libbpf_rs::{MapCore as _, MapHandle};
 use zerocopy::{FromBytes, IntoBytes as _};
 
 use super::Datapath;
-use super::layout::{ExitCounters, MemberCounters, ServiceCounters};
+use super::layout::known_part;
 use crate::error::{Error, Result};
 use crate::sys::Shared;
 
@@ -27,23 +27,18 @@ impl Datapath {
     /// By service number.
     pub(super) fn service_counters(&self) -> Result<&Counted> {
         let map = &self.maps.service_counters;
-        Counted::once(
-            &self.counters.services,
-            map,
-            size_of::<ServiceCounters>(),
-            self.state.services,
-        )
+        Counted::once(&self.counters.services, map, self.state.services)
     }
 
     /// By slot.
     pub(super) fn member_counters(&self) -> Result<&Counted> {
         let map = &self.maps.member_counters;
-        Counted::once(&self.counters.members, map, size_of::<MemberCounters>(), self.state.members)
+        Counted::once(&self.counters.members, map, self.state.members)
     }
 
     /// At 0.
     pub(super) fn exit_counters(&self) -> Result<&Counted> {
-        Counted::once(&self.counters.exits, &self.maps.exits, size_of::<ExitCounters>(), 1)
+        Counted::once(&self.counters.exits, &self.maps.exits, 1)
     }
 }
 
@@ -73,14 +68,14 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    fn once<'a>(
-        place: &'a OnceLock<Self>,
-        map: &MapHandle,
-        size: usize,
-        own: u32,
-    ) -> Result<&'a Self> {
-        let words = size / WORD;
-        once(place, || Ok(Self { memory: mapped(map, words)?, words, own: own as usize }))
+    fn once<'a>(place: &'a OnceLock<Self>, map: &MapHandle, own: u32) -> Result<&'a Self> {
+        once(place, || Self::of(map, own))
+    }
+
+    /// Those in a map of any build: it may have counters that this one does not know.
+    pub(super) fn of(map: &MapHandle, own: u32) -> Result<Self> {
+        let words = map.value_size() as usize / WORD;
+        Ok(Self { memory: mapped(map, words)?, words, own: own as usize })
     }
 
     /// Every CPU's entry of that number.
@@ -90,13 +85,29 @@ impl Counted {
 
     /// What all CPUs have counted there.
     pub(super) fn sum<C: FromBytes>(&self, number: u32) -> C {
+        known_part(self.sums(number).as_bytes())
+    }
+
+    fn sums(&self, number: u32) -> Vec<u64> {
         let mut sums = vec![0_u64; self.words];
         for entry in self.entries(number) {
             for (sum, word) in sums.iter_mut().zip(entry) {
                 *sum = sum.wrapping_add(word.load(Ordering::Relaxed));
             }
         }
-        C::read_from_bytes(sums.as_bytes()).expect("the counters of an entry")
+        sums
+    }
+
+    /// Lets what the maps of another build have counted be counted here as well, in the part
+    /// that is no CPU's: to do it again changes nothing but what was counted meanwhile.
+    pub(super) fn take_over(&self, other: &Self) {
+        for number in 0..self.own {
+            let number = u32::try_from(number).expect("a capacity is a u32");
+            let Some(part) = self.entries(number).last() else { continue };
+            for (word, sum) in part.iter().zip(other.sums(number)) {
+                word.store(sum, Ordering::Relaxed);
+            }
+        }
     }
 
     /// Lets them begin at zero, where no request is counted.

@@ -21,7 +21,7 @@ use crate::roster::Roster;
 use crate::sys;
 
 /// `OVERSPILL_DISPATCHER_VERSION`; a test compares it with that of the header.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 /// Where the header puts the version that it has.
 const VERSION_MAP: &str = ".rodata.overspill";
 
@@ -50,7 +50,9 @@ impl Dispatcher {
         }
         let (loaded, said) = listen(|| sys::without_signals(|| object.load()));
         let object = loaded.map_err(|error| match Refusal::read(&said) {
-            Some(Refusal { verdict, .. }) => Error::DispatcherRefused { path: path.to_owned(), verdict },
+            Some(Refusal { verdict, .. }) => {
+                Error::DispatcherRefused { path: path.to_owned(), verdict }
+            }
             None => Error::bpf("load", path.display().to_string(), error),
         })?;
         let program = object.progs().next().expect("it has been counted");
@@ -156,7 +158,7 @@ impl Datapath {
     }
 
     /// The number of the program that service number `id` asks.
-    fn dispatcher(&self, id: u32) -> Result<Option<u32>> {
+    pub(super) fn dispatcher(&self, id: u32) -> Result<Option<u32>> {
         let program = self
             .maps
             .dispatchers

@@ -5,8 +5,7 @@ use std::os::fd::{AsFd, AsRawFd as _};
 use std::time::Duration;
 
 use libbpf_rs::{
-    Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, OpenObject,
-    RingBufferBuilder,
+    Link, MapCore as _, MapFlags, MapHandle, Object, ObjectBuilder, OpenObject, RingBufferBuilder,
 };
 use rustix::io::Errno;
 use zerocopy::{FromBytes, IntoBytes as _};

@@ -57,7 +57,7 @@ impl Index {
 impl Datapath {
     /// Makes `endpoints`, `near` and `ports` say what the rosters say, whatever they do.
     pub(super) fn reindex(&self, snapshot: &Snapshot) -> Result<()> {
-        let (is, wanted) = (self.index()?, self.index_of(snapshot));
+        let (is, wanted) = (self.index()?, self.index_of(snapshot)?);
         if is.near != wanted.near {
             // The rows that it leads to are in nobody's use, and may be written over as soon
             // as nobody reads them any more. Who is killed here leaves the wait to others.
@@ -69,14 +69,15 @@ impl Datapath {
         self.follow(&is, &wanted)
     }
 
-    pub(super) fn index_of(&self, snapshot: &Snapshot) -> Index {
-        Index::of(snapshot, self.maps.near.max_entries() as usize)
+    pub(super) fn index_of(&self, snapshot: &Snapshot) -> Result<Index> {
+        Ok(Index::of(snapshot, self.own()?.near.max_entries() as usize))
     }
 
     /// What they say.
     fn index(&self) -> Result<Index> {
         let failed = |name| move |error| Error::system("read", name, error);
-        let map = &self.maps.endpoints;
+        let own = self.own()?;
+        let map = &own.endpoints;
         let sizes = [size_of::<EndpointKey>(), size_of::<Endpoint>()];
         let [keys, endpoints] = sys::read_hash(map.as_fd(), map.max_entries(), sizes)
             .map_err(failed("the map endpoints"))?;
@@ -86,13 +87,13 @@ impl Datapath {
         Ok(Index {
             endpoints: keys.chunks_exact(sizes[0]).map(key).zip(endpoints).collect(),
             near: self.near()?.words().iter().map(|row| row.load(Ordering::Relaxed)).collect(),
-            kinds: super::read::lookup(&self.maps.ports, 0)?,
+            kinds: super::read::lookup(&own.ports, 0)?,
         })
     }
 
     /// `near`, in memory shared with the kernel.
     fn near(&self) -> Result<&Shared> {
-        counters::once(&self.near, || counters::mapped(&self.maps.near, 1))
+        counters::once(&self.near, || counters::mapped(&self.own()?.near, 1))
     }
 
     /// Writes what differs in `near`: from now on requests find other rows there, which have
@@ -109,8 +110,9 @@ impl Datapath {
     /// Takes out of `endpoints` what is not served any more.
     pub(super) fn give_up(&self, is: &Index, wanted: &Index) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map endpoints", error);
+        let map = &self.own()?.endpoints;
         for key in is.endpoints.keys().filter(|key| !wanted.endpoints.contains_key(key)) {
-            ignore_absent(self.maps.endpoints.delete(key.as_bytes())).map_err(failed)?;
+            ignore_absent(map.delete(key.as_bytes())).map_err(failed)?;
         }
         Ok(())
     }
@@ -119,17 +121,17 @@ impl Datapath {
     /// port that is served without one costs a look-up, the reverse would cost requests.
     pub(super) fn follow(&self, is: &Index, wanted: &Index) -> Result<()> {
         let failed = |error| Error::bpf("change", "the map endpoints", error);
+        let own = self.own()?;
         for (key, endpoint) in &wanted.endpoints {
             if is.endpoints.get(key) != Some(endpoint) {
                 let (key, endpoint) = (key.as_bytes(), endpoint.as_bytes());
-                self.maps.endpoints.update(key, endpoint, MapFlags::ANY).map_err(failed)?;
+                own.endpoints.update(key, endpoint, MapFlags::ANY).map_err(failed)?;
             }
         }
         if is.kinds == wanted.kinds {
             return Ok(());
         }
-        self.maps
-            .ports
+        own.ports
             .update(&0_u32.to_ne_bytes(), &wanted.kinds, MapFlags::ANY)
             .map_err(|error| Error::bpf("change", "the map ports", error))
     }

@@ -4,8 +4,12 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Raised whenever a field changes its meaning or its place.
-pub(crate) const LAYOUT: u32 = 7;
+/// Raised whenever a field that is internal to a layout changes its meaning or its place.
+pub(crate) const LAYOUT: u32 = 8;
+/// The first layout whose state other builds can read, drain, remove and take over.
+pub(crate) const FIRST_SHARED: u32 = 8;
+/// `OVERSPILL_CONNECTIONS`: raised whenever what lives in connections and flows changes.
+pub(crate) const CONNECTIONS: u32 = 1;
 
 pub(crate) const ROW_SIZE: usize = 64;
 pub(crate) const ROW_NAME: u32 = 1;
@@ -36,6 +40,9 @@ pub(crate) const TRIAL: u8 = 1 << 5;
 /// `OV_MARK_TICK_SHIFT` and `OV_MARK_TICKS`
 pub(crate) const MARK_TICK_SHIFT: u32 = 20;
 pub(crate) const MARK_TICKS: u32 = 10_000;
+
+/// `OV_COOKIE_TICK_SHIFT`
+pub(crate) const COOKIE_TICK_SHIFT: u32 = 26;
 
 /// `ov_ports.kinds`
 pub(crate) const PORT_EXACT: u8 = 1 << 0;
@@ -327,6 +334,37 @@ plain! {
         service: [u8; 72],
     }
 
+    /// `struct ov_exported_member`
+    #[derive(Default)]
+    struct ExportedMember {
+        cookie: u64,
+        address: [u8; 16],
+        id: u32,
+        pid: u32,
+        slot: u32,
+        cgroup: u32,
+        marked: u32,
+        weight: u16,
+        flags: u8,
+        zero: u8,
+    }
+
+    /// `struct ov_exported_service`
+    struct ExportedService {
+        begun: u64,
+        head: u32,
+        member_size: u32,
+        members: u32,
+        first: u32,
+        given: u32,
+        next_id: u32,
+        port: u16,
+        policy: u8,
+        flags: u8,
+        turn: u32,
+        name: [u8; 128],
+    }
+
     /// `struct ov_state`
     struct State {
         layout: u32,
@@ -336,7 +374,18 @@ plain! {
         tag: [u8; 8],
         build: [u8; 32],
         version: [u8; 32],
+        connections: u32,
+        dispatchers: u32,
     }
+}
+
+/// A structure of the contract between builds: the part that both know, zeros for what is
+/// missing.
+pub(crate) fn known_part<T: FromBytes>(bytes: &[u8]) -> T {
+    let mut known = vec![0; size_of::<T>()];
+    let both = known.len().min(bytes.len());
+    known[..both].copy_from_slice(&bytes[..both]);
+    T::read_from_bytes(&known).unwrap_or_else(|_| unreachable!("it has the size"))
 }
 
 /// `enum ov_port`, of `bpf/hooks.h`.
@@ -402,6 +451,8 @@ mod tests {
             "ov_word": Word,
             "ov_origin": Origin,
             "ov_moved": Moved,
+            "ov_exported_member": ExportedMember,
+            "ov_exported_service": ExportedService,
             "ov_state": State,
             "ov_glimpse": Glimpse,
             "ov_event": Event,
@@ -417,6 +468,25 @@ mod tests {
             "ov_call": Call,
             "ov_place": Place,
         }
+    }
+
+    #[test]
+    fn what_is_exported_says_where_its_parts_lie() {
+        let btf = Btf::from_path(concat!(env!("OUT_DIR"), "/overspill.bpf.o")).unwrap();
+        let (fields, size) = c_fields(&btf, "ov_export");
+        let members = 64 * size_of::<ExportedMember>();
+        let expected = [("service", 0), ("member", 168), ("ended", 168 + members)];
+        let expected = expected.map(|(name, at)| (name.to_owned(), at));
+        assert_eq!((fields, size), (expected.to_vec(), 168 + members + 8));
+        assert_eq!(size_of::<ExportedService>(), 168);
+    }
+
+    #[test]
+    fn of_what_another_build_has_written_the_known_part_is_read() {
+        let load: Load = known_part(&[1, 0, 0, 0, 0, 0, 0, 0, 2, 0]);
+        assert_eq!(load, Load { cookie: 1, era: 2, established: 0 });
+        let word: Word = known_part(&[7; 24]);
+        assert_eq!(word.as_bytes(), [7; 16]);
     }
 
     /// What the header says a constant is: `#define NAME VALUE` or, of an enumeration,
@@ -445,6 +515,7 @@ mod tests {
         }
         compare! {
             "OVERSPILL_LAYOUT": LAYOUT,
+            "OVERSPILL_CONNECTIONS": CONNECTIONS,
             "OV_ROW_SIZE": ROW_SIZE,
             "OV_ROW_NAME": ROW_NAME,
             "OV_ROW_ENDPOINTS": ROW_ENDPOINTS,
@@ -466,6 +537,7 @@ mod tests {
             "OV_MARK_TICKS": MARK_TICKS,
             "OV_PORT_EXACT": PORT_EXACT,
             "OV_PORT_WILDCARD": PORT_WILDCARD,
+            "OV_COOKIE_TICK_SHIFT": COOKIE_TICK_SHIFT,
             "OV_TRACERS": TRACERS,
             "OV_EVERY_SERVICE": EVERY_SERVICE,
             "OV_NO_MEMBER": NO_MEMBER,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{attached_to, pin, root};
+use super::{attached_to, pin, root, swap};
 use crate::error::{Error, Result};
 
 /// How the name of a folder begins in which a state is being made.
@@ -31,7 +31,8 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Waits for it, and sweeps away what a writer that was killed left half made.
+    /// Waits for it, and sweeps away what a writer that was killed left half made, or finishes
+    /// it.
     ///
     /// [`Error::Locked`] when one and the same writer has it all the time; a crowd of them
     /// that take turns is waited for however long it takes.
@@ -70,7 +71,13 @@ impl Lock {
     }
 
     fn sweep(&self) -> Result<()> {
-        leftovers(&self.root)?.iter().try_for_each(|folder| remove_folder(folder))
+        for folder in leftovers(&self.root)? {
+            match swap::namespace_of(&folder) {
+                Some(inode) => swap::recover(&self.root.join(inode.to_string()), inode, &folder)?,
+                None => remove_folder(&folder)?,
+            }
+        }
+        Ok(())
     }
 }
 

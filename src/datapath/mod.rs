@@ -5,6 +5,7 @@
 
 mod change;
 mod connections;
+mod contract;
 mod counters;
 mod dispatcher;
 mod hooks;
@@ -15,7 +16,9 @@ mod make;
 mod programs;
 mod read;
 mod rows;
+mod swap;
 mod trace;
+mod upgrade;
 mod verifier;
 
 use std::fs;
@@ -26,7 +29,6 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, Program, ProgramHandle};
-use zerocopy::FromBytes;
 
 pub(crate) use change::{Change, Joining, Snapshot};
 use counters::Counters;
@@ -36,6 +38,7 @@ pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub(crate) use lock::{Lock, leftovers};
 pub use programs::{ProgramReport, programs};
 pub(crate) use trace::{Tracer, monotonic};
+pub use upgrade::{Build, Upgrade};
 
 use crate::error::{Error, Result};
 use crate::mounts;
@@ -74,23 +77,32 @@ mod pin {
     pub(super) const PROGRAM: &str = "overspill";
     pub(super) const READER: &str = "read_queues";
     pub(super) const MARKER: &str = "mark";
-    pub(super) const MOVER: &str = "migrate";
+    pub(super) const EXPORTER: &str = "export";
+    pub(super) const RETIRER: &str = "retire";
+    /// Attached to `SO_REUSEPORT` groups, and calls `MOVER` of the build at work.
+    pub(super) const MIGRATE: &str = "migrate";
+    pub(super) const MOVER: &str = "move_request";
+    pub(super) const TAKER: &str = "take_answer";
     pub(super) const COUNTER: &str = "connections";
     pub(super) const FINDER: &str = "find_cgroup";
+    /// Every program that is pinned.
+    pub(super) const PROGRAMS: &[&str] =
+        &[PROGRAM, READER, MARKER, EXPORTER, RETIRER, MIGRATE, MOVER, TAKER, COUNTER, FINDER];
     /// Followed by the id of the control group that it is attached to.
     pub(super) const COUNTED: &str = "connections-";
     pub(super) const STATE: &str = "state";
-    /// Programs leave an array that nobody holds.
-    pub(super) const RULES: &str = "rules";
+    /// Maps that are pinned for the programs and for upgrades alone. (Programs leave an array
+    /// that nobody holds.)
+    pub(super) const MAPS: &[&str] = &[STATE, "rules", "movers", "any_moved", "cookies"];
 }
 
 macro_rules! maps {
-    ($($name:ident),*) => {
-        /// The maps that user space reads and writes, each pinned under its name.
+    ($(#[$meta:meta])* $type:ident: $($name:ident),*) => {
+        $(#[$meta])*
         #[derive(Debug)]
-        struct Maps { $($name: MapHandle,)* }
+        struct $type { $($name: MapHandle,)* }
 
-        impl Maps {
+        impl $type {
             const NAMES: &[&str] = &[$(stringify!($name)),*];
 
             fn open(folder: &Path) -> Result<Self> {
@@ -101,35 +113,36 @@ macro_rules! maps {
 }
 
 maps!(
-    ports,
-    endpoints,
-    near,
-    services,
-    rows,
-    sockets,
-    service_counters,
-    member_counters,
-    exits,
-    figures,
-    loads,
-    words,
-    starts,
-    origins,
-    moved,
-    dispatchers,
-    requests,
-    finish,
-    settings,
-    tracing,
-    tracers
+    /// The maps of the contract between builds, each pinned under its name.
+    Maps: services, sockets, service_counters, member_counters, exits, figures, exported, loads,
+    words, starts, origins, moved, dispatchers, requests, finish
 );
+
+maps!(
+    /// The maps that are internal to a layout.
+    OwnMaps: ports, endpoints, near, rows, settings, tracing, tracers
+);
+
+/// The programs that readers run. Opened with the maps: by its path a program could be that
+/// of a build which has taken the state over meanwhile.
+#[derive(Debug)]
+struct Programs {
+    reader: OwnedFd,
+    marker: OwnedFd,
+    exporter: OwnedFd,
+}
 
 /// The state of one network namespace.
 #[derive(Debug)]
 pub(crate) struct Datapath {
     folder: PathBuf,
+    /// The inode number of the pin `link`: an upgrade makes another.
+    link: u64,
     state: layout::State,
     maps: Maps,
+    /// `None` where the state is of another layout.
+    own: Option<OwnMaps>,
+    programs: Programs,
     counters: Counters,
     near: OnceLock<Shared>,
 }
@@ -141,34 +154,57 @@ impl Datapath {
         let link = folder.join(pin::LINK);
         loop {
             let Some(before) = inode(&link)? else { return Ok(None) };
-            match Self::open_folder(namespace, &folder) {
-                // It was removed meanwhile, or another was made in its place.
-                Err(_) if inode(&link)? != Some(before) => {}
-                opened => return opened,
+            let opened = Self::open_folder(namespace, &folder, before);
+            // Else it was removed meanwhile, or another was made or swapped into its place: what
+            // was opened may be parts of both.
+            if inode(&link)? == Some(before) {
+                return opened;
             }
         }
     }
 
-    fn open_folder(namespace: &Namespace, folder: &Path) -> Result<Option<Self>> {
+    /// The state in a folder of this namespace, whose pin `link` has that inode number.
+    fn open_folder(namespace: &Namespace, folder: &Path, link: u64) -> Result<Option<Self>> {
         if attached_to(&folder.join(pin::LINK))? != namespace.inode() {
             // Its namespace has ended, and a new one has the number: nothing is ours.
             return Ok(None);
         }
         let state = read_state(folder)?;
+        let own = (state.layout == layout::LAYOUT).then(|| OwnMaps::open(folder)).transpose()?;
         Ok(Some(Self {
             folder: folder.to_owned(),
+            link,
             state,
             maps: Maps::open(folder)?,
+            own,
+            programs: Programs {
+                reader: open_program(folder, pin::READER)?,
+                marker: open_program(folder, pin::MARKER)?,
+                exporter: open_program(folder, pin::EXPORTER)?,
+            },
             counters: Counters::default(),
             near: OnceLock::new(),
         }))
     }
 
+    /// Whether the folder still is the one that was opened, and not that of another build.
+    pub(crate) fn is_current(&self) -> Result<bool> {
+        Ok(inode(&self.folder.join(pin::LINK))? == Some(self.link))
+    }
+
+    /// Whether it is of the layout of this build.
+    pub(crate) fn is_of_own_layout(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// The maps that only builds of one layout understand.
+    fn own(&self) -> Result<&OwnMaps> {
+        self.own.as_ref().ok_or_else(|| other_version(&self.folder, &self.state))
+    }
+
     /// A pinned program, of those that are not attached but run or attached on demand.
     fn program(&self, name: &str) -> Result<OwnedFd> {
-        let path = self.folder.join(name);
-        Program::fd_from_pinned_path(&path)
-            .map_err(|error| Error::bpf("open", path.display().to_string(), error))
+        open_program(&self.folder, name)
     }
 
     /// The inode numbers of the namespaces that have a state.
@@ -209,9 +245,14 @@ impl Datapath {
         Capacity { services: self.state.services, members: self.state.members }
     }
 
-    /// Refuses to write to what another build has made: only its own programs and maps
-    /// are known to mean what this build thinks they mean.
+    /// Refuses to write to the state of another layout, and to one that is damaged.
     pub(crate) fn check_writable(&self) -> Result<()> {
+        self.check_program()?;
+        self.own().map(drop)
+    }
+
+    /// Refuses a state whose program is not the one that it was made with.
+    pub(crate) fn check_program(&self) -> Result<()> {
         let program = self.folder.join(pin::PROGRAM);
         let tag = ProgramHandle::from_pinned_path(&program)
             .map_err(|error| Error::bpf("open", program.display().to_string(), error))?
@@ -219,9 +260,6 @@ impl Datapath {
         if tag != self.state.tag {
             let what = "the program is not the one that the state was made with".to_owned();
             return Err(Error::Damaged { path: self.folder.clone(), what });
-        }
-        if self.state.build != digest() {
-            return Err(other_version(&self.folder, &self.state));
         }
         Ok(())
     }
@@ -284,36 +322,33 @@ fn open_map(folder: &Path, name: &str) -> Result<MapHandle> {
         .map_err(|error| Error::bpf("open", path.display().to_string(), error))
 }
 
-/// Reads the state's own description, and refuses a layout that this build can't read.
+fn open_program(folder: &Path, name: &str) -> Result<OwnedFd> {
+    let path = folder.join(name);
+    Program::fd_from_pinned_path(&path)
+        .map_err(|error| Error::bpf("open", path.display().to_string(), error))
+}
+
+/// Reads the state's own description, and refuses one from before builds shared a contract.
 fn read_state(folder: &Path) -> Result<layout::State> {
     let map = open_map(folder, pin::STATE)?;
     let failed = |error| Error::bpf("read", folder.join(pin::STATE).display().to_string(), error);
-    let bytes =
-        map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).map_err(failed)?.unwrap_or_default();
-    let damaged = |what: &str| Error::Damaged { path: folder.to_owned(), what: what.to_owned() };
-    // The layout's number comes first in every layout; the rest may be shorter.
-    let (number, _) = u32::read_from_prefix(&bytes).map_err(|_| damaged("no layout number"))?;
-    match layout::State::read_from_bytes(&bytes) {
-        Ok(state) if number == layout::LAYOUT => Ok(state),
-        Ok(state) => Err(other_version(folder, &state)),
-        Err(_) => Err(Error::OtherVersion {
-            path: folder.to_owned(),
-            version: format!("of layout {number}"),
-            build: "unknown".to_owned(),
-            own_version: VERSION,
-            own_build: short(&digest()),
-        }),
+    let bytes = map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
+    let state: layout::State = layout::known_part(&bytes.unwrap_or_default());
+    if state.layout < layout::FIRST_SHARED {
+        return Err(other_version(folder, &state));
     }
+    Ok(state)
 }
 
 fn other_version(folder: &Path, state: &layout::State) -> Error {
-    let version = String::from_utf8_lossy(&state.version);
     Error::OtherVersion {
         path: folder.to_owned(),
-        version: version.trim_end_matches('\0').to_owned(),
+        version: layout::text(&state.version),
         build: short(&state.build),
+        layout: state.layout,
         own_version: VERSION,
         own_build: short(&digest()),
+        own_layout: layout::LAYOUT,
     }
 }
 

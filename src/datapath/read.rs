@@ -3,10 +3,11 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes as _};
 
 use super::layout::{
-    ExitCounters, Extent, Figures, Load, MemberCounters, NAME_ROWS, ROW_NAME, ServiceCounters,
+    CONNECTIONS, DRAINING, ExitCounters, Extent, Figures, HUNG, Load, MemberCounters, NAME_ROWS,
+    ROW_NAME, ServiceCounters, TRIAL, known_part,
 };
 use super::rows::Place;
 use super::{Datapath, pin};
@@ -28,6 +29,9 @@ impl Datapath {
 
     /// The same, with the place where it lies.
     pub(super) fn published(&self, id: u32) -> Result<Option<(Place, Roster)>> {
+        if !self.is_of_own_layout() {
+            return self.exported(id);
+        }
         let all = |extent: &Extent| (extent.first, extent.count);
         let Some((place, rows)) = self.read(id, all)? else { return Ok(None) };
         let roster = Roster::decode(&rows).ok_or_else(|| self.unreadable(id))?;
@@ -67,6 +71,9 @@ impl Datapath {
     /// The name of service number `id`, or `None` where there is none: of the roster, that
     /// alone is read.
     pub(crate) fn name(&self, id: u32) -> Result<Option<String>> {
+        if !self.is_of_own_layout() {
+            return self.exported_name(id);
+        }
         let name = |extent: &Extent| (extent.first + ROW_NAME, NAME_ROWS);
         let Some((_, rows)) = self.read(id, name)? else { return Ok(None) };
         roster::name_from(&rows).map(Some).ok_or_else(|| self.unreadable(id))
@@ -111,7 +118,7 @@ impl Datapath {
     fn status_by(&self, id: u32, roster: &Roster) -> Result<Status> {
         let figures = self.figures(id, roster)?;
         let counted = self.counters_of(roster)?;
-        let loads: Vec<Load> = values(&self.maps.loads, &slots(roster))?;
+        let loads = self.loads(roster)?;
         let starts: Vec<u64> = values(&self.maps.starts, &slots(roster))?;
         let members = roster.members.iter().zip(figures).zip(&counted).zip(&loads).zip(starts);
         let members = members.map(|((((member, figures), counters), load), starts)| {
@@ -144,6 +151,16 @@ impl Datapath {
         })
     }
 
+    /// The connections of each member, in list order; those of nobody where another build
+    /// counts them in a way of its own.
+    fn loads(&self, roster: &Roster) -> Result<Vec<Load>> {
+        if self.state.connections == CONNECTIONS {
+            values(&self.maps.loads, &slots(roster))
+        } else {
+            Ok(vec![Load::default(); roster.members.len()])
+        }
+    }
+
     /// What was counted of each member, in list order.
     fn counters_of(&self, roster: &Roster) -> Result<Vec<MemberCounters>> {
         let counters = self.member_counters()?;
@@ -170,8 +187,8 @@ impl Datapath {
     /// Lets the kernel program fill the map `figures` for a service, and look up the
     /// sockets that it has not looked up yet.
     pub(super) fn refresh_figures(&self, id: u32) -> Result<()> {
-        let reader = self.program(pin::READER)?;
-        sys::test_run(reader.as_fd(), &Arguments { service: id, ..Arguments::default() }.context())
+        let reader = self.programs.reader.as_fd();
+        sys::test_run(reader, &Arguments { service: id, ..Arguments::default() }.context())
             .map(drop)
             .map_err(|error| Error::system("run", "the program read_queues", error))
     }
@@ -198,21 +215,38 @@ impl Datapath {
     /// Marks a member's health in the roster as published. False when the service's list
     /// has changed meanwhile.
     pub(crate) fn mark(&self, id: u32, position: usize, member: &Member) -> Result<bool> {
+        self.set_flags(id, position, member, [health_flags(member.health), HUNG | TRIAL])
+    }
+
+    /// Lets a member drain, or no more, in the roster as published.
+    pub(super) fn mark_draining(&self, id: u32, position: usize, member: &Member) -> Result<bool> {
+        let draining = if member.draining { DRAINING } else { 0 };
+        self.set_flags(id, position, member, [draining, DRAINING])
+    }
+
+    /// Sets those of a member's flags that are meant by the mask. False when it stands
+    /// elsewhere by now.
+    fn set_flags(
+        &self,
+        id: u32,
+        position: usize,
+        member: &Member,
+        flags_and_mask: [u8; 2],
+    ) -> Result<bool> {
         let arguments = Arguments {
             service: id,
             position: u32::try_from(position).expect("the capacity is a u32"),
-            cookie: member.cookie,
-            marks: health_flags(member.health),
+            wide: member.cookie,
+            port: u16::from_le_bytes(flags_and_mask),
         };
-        let marker = self.program(pin::MARKER)?;
-        let verdict = sys::test_run(marker.as_fd(), &arguments.context())
+        let verdict = sys::test_run(self.programs.marker.as_fd(), &arguments.context())
             .map_err(|error| Error::system("run", "the program mark", error))?;
         Ok(verdict == SK_PASS)
     }
 
     /// The program that moves what waits at a socket that ends.
     pub(crate) fn mover(&self) -> Result<OwnedFd> {
-        self.program(pin::MOVER)
+        self.program(pin::MIGRATE)
     }
 
     pub(crate) fn exits(&self) -> Result<Exits> {
@@ -231,15 +265,15 @@ impl Datapath {
 }
 
 /// The verdict of a program that has done what was asked.
-const SK_PASS: u32 = 1;
+pub(super) const SK_PASS: u32 = 1;
 
-/// What the programs that user space runs are told.
+/// What the programs that user space runs are told (`bpf/contract.h`).
 #[derive(Default)]
 pub(super) struct Arguments {
     pub(super) service: u32,
     pub(super) position: u32,
-    pub(super) cookie: u64,
-    pub(super) marks: u8,
+    pub(super) wide: u64,
+    pub(super) port: u16,
 }
 
 impl Arguments {
@@ -248,11 +282,11 @@ impl Arguments {
         let mut words = [0_u32; 18];
         words[2] = 10; // family: AF_INET6
         words[3] = 6; // protocol: IPPROTO_TCP
-        let cookie = [self.cookie & u64::from(u32::MAX), self.cookie >> 32];
-        let [low, high] = cookie.map(|half| u32::try_from(half).expect("a half"));
+        let wide = [self.wide & u64::from(u32::MAX), self.wide >> 32];
+        let [low, high] = wide.map(|half| u32::try_from(half).expect("a half"));
         words[5..7].copy_from_slice(&[low, high]); // remote_ip6
         words[11..13].copy_from_slice(&[self.service, self.position]); // local_ip6
-        words[15] = self.marks.into(); // local_port
+        words[15] = self.port.into(); // local_port
         words.as_bytes().to_vec()
     }
 }
@@ -307,9 +341,10 @@ fn slots(roster: &Roster) -> Vec<u32> {
 /// costs less than one more system call.
 const NEAR: u32 = 8;
 
-/// The values of an array at these slots, in the same order.
+/// The values of an array at these slots, in the same order; of an array of another build,
+/// what is known of them.
 fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
-    let size = size_of::<T>();
+    let size = (map.value_size() as usize).next_multiple_of(8);
     let mut order: Vec<usize> = (0..slots.len()).collect();
     order.sort_unstable_by_key(|&at| slots[at]);
     let mut found: Vec<Option<T>> = slots.iter().map(|_| None).collect();
@@ -320,8 +355,7 @@ fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
             .map_err(|error| Error::system("read", map_name(map), error))?;
         for &at in run {
             let begin = (slots[at] - first) as usize * size;
-            let value = T::read_from_bytes(&bytes[begin..begin + size]);
-            found[at] = Some(value.expect("a whole value"));
+            found[at] = Some(known_part(&bytes[begin..begin + size]));
         }
     }
     Ok(found.into_iter().flatten().collect())

@@ -83,7 +83,7 @@ impl Datapath {
     /// Rows number `first .. first + count`.
     pub(super) fn read_rows(&self, first: u32, count: u32) -> Result<Vec<Row>> {
         let mut rows = vec![[0; ROW_SIZE]; count as usize];
-        sys::read_array(self.maps.rows.as_fd(), first, rows.as_flattened_mut(), ROW_SIZE)
+        sys::read_array(self.own()?.rows.as_fd(), first, rows.as_flattened_mut(), ROW_SIZE)
             .map_err(|error| Error::system("read", "the map rows", error))?;
         Ok(rows)
     }
@@ -97,7 +97,7 @@ impl Datapath {
         services: &mut Snapshot,
     ) -> Result<Written> {
         let mut rows = roster.encode();
-        let first = match self.gap(&services.runs(), count(&rows), u32::MAX) {
+        let first = match self.gap(&services.runs(), count(&rows), u32::MAX)? {
             Some(first) => first,
             None => self.make_room(services, count(&rows))?,
         };
@@ -116,7 +116,7 @@ impl Datapath {
         }
         let extent = Extent { first, count: count(rows), endpoints, members };
         let keys: Vec<u32> = (first..first + extent.count).collect();
-        self.maps
+        self.own()?
             .rows
             .update_batch(
                 keys.as_bytes(),
@@ -133,7 +133,7 @@ impl Datapath {
     }
 
     /// The first of so many free rows, if there are any below `end`.
-    fn gap(&self, runs: &[Run], wanted: u32, end: u32) -> Option<u32> {
+    fn gap(&self, runs: &[Run], wanted: u32, end: u32) -> Result<Option<u32>> {
         let mut first = 0;
         for Run { extent, .. } in runs {
             if extent.first - first >= wanted {
@@ -141,8 +141,8 @@ impl Datapath {
             }
             first = extent.first + extent.count;
         }
-        let end = end.min(self.maps.rows.max_entries());
-        (first + wanted <= end).then_some(first)
+        let end = end.min(self.own()?.rows.max_entries());
+        Ok((first + wanted <= end).then_some(first))
     }
 
     /// Moves rosters down into gaps that are large enough, until there is one for so many
@@ -151,7 +151,7 @@ impl Datapath {
     /// first two thirds.
     fn make_room(&self, services: &mut Snapshot, wanted: u32) -> Result<u32> {
         for Run { extent, id } in services.runs() {
-            if let Some(first) = self.gap(&services.runs(), extent.count, extent.first) {
+            if let Some(first) = self.gap(&services.runs(), extent.count, extent.first)? {
                 let mut rows = self.read_rows(extent.first, extent.count)?;
                 let written = self.write_at(id, first, &mut rows)?;
                 let moved = services.moved(id, written.extent);
@@ -159,10 +159,11 @@ impl Datapath {
                 *services = moved;
             }
         }
-        self.gap(&services.runs(), wanted, u32::MAX).ok_or_else(|| Error::OverCapacity {
+        let capacity = self.own()?.rows.max_entries();
+        self.gap(&services.runs(), wanted, u32::MAX)?.ok_or(Error::OverCapacity {
             what: "rows",
             wanted: wanted.into(),
-            capacity: self.maps.rows.max_entries(),
+            capacity,
         })
     }
 }

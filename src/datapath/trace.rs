@@ -11,12 +11,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType, RingBuffer, RingBufferBuilder};
+use libbpf_rs::{
+    ErrorKind, MapCore as _, MapFlags, MapHandle, MapType, RingBuffer, RingBufferBuilder,
+};
 use rustix::time::{ClockId, clock_gettime};
 use zerocopy::FromBytes as _;
 
+use super::Datapath;
 use super::layout::{self, TRACERS};
-use super::{Datapath, inode, pin};
+use super::swap::number;
 use crate::error::{Error, Result};
 use crate::sys::Shared;
 
@@ -50,8 +53,9 @@ pub(crate) struct Tracer {
     ring: RingBuffer<'static>,
     events: Rc<RefCell<Vec<layout::Event>>>,
     keeper: Option<JoinHandle<()>>,
-    /// The link of the state that is traced, and its inode number.
-    link: (PathBuf, Option<u64>),
+    /// The pin of the map `tracing`, and the map's number. An upgrade within a layout keeps the
+    /// map, and so does not end this.
+    tracing: (PathBuf, u32),
 }
 
 /// A place, in memory shared with the kernel; given up when it is dropped.
@@ -72,15 +76,14 @@ struct Place {
 impl Datapath {
     /// Begins to trace: of a service by its number, or of all, what has these outcomes.
     pub(crate) fn trace(&self, service: Option<u32>, outcomes: u32) -> Result<Tracer> {
-        let link = self.folder.join(pin::LINK);
-        let link = (link.clone(), inode(&link)?);
+        let own = self.own()?;
+        let tracing = (self.folder.join("tracing"), number(&own.tracing)?);
         let words = size_of::<layout::Tracing>() / WORD;
-        let memory = Shared::map(self.maps.tracing.as_fd(), words)
+        let memory = Shared::map(own.tracing.as_fd(), words)
             .map_err(|error| Error::system("map", "the map tracing", error))?;
-        let settings =
-            Shared::map(self.maps.settings.as_fd(), size_of::<layout::Settings>() / WORD)
-                .map_err(|error| Error::system("map", "the map settings", error))?;
-        let tracers = MapHandle::try_from(&self.maps.tracers)
+        let settings = Shared::map(own.settings.as_fd(), size_of::<layout::Settings>() / WORD)
+            .map_err(|error| Error::system("map", "the map settings", error))?;
+        let tracers = MapHandle::try_from(&own.tracers)
             .map_err(|error| Error::bpf("duplicate", "the map tracers", error))?;
         let place = Place::claim(memory, settings, tracers)?;
         let events = Rc::new(RefCell::new(Vec::new()));
@@ -90,7 +93,7 @@ impl Datapath {
         let kept = Arc::clone(&place);
         let keeper = thread::Builder::new().name("trace".to_owned()).spawn(move || kept.keep());
         let keeper = keeper.map_err(|error| Error::system("start", "a thread", error))?;
-        Ok(Tracer { place, ring, events, keeper: Some(keeper), link })
+        Ok(Tracer { place, ring, events, keeper: Some(keeper), tracing })
     }
 }
 
@@ -233,8 +236,13 @@ impl Tracer {
 
     /// Whether the state is still the one that is traced, and the place ours.
     pub(crate) fn is_on(&self) -> Result<bool> {
-        let (path, link) = &self.link;
-        Ok(inode(path)? == *link && !self.is_displaced())
+        let (path, traced) = &self.tracing;
+        let pinned = match MapHandle::from_pinned_path(path) {
+            Ok(map) => number(&map)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(Error::bpf("open", path.display().to_string(), error)),
+        };
+        Ok(pinned == *traced && !self.is_displaced())
     }
 }
 

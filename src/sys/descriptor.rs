@@ -209,6 +209,36 @@ pub(crate) fn attach_to_cgroup(
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// `BPF_LINK_UPDATE` (`enum bpf_cmd`).
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// The part of `union bpf_attr` that belongs to `BPF_LINK_UPDATE`.
+#[repr(C)]
+struct LinkUpdate {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// Puts a program in the place of the one that a link has attached, in one step. libbpf-rs
+/// does this only with programs that it has loaded itself.
+pub(crate) fn update_link(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let number = |fd: BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).expect("an open descriptor");
+    let attributes = LinkUpdate {
+        link_fd: number(link),
+        new_prog_fd: number(program),
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    // SAFETY: `attributes` is as long as the size given and lives through the call.
+    let result = unsafe {
+        let size = size_of::<LinkUpdate>();
+        libc::syscall(libc::SYS_bpf, BPF_LINK_UPDATE, &raw const attributes, size)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The part of `union bpf_attr` that belongs to `BPF_OBJ_PIN`.
 #[repr(C)]
 struct ObjPin {

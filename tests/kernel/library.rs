@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener};
+use std::num::NonZeroU16;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -697,6 +698,17 @@ fn alter_state(offset: usize) {
     map.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).unwrap();
 }
 
+/// Changes the layout's number; gives the one before.
+fn set_layout(layout: u32) -> u32 {
+    let folder = Path::new(ROOT).join(here().inode().to_string());
+    let map = MapHandle::from_pinned_path(folder.join("state")).unwrap();
+    let mut bytes = map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).unwrap().unwrap();
+    let before = u32::from_ne_bytes(bytes[..4].try_into().unwrap());
+    bytes[..4].copy_from_slice(&layout.to_ne_bytes());
+    map.update(&0_u32.to_ne_bytes(), &bytes, MapFlags::ANY).unwrap();
+    before
+}
+
 /// The offsets of the program's tag and of the build's digest in `struct ov_state`.
 const TAG: usize = 16;
 const BUILD: usize = 24;
@@ -730,8 +742,19 @@ fn is_read_and_not_written(altered: usize, expected: fn(&Error) -> bool) {
 }
 
 #[test]
-fn the_state_of_another_build_is_read_and_not_written() {
-    is_read_and_not_written(BUILD, |error| matches!(error, Error::OtherVersion { .. }));
+fn the_state_of_another_build_with_the_same_layout_is_written() {
+    world::enter();
+    let (service, listeners) =
+        Service::builder("web").listen([at("10.0.0.1:80"), at("10.0.0.2:80")]).unwrap();
+    alter_state(BUILD);
+    service.drain(MemberId(0)).unwrap();
+    service.set_health(MemberId(1), Health::Hung).unwrap();
+    service.keep_requests(&listeners[0]).unwrap_err(); // it has no SO_REUSEPORT
+    let more = listener(at("10.0.0.3:80"));
+    service.join(&more).unwrap();
+    assert_eq!(service.status().unwrap().members.len(), 3);
+    service.remove().unwrap();
+    assert!(!Path::new(ROOT).exists());
 }
 
 /// As if somebody had put another program in the place of the one that it was made with.
@@ -740,20 +763,90 @@ fn a_state_whose_program_is_another_is_read_and_not_written() {
     is_read_and_not_written(TAG, |error| matches!(error, Error::Damaged { .. }));
 }
 
+/// What the programs of a state export is what lies in its maps.
 #[test]
-fn a_state_of_another_layout_is_not_even_read() {
+fn a_state_of_another_layout_is_read_through_its_programs() {
+    world::enter();
+    // Several pages, some of them not full.
+    let addresses: Vec<_> =
+        (0..150).map(|n| SocketAddr::new(world::address(false, n), 80)).collect();
+    let (service, listeners) =
+        Service::builder("web").policy(Policy::RoundRobin).listen(addresses).unwrap();
+    let (other, _others) = Service::builder("other").listen([at("[::]:81")]).unwrap();
+    let weight = (MemberId(70), NonZeroU16::new(3).unwrap());
+    service.set(&Change { weights: vec![weight], ..Change::default() }).unwrap();
+    service.drain(MemberId(149)).unwrap();
+    service.set_health(MemberId(2), Health::Hung).unwrap();
+    service.count_start(MemberId(1)).unwrap();
+    let _client = connect(at("10.0.0.1:80")).unwrap();
+    wait_until("it is queued", || service.queues().unwrap()[0].half_open == 0);
+    let before = (service.status().unwrap(), other.status().unwrap(), service.queues().unwrap());
+    alter_state(0);
+    let after = (service.status().unwrap(), other.status().unwrap(), service.queues().unwrap());
+    assert_eq!(after, before);
+    assert_eq!(Service::all(&here()).unwrap(), [other.clone(), service.clone()]);
+    for error in [
+        service.leave(MemberId(0)).unwrap_err(),
+        service.set(&Change { spread: Some(true), ..Change::default() }).unwrap_err(),
+        service.keep_requests(&listeners[0]).unwrap_err(),
+        Trace::begin(service.namespace(), &Filter::default()).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::OtherVersion { .. }), "{error:?}");
+        assert!(error.remedy().unwrap().contains("overspill upgrade"));
+    }
+    service.resume(MemberId(149)).unwrap();
+    service.drain(MemberId(148)).unwrap();
+    assert!(matches!(service.drain(MemberId(150)).unwrap_err(), Error::NoSuchMember { .. }));
+    other.remove().unwrap();
+    alter_state(0);
+    let states =
+        |state| service.status().unwrap().members.iter().filter(|m| m.state == state).count();
+    assert_eq!((states(MemberState::Draining), states(MemberState::Hung)), (1, 1));
+    assert_eq!(service.status().unwrap().members[148].state, MemberState::Draining);
+    service.remove().unwrap();
+    assert!(!Path::new(ROOT).exists());
+}
+
+/// From before builds shared a contract.
+#[test]
+fn a_state_of_an_old_layout_is_not_even_read() {
     world::enter();
     let (service, listeners) =
         Service::builder("web").listen([at("10.0.0.1:80"), at("10.0.0.2:80")]).unwrap();
-    alter_state(0);
+    let own = set_layout(7);
     for error in [
         service.status().unwrap_err(),
         Service::all(&here()).unwrap_err(),
         service.drain(MemberId(0)).unwrap_err(),
+        here().upgrade().unwrap_err(),
     ] {
-        assert!(matches!(error, Error::OtherVersion { .. }), "{error:?}");
+        assert!(matches!(error, Error::OtherVersion { layout: 7, .. }), "{error:?}");
+        assert!(error.remedy().unwrap().contains("remove its services with it"));
     }
     assert_eq!(accepted_by(&[&listeners[0], &listeners[1]], at("10.0.0.1:80")), 0);
+    set_layout(own);
+    service.remove().unwrap();
+}
+
+/// A policy of a later version.
+#[test]
+fn a_service_with_an_unknown_policy_is_not_taken_over() {
+    world::enter();
+    let (service, listeners) = Service::builder("web").listen([at("10.0.0.1:80")]).unwrap();
+    alter_state(0);
+    let folder = Path::new(ROOT).join(here().inode().to_string());
+    let rows = MapHandle::from_pinned_path(folder.join("rows")).unwrap();
+    let mut header = rows.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).unwrap().unwrap();
+    let policy = std::mem::replace(&mut header[14], 99);
+    rows.update(&0_u32.to_ne_bytes(), &header, MapFlags::ANY).unwrap();
+    let before = fs::read_dir(&folder).unwrap().count();
+    let error = here().upgrade().unwrap_err();
+    assert!(matches!(error, Error::UnknownPolicy { policy: 99, .. }), "{error:?}");
+    assert!(error.remedy().unwrap().contains("--policy"));
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), before);
+    assert_eq!(accepted_by(&[&listeners[0]], at("10.0.0.1:80")), 0);
+    header[14] = policy;
+    rows.update(&0_u32.to_ne_bytes(), &header, MapFlags::ANY).unwrap();
     alter_state(0);
     service.remove().unwrap();
 }

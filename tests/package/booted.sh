@@ -31,9 +31,10 @@ has() {
     test "$(overspill ls | awk -v name="$1" '$1 == name { print $4 }')" = "$2/$2"
 }
 
-# Lets the state look as if another build had made it.
-spoil_build() {
-    python3 - "/sys/fs/bpf/overspill/$own_netns/state" <<'PY'
+# Changes a byte of struct ov_state: of the build (24), so that another seems to have made the
+# state, or of the program's tag (16), so that it seems to be damaged.
+spoil() {
+    python3 - "/sys/fs/bpf/overspill/$own_netns/state" "$1" <<'PY'
 import json, subprocess, sys
 
 def bpftool(*arguments):
@@ -42,7 +43,8 @@ def bpftool(*arguments):
 
 state = ["pinned", sys.argv[1], "key", "hex", "00", "00", "00", "00"]
 value = [byte.removeprefix("0x") for byte in json.loads(bpftool("lookup", *state))["value"]]
-value[24] = format(int(value[24], 16) ^ 0xFF, "02x")  # the first byte of build in struct ov_state
+at = int(sys.argv[2])
+value[at] = format(int(value[at], 16) ^ 0xFF, "02x")
 bpftool("update", *state, "value", "hex", *value)
 PY
 }
@@ -111,7 +113,12 @@ served 8081
 until_it has web 2
 test "$(workers)" != "$before" || fail "reload has not replaced the workers: $before"
 supervisor=$(systemctl show --property MainPID --value overspill@web)
-apt-get -o Dpkg::Use-Pty=0 -qq -y install --reinstall /trial/overspill.deb | grep 'running services go on'
+spoil 24
+overspill check | grep 'of overspill'
+apt-get -o Dpkg::Use-Pty=0 -qq -y install --reinstall /trial/overspill.deb >/trial/upgraded
+grep 'running supervisors go on' /trial/upgraded || fail "not told: $(cat /trial/upgraded)"
+grep '1 service in network namespace' /trial/upgraded || fail "not upgraded: $(cat /trial/upgraded)"
+overspill check | grep 'of this build' || fail "the services are not of this build"
 test "$(systemctl show --property MainPID --value overspill@web)" = "$supervisor" ||
     fail "an upgrade restarts what runs"
 served 8081
@@ -132,11 +139,11 @@ python3 -m http.server 8082 >/trial/8082.log 2>&1 &
 server=$!
 until_it served 8082
 overspill share left --pid "$server" --port 8082
-spoil_build
-! overspill rm left 2>/trial/refused || fail "the state of another build is changed"
-grep -q 'made by overspill' /trial/refused || fail "refused otherwise: $(cat /trial/refused)"
+spoil 16
+! overspill rm left 2>/trial/refused || fail "a state that is damaged is changed"
+grep -q 'is damaged' /trial/refused || fail "refused otherwise: $(cat /trial/refused)"
 apt-get -o Dpkg::Use-Pty=0 -qq -y remove overspill
-test ! -e /sys/fs/bpf/overspill || fail "the state of another build is left"
+test ! -e /sys/fs/bpf/overspill || fail "a state that is damaged is left"
 ! systemctl --quiet is-active overspill@web || fail "overspill@web runs on"
 served 8082 || fail "the server of a service that was removed does not go on"
 kill "$server"

@@ -101,7 +101,14 @@ fn program_table(programs: &[ProgramReport]) -> String {
         let verdict = if program.loaded { "ok" } else { "refused" };
         let numbers = [program.steps, program.instructions, program.machine_code];
         let [steps, instructions, code] = numbers.map(|number| number.to_string());
-        [verdict.to_owned(), program.object.into(), program.program.clone(), steps, instructions, code]
+        [
+            verdict.to_owned(),
+            program.object.into(),
+            program.program.clone(),
+            steps,
+            instructions,
+            code,
+        ]
     });
     let head = [
         words("VERDICT"),

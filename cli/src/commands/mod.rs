@@ -16,3 +16,4 @@ pub(crate) mod share;
 pub(crate) mod show;
 pub(crate) mod top;
 pub(crate) mod trace;
+pub(crate) mod upgrade;

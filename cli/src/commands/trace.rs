@@ -111,7 +111,7 @@ fn ended(args: &Args, trace: &Trace) -> String {
     }
     let what =
         args.name.as_ref().map_or("the last service".to_owned(), |name| format!("service {name}"));
-    format!("{what} was removed; overspill ls lists what there is")
+    format!("{what} was removed, or upgraded to another layout; overspill ls lists what there is")
 }
 
 /// Becomes true at a signal, so that the kernel is told that nobody listens any more.

@@ -412,37 +412,61 @@ fn without_btf() {
 }
 
 /// Overwrites one byte of the state's description, as another version might have
-/// written it.
-fn damage(offset: usize) {
+/// written it; gives what it was.
+fn overwrite(offset: usize, byte: u8) -> u8 {
     let inode = Namespace::current().unwrap().inode();
     let map = MapHandle::from_pinned_path(format!("/sys/fs/bpf/overspill/{inode}/state")).unwrap();
     let mut state = map.lookup(&0_u32.to_ne_bytes(), MapFlags::ANY).unwrap().unwrap();
-    state[offset] ^= 0xff;
+    let before = std::mem::replace(&mut state[offset], byte);
     map.update(&0_u32.to_ne_bytes(), &state, MapFlags::ANY).unwrap();
+    before
 }
 
 #[test]
-fn a_state_of_another_build_can_be_read_but_not_changed() {
+fn a_state_of_another_build_is_said_to_be_one() {
     world::enter();
-    let good = Bystander::new("");
-    let server = Server::start("tcp=10.0.0.1:80");
-    damage(std::mem::offset_of!(State, build));
-    let share = format!("share web --pid {} --port 80", server.pid());
-    for arguments in [&share, "set good --redirect off", "drain good 0", "rm good 0", "rm good"] {
-        let parts = &["/sys/fs/bpf/overspill/", "made by overspill 0", "build", "use that version"];
-        good.refuses(arguments, parts);
-    }
+    let _good = Bystander::new("");
+    overwrite(std::mem::offset_of!(State, build), 0);
     let report = overspill("check").done();
-    assert!(report.contains("note     services") && report.contains("made by"), "{report}");
+    assert!(
+        report.contains("note     services") && report.contains(", of overspill 0"),
+        "{report}"
+    );
+    assert!(report.contains("-> overspill upgrade lets this version take them over"), "{report}");
+    overspill("set good --redirect off").done();
+    let line = overspill("upgrade").done();
+    assert!(
+        line.starts_with("1 service in network namespace ") && line.contains(": from 0"),
+        "{line}"
+    );
+    let line = overspill("upgrade").done();
+    assert!(line.ends_with(": already of this build\n"), "{line}");
+    assert!(overspill("check").done().contains(", of this build"));
 }
 
 #[test]
 fn a_state_of_another_layout_is_left_alone() {
     world::enter();
     let good = Bystander::new("");
-    damage(std::mem::offset_of!(State, layout));
+    let own = overwrite(std::mem::offset_of!(State, layout), 200);
+    let share = format!("share new --pid {} --port 1000", good.pid());
     let join = format!("share good --pid {} --port 1000 --join", good.pid());
-    for arguments in [&join, "ls", "ls --all", "show good", "set good --redirect off", "rm good"] {
+    for arguments in [&join, &share, "set good --redirect off", "rm good 0", "trace"] {
+        let parts = &["/sys/fs/bpf/overspill/", "made by overspill 0", "; overspill upgrade lets"];
+        good.refuses(arguments, parts);
+    }
+    overwrite(std::mem::offset_of!(State, layout), own);
+    assert_eq!(overspill("show good --json").done(), good.before);
+}
+
+#[test]
+fn a_state_from_before_upgrades_is_not_even_read() {
+    world::enter();
+    let good = Bystander::new("");
+    let own = overwrite(std::mem::offset_of!(State, layout), 7);
+    for arguments in
+        ["ls", "ls --all", "show good", "set good --redirect off", "rm good", "upgrade"]
+    {
         let line = overspill(arguments).failed();
         assert!(line.contains("made by overspill") && line.contains("use that version"), "{line}");
     }
@@ -453,7 +477,10 @@ fn a_state_of_another_layout_is_left_alone() {
     let ran = overspill("ls --all");
     assert_eq!((ran.code, cells(&ran.stdout)[1][0]), (Some(1), "other"));
     assert!(ran.complaint().contains("made by overspill"));
-    damage(std::mem::offset_of!(State, layout));
+    let ran = overspill("upgrade");
+    assert!(ran.stdout.ends_with("already of this build\n"), "{ran:?}");
+    assert!(ran.complaint().contains("made by overspill"));
+    overwrite(std::mem::offset_of!(State, layout), own);
     assert_eq!(overspill("show good --json").done(), good.before);
 }
 

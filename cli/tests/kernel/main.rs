@@ -20,3 +20,5 @@ mod top;
 mod trace;
 mod unchanged;
 mod unit;
+mod upgrade;
+mod versions;

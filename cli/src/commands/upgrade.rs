@@ -1,0 +1,74 @@
+//! `overspill upgrade`
+
+use overspill::{Build, Upgrade};
+
+use crate::args::Places;
+use crate::failure::{Failure, Outcome};
+use crate::help;
+use crate::output;
+
+/// Let this version take over the services of another
+///
+/// Services outlive every overspill process, and so do the programs in the kernel that
+/// place their requests. This command replaces these by its own, in one step, while clients
+/// come: none is lost, and members, rules and counters stay. Where this version has made the
+/// services, nothing is done. The Debian package does this when it is installed.
+///
+/// To go back to an older version, run its own overspill upgrade.
+#[derive(Debug, clap::Args)]
+#[command(add = help::Manual::text(include_str!("upgrade.manual")))]
+#[command(after_help = "\
+EXAMPLES
+  overspill upgrade
+  overspill upgrade --netns blue
+  overspill check    # which services are of which version")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    places: Places,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let mut failed = Vec::new();
+    for namespace in args.places.namespaces()? {
+        match namespace.upgrade() {
+            Ok(Some(upgrade)) => output::print(&line(namespace.inode(), &upgrade))?,
+            // The last service was removed meanwhile.
+            Ok(None) => {}
+            Err(error) => failed.extend_from_slice(Failure::from(error).lines()),
+        }
+    }
+    if failed.is_empty() { Ok(()) } else { Err(Failure::several(failed)) }
+}
+
+fn line(netns: u64, Upgrade { from, to, services }: &Upgrade) -> String {
+    let services = match services {
+        1 => "1 service".to_owned(),
+        many => format!("{many} services"),
+    };
+    if from == to {
+        return format!("{services} in network namespace {netns}: already of this build");
+    }
+    format!("{services} in network namespace {netns}: from {} to {}", named(from), named(to))
+}
+
+fn named(Build { version, digest, layout }: &Build) -> String {
+    format!("{version} (build {digest}, layout {layout})")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_was_done() {
+        let build = |layout| Build { version: "0.1.0".into(), digest: "1b2c3d4e".into(), layout };
+        let upgrade = |from, services| Upgrade { from: build(from), to: build(9), services };
+        let same = "1 service in network namespace 7: already of this build";
+        assert_eq!(line(7, &upgrade(9, 1)), same);
+        assert_eq!(
+            line(7, &upgrade(8, 2)),
+            "2 services in network namespace 7: from 0.1.0 (build 1b2c3d4e, layout 8) to 0.1.0 \
+             (build 1b2c3d4e, layout 9)"
+        );
+    }
+}

@@ -1,0 +1,205 @@
+//! Other versions of overspill, made from this one's source by a few changes and built.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use crate::tool::Ran;
+
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// What is built, and what the workspace does not do without.
+const PARTS: &[&str] = &[
+    "Cargo.toml",
+    "Cargo.lock",
+    "build.rs",
+    "README.md",
+    "src",
+    "bpf",
+    "include",
+    "cli",
+    "tests",
+    "benches",
+    "examples",
+    "dist",
+    "docs",
+];
+
+/// A change of a file: what stands there exactly once, and what is to stand there.
+type Edit = (&'static str, &'static str, &'static str);
+
+/// Other rules, with everything in its place.
+const RULES: &[Edit] = &[("bpf/overspill.bpf.c", "#define WALK 3\n", "#define WALK 2\n")];
+
+/// Other rules, and everything in another place that may lie in another place: fields of rows
+/// trade places, and whatever builds share has something appended.
+const LAYOUT: &[Edit] = &[
+    RULES[0],
+    (
+        "bpf/overspill.h",
+        "\t__u64 cookie; /* SO_COOKIE: tells whether memory at sk is still that socket */\n\
+         \t__u64 claim; /* the last request put on one of its last places */\n",
+        "\t__u64 claim;\n\t__u64 cookie;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        sk: u64,\n        cookie: u64,\n        claim: u64,\n",
+        "        sk: u64,\n        claim: u64,\n        cookie: u64,\n",
+    ),
+    (
+        "bpf/overspill.h",
+        "\t__u32 id; /* for user space, as is all that follows */\n\t__u32 pid;\n",
+        "\t__u32 pid;\n\t__u32 id;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        id: u32,\n        pid: u32,\n        marked: u32,\n        cgroup: u32,\n    }",
+        "        pid: u32,\n        id: u32,\n        marked: u32,\n        cgroup: u32,\n    }",
+    ),
+    (
+        "bpf/overspill.h",
+        "\t__u64 special; /* requests put here for another address than its own */\n",
+        "\t__u64 special;\n\t__u64 later;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        redirected_out: u64,\n        special: u64,\n    }",
+        "        redirected_out: u64,\n        special: u64,\n        later: u64,\n    }",
+    ),
+    (
+        "bpf/overspill.h",
+        "\t__u8 flags; /* as ov_member.flags */\n\t__u8 zero;\n",
+        "\t__u8 flags;\n\t__u8 zero;\n\t__u64 later;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        flags: u8,\n        zero: u8,\n    }",
+        "        flags: u8,\n        zero: u8,\n        later: u64,\n    }",
+    ),
+    (
+        "bpf/overspill.h",
+        "\t__u64 cgroup; /* id of the socket's control group */\n",
+        "\t__u64 cgroup;\n\t__u64 later;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        awaited: u32,\n        cgroup: u64,\n    }",
+        "        awaited: u32,\n        cgroup: u64,\n        later: u64,\n    }",
+    ),
+    (
+        "bpf/overspill.h",
+        "\t__u32 dispatchers; /* OVERSPILL_DISPATCHER_VERSION */\n",
+        "\t__u32 dispatchers;\n\t__u64 later;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        connections: u32,\n        dispatchers: u32,\n    }",
+        "        connections: u32,\n        dispatchers: u32,\n        later: u64,\n    }",
+    ),
+    (
+        "src/datapath/make.rs",
+        "        dispatchers: super::dispatcher::VERSION,\n",
+        "        dispatchers: super::dispatcher::VERSION,\n        later: 0,\n",
+    ),
+];
+
+/// Lines whose number is raised by one.
+const RAISED: &[(&str, &str, &str)] = &[
+    ("bpf/overspill.h", "#define OVERSPILL_LAYOUT ", "\n"),
+    ("src/datapath/layout.rs", "pub(crate) const LAYOUT: u32 = ", ";\n"),
+];
+
+/// A build of overspill.
+#[derive(Clone)]
+pub(crate) struct Version(PathBuf);
+
+impl Version {
+    /// The one that is tested.
+    pub(crate) fn this() -> Self {
+        Self(env!("CARGO_BIN_EXE_overspill").into())
+    }
+
+    /// One with other rules and the same layout.
+    pub(crate) fn of_other_rules() -> Self {
+        Self::built("rules", RULES, &[])
+    }
+
+    /// One with another layout, and other rules.
+    pub(crate) fn of_other_layout() -> Self {
+        Self::built("layout", LAYOUT, RAISED)
+    }
+
+    fn built(name: &str, edits: &[Edit], raised: &[(&str, &str, &str)]) -> Self {
+        // One after the other: several tests want the same one.
+        static BUILDING: Mutex<()> = Mutex::new(());
+        let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("versions");
+        let source = folder.join(name);
+        fs::create_dir_all(&source).unwrap();
+        for part in PARTS {
+            copy(&Path::new(REPOSITORY).join(part), &source.join(part), &|path, text| {
+                edited(path.strip_prefix(REPOSITORY).unwrap(), text, edits, raised)
+            });
+        }
+        // Of its own: cargo does not tell two copies of a workspace apart.
+        let target = folder.join(format!("{name}-target"));
+        let output = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--offline", "--package", "overspill-cli"])
+            .env("CARGO_TARGET_DIR", &target)
+            .current_dir(&source)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let program = folder.join(format!("overspill-{name}"));
+        // Not over one that another test executes.
+        let fresh = folder.join(format!("overspill-{name}.new"));
+        fs::copy(target.join("debug/overspill"), &fresh).unwrap();
+        fs::rename(&fresh, &program).unwrap();
+        Self(program)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Runs it with arguments that have no blanks in them.
+    pub(crate) fn run(&self, arguments: &str) -> Ran {
+        Ran::from(Command::new(&self.0).args(arguments.split(' ')).output().unwrap())
+    }
+}
+
+/// Copies what differs: cargo builds anew what was written.
+fn copy(from: &Path, to: &Path, edit: &dyn Fn(&Path, Vec<u8>) -> Vec<u8>) {
+    if from.is_dir() {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let name = entry.unwrap().file_name();
+            copy(&from.join(&name), &to.join(&name), edit);
+        }
+        return;
+    }
+    let wanted = edit(from, fs::read(from).unwrap());
+    if fs::read(to).ok().as_ref() != Some(&wanted) {
+        fs::write(to, wanted).unwrap();
+    }
+}
+
+fn edited(path: &Path, bytes: Vec<u8>, edits: &[Edit], raised: &[(&str, &str, &str)]) -> Vec<u8> {
+    let path = path.to_str().unwrap();
+    let touched = edits.iter().chain(raised).any(|(file, ..)| *file == path);
+    if !touched {
+        return bytes;
+    }
+    let mut text = String::from_utf8(bytes).unwrap();
+    for (_, before, after) in edits.iter().filter(|(file, ..)| *file == path) {
+        assert_eq!(text.matches(before).count(), 1, "{path} has this not once:\n{before}");
+        text = text.replace(before, after);
+    }
+    for (_, before, after) in raised.iter().filter(|(file, ..)| *file == path) {
+        let (head, rest) = text.split_once(before).unwrap_or_else(|| panic!("{path}: {before}"));
+        let (number, tail) = rest.split_once(after).unwrap();
+        let number: u32 = number.parse().unwrap();
+        text = format!("{head}{before}{}{after}{tail}", number + 1);
+    }
+    text.into_bytes()
+}

@@ -1,0 +1,126 @@
+//! Reading and changing the state of another layout, through the programs that its build has
+//! pinned (`bpf/contract.h`).
+
+use std::os::fd::AsFd as _;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libbpf_rs::MapHandle;
+
+use super::layout::{self, ExportedMember, ExportedService, Extent, known_part};
+use super::read::{Arguments, READS, SK_PASS};
+use super::rows::Place;
+use super::{Datapath, Lock, pin, swap};
+use crate::error::{Error, Result};
+use crate::roster::{self, Member, Roster};
+use crate::sys;
+
+/// Some members of a service, and what is the same for all of them.
+struct Page {
+    service: ExportedService,
+    members: Vec<ExportedMember>,
+}
+
+impl Datapath {
+    /// Service number `id` as the build that made it tells of it.
+    pub(super) fn exported(&self, id: u32) -> Result<Option<(Place, Roster)>> {
+        for _ in 0..READS {
+            let Some(map) = self.roster_map(id)? else { return Ok(None) };
+            let service = self.export_all(id)?;
+            // Otherwise it was published anew while it was read.
+            if self.roster_map(id)? == Some(map) {
+                let extent = Extent { first: 0, count: 0, endpoints: 0, members: 0 };
+                let roster = service.map(|page| self.import(id, &page)).transpose()?;
+                return Ok(roster.map(|roster| (Place { map, extent }, roster)));
+            }
+        }
+        Err(self.unopenable(id))
+    }
+
+    /// Its name alone.
+    pub(super) fn exported_name(&self, id: u32) -> Result<Option<String>> {
+        if self.roster_map(id)?.is_none() {
+            return Ok(None);
+        }
+        Ok(self.export(id, 0)?.map(|page| layout::text(&page.service.name)))
+    }
+
+    fn import(&self, id: u32, page: &Page) -> Result<Roster> {
+        let name = layout::text(&page.service.name);
+        let port = page.service.port;
+        let members = page.members.iter().map(|member| roster::imported_member(member, port));
+        let members: Vec<Member> = members.collect();
+        if members.is_empty() {
+            return Err(self.unopenable(id));
+        }
+        let roster = Roster::imported(name.clone(), &page.service, members);
+        roster.ok_or(Error::UnknownPolicy { service: name, policy: page.service.policy })
+    }
+
+    /// All members, page by page.
+    fn export_all(&self, id: u32) -> Result<Option<Page>> {
+        let Some(mut all) = self.export(id, 0)? else { return Ok(None) };
+        while all.members.len() < all.service.members as usize {
+            let first = u32::try_from(all.members.len()).expect("the capacity is a u32");
+            match self.export(id, first)? {
+                Some(more) if !more.members.is_empty() => all.members.extend(more.members),
+                // Published anew meanwhile, and shorter: the caller sees it.
+                _ => break,
+            }
+        }
+        Ok(Some(all))
+    }
+
+    fn export(&self, id: u32, first: u32) -> Result<Option<Page>> {
+        static COUNT: AtomicU32 = AtomicU32::new(1);
+        for _ in 0..READS {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let wide = u64::from(std::process::id()) << 32 | u64::from(count);
+            let arguments = Arguments { service: id, position: first, wide, port: 0 };
+            let exporter = self.programs.exporter.as_fd();
+            let verdict = sys::test_run(exporter, &arguments.context())
+                .map_err(|error| Error::system("run", "the program export", error))?;
+            if verdict != SK_PASS {
+                return Ok(None);
+            }
+            // Otherwise another reader has run it meanwhile.
+            if let Some(page) = page(&self.maps.exported, wide)? {
+                return Ok(Some(page));
+            }
+        }
+        Err(self.unopenable(id))
+    }
+
+    /// Lets a member drain, or no more, in a state of any layout. False when the list has
+    /// changed since it was read. When it returns, every request knows.
+    pub(crate) fn drain_in_place(&self, id: u32, position: usize, member: &Member) -> Result<bool> {
+        let done = self.mark_draining(id, position, member)?;
+        swap::wait_for_programs()?;
+        Ok(done)
+    }
+
+    /// Takes a service out of a state of any layout.
+    pub(crate) fn retire(&self, id: u32, roster: &Roster, _lock: &Lock) -> Result<()> {
+        let retirer = self.program(pin::RETIRER)?;
+        let arguments = Arguments { service: id, ..Arguments::default() };
+        sys::test_run(retirer.as_fd(), &arguments.context())
+            .map_err(|error| Error::system("run", "the program retire", error))?;
+        self.put_into_services(id, None)?;
+        self.free(roster.members.iter().map(|member| member.slot));
+        Ok(())
+    }
+}
+
+/// What the program has written for the caller with that number, if nobody has written over
+/// it.
+fn page(map: &MapHandle, number: u64) -> Result<Option<Page>> {
+    let bytes = super::read::lookup(map, 0)?;
+    let service: ExportedService = known_part(&bytes);
+    let ended = bytes.last_chunk().map(|last| u64::from_ne_bytes(*last));
+    if service.begun != number || ended != Some(number) {
+        return Ok(None);
+    }
+    let (head, size) = (service.head as usize, service.member_size as usize);
+    let members = bytes.get(head..).unwrap_or_default().chunks_exact(size.max(1));
+    let members = members.take(service.given as usize).map(known_part).collect();
+    Ok(Some(Page { service, members }))
+}

@@ -1,0 +1,177 @@
+//! Putting the programs of one folder into the place of another's, in one step, and finishing
+//! what an upgrade that was killed has begun.
+//!
+//! While a state is upgraded there are two folders, `INODE` and, aside, `new-INODE`; both have
+//! the same links pinned. Which one is true is said by the kernel: it is the folder whose
+//! `overspill` the pinned link has attached. One update of the link makes the change
+//! ([`commit`]); before it an upgrade is undone by removing the folder aside, after it it is
+//! finished ([`finish`]), by whoever has the lock next.
+//!
+//! All of this rests on the contract between builds alone (`bpf/overspill.h`), so that each
+//! of them can finish what another has begun.
+
+use std::fs;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, MapType, Program, ProgramHandle};
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::counters::Counted;
+use super::lock::remove_folder;
+use super::rows::roster_map;
+use super::{attached_to, open_map, open_program, pin, read_state};
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// Waits until every program that runs now has ended.
+///
+/// The kernel does so at each change of a map of maps (`maybe_wait_bpf_programs`): this one
+/// belongs to nobody.
+pub(super) fn wait_for_programs() -> Result<()> {
+    let failed = |error| Error::bpf("wait for", "the programs that run", error);
+    let inner = roster_map()?;
+    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+        inner_map_fd: inner.as_fd().as_raw_fd().cast_unsigned(),
+        ..Default::default()
+    };
+    let outer =
+        MapHandle::create(MapType::ArrayOfMaps, Some("wait"), 4, 4, 1, &options).map_err(failed)?;
+    let fd = inner.as_fd().as_raw_fd().to_ne_bytes();
+    outer.update(&0_u32.to_ne_bytes(), &fd, MapFlags::ANY).map_err(failed)
+}
+
+/// Puts a program into an array of programs.
+pub(super) fn put_program(map: &MapHandle, key: u32, program: BorrowedFd<'_>) -> Result<()> {
+    let fd = program.as_raw_fd().to_ne_bytes();
+    map.update(&key.to_ne_bytes(), &fd, MapFlags::ANY)
+        .map_err(|error| Error::bpf("change", super::read::map_name(map), error))
+}
+
+/// The links on control groups that are pinned in a folder: the groups' ids, and the pins.
+pub(super) fn counted(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let failed = |error| Error::system("read", folder.display().to_string(), error);
+    let mut links = Vec::new();
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        let name = entry.file_name();
+        let id = name.to_str().and_then(|name| name.strip_prefix(pin::COUNTED)?.parse().ok());
+        links.extend(id.map(|id| (id, entry.path())));
+    }
+    Ok(links)
+}
+
+/// Pins the links of one folder in another as well.
+pub(super) fn share_links(from: &Path, to: &Path) -> Result<()> {
+    let groups = counted(from)?.into_iter().map(|(_, path)| path);
+    for path in groups.chain([from.join(pin::LINK)]) {
+        let link = open_link(&path)?;
+        let copy = to.join(path.file_name().expect("it has one"));
+        sys::pin(link.as_fd(), &copy)
+            .map_err(|error| Error::system("pin", copy.display().to_string(), error))?;
+    }
+    Ok(())
+}
+
+/// Lets requests be placed by the programs in the folder aside from now on.
+pub(super) fn commit(aside: &Path) -> Result<()> {
+    update(&aside.join(pin::LINK), aside, pin::PROGRAM)
+}
+
+/// What follows once the programs in the folder aside place the requests: the rest goes over
+/// to them, and the folder takes its place. To do it again, from the start, does no harm.
+pub(super) fn finish(main: &Path, aside: &Path) -> Result<()> {
+    for (_, link) in counted(aside)? {
+        match update(&link, aside, pin::COUNTER) {
+            // Its control group has been removed, and all connections in it have ended.
+            Err(Error::System { source, .. }) if source.raw_os_error() == Some(libc::ENOLINK) => {}
+            updated => updated?,
+        }
+    }
+    put_program(&open_map(aside, "movers")?, 0, open_program(aside, pin::MOVER)?.as_fd())?;
+    // Until they have ended, runs of the old programs may call what is in `finish`, and count.
+    wait_for_programs()?;
+    take_over_counters(main, aside)?;
+    take_over_dispatchers(main, aside)?;
+    renameat_with(CWD, aside, CWD, main, RenameFlags::EXCHANGE)
+        .map_err(|error| Error::system("swap", aside.display().to_string(), error))?;
+    remove_folder(aside)
+}
+
+/// Finishes or undoes the upgrade that has left this folder aside.
+pub(super) fn recover(main: &Path, inode: u64, aside: &Path) -> Result<()> {
+    let link = main.join(pin::LINK);
+    let is_alive = attached_to(&link).is_ok_and(|attached| attached == inode);
+    if is_alive && is_at_work(&link, aside)? { finish(main, aside) } else { remove_folder(aside) }
+}
+
+/// Whether the link has the program of that folder attached.
+fn is_at_work(link: &Path, folder: &Path) -> Result<bool> {
+    // Not pinned yet, or not any more.
+    let Ok(program) = ProgramHandle::from_pinned_path(folder.join(pin::PROGRAM)) else {
+        return Ok(false);
+    };
+    let info = open_link(link)?.info();
+    let info = info.map_err(|error| Error::bpf("open", link.display().to_string(), error))?;
+    Ok(info.prog_id == program.id())
+}
+
+fn open_link(path: &Path) -> Result<Link> {
+    super::verifier::hush();
+    Link::open(path).map_err(|error| Error::bpf("open", path.display().to_string(), error))
+}
+
+fn update(link: &Path, folder: &Path, program: &str) -> Result<()> {
+    let program = open_program(folder, program)?;
+    sys::update_link(open_link(link)?.as_fd(), program.as_fd())
+        .map_err(|error| Error::system("update the link", link.display().to_string(), error))
+}
+
+/// The number by which the kernel knows a map.
+pub(super) fn number(map: &MapHandle) -> Result<u32> {
+    let info = map.info().map_err(|e| Error::bpf("read", super::read::map_name(map), e))?;
+    Ok(info.info.id)
+}
+
+/// Where the new programs count in a map of their own, lets that begin with what was counted.
+fn take_over_counters(main: &Path, aside: &Path) -> Result<()> {
+    let state = read_state(aside)?;
+    let counters =
+        [("service_counters", state.services), ("member_counters", state.members), ("exits", 1)];
+    for (name, own) in counters {
+        let (old, new) = (open_map(main, name)?, open_map(aside, name)?);
+        if number(&old)? != number(&new)? {
+            Counted::of(&new, own)?.take_over(&Counted::of(&old, own)?);
+        }
+    }
+    Ok(())
+}
+
+/// Users' programs end with a call of what is in `finish`. So the new state asks none of them
+/// until the old one's runs have ended; then they call the new `take_answer`.
+fn take_over_dispatchers(main: &Path, aside: &Path) -> Result<()> {
+    let (old, new) = (open_map(main, "finish")?, open_map(aside, "finish")?);
+    if number(&old)? != number(&new)? {
+        return Ok(()); // there are none: `upgrade` would have refused
+    }
+    put_program(&new, 0, open_program(aside, pin::TAKER)?.as_fd())?;
+    let (old, new) = (open_map(main, "dispatchers")?, open_map(aside, "dispatchers")?);
+    for service in 0..read_state(aside)?.services {
+        let program = old
+            .lookup(&service.to_ne_bytes(), MapFlags::ANY)
+            .map_err(|error| Error::bpf("read", "the map dispatchers", error))?;
+        let Some(program) = program else { continue };
+        let program = u32::from_ne_bytes(program.try_into().expect("a number"));
+        let program = Program::fd_from_id(program)
+            .map_err(|error| Error::bpf("open", "a dispatcher", error))?;
+        put_program(&new, service, program.as_fd())?;
+    }
+    Ok(())
+}
+
+/// Whether a folder is one that an upgrade or a first service is being made in, and of which
+/// namespace.
+pub(super) fn namespace_of(aside: &Path) -> Option<u64> {
+    aside.file_name()?.to_str()?.strip_prefix(super::lock::ASIDE)?.parse().ok()
+}

@@ -1,0 +1,240 @@
+//! Letting this build take over the state of another one, while it serves.
+//!
+//! A whole new folder is built aside: this build's programs, bound to the maps of the state
+//! where both builds understand them in the same way, and to new ones, filled from what the
+//! other build exports, where they do not. Then the links are swapped (`swap.rs`). What fails
+//! before that is undone, and the state goes on as it was.
+
+use std::ffi::OsStr;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::skel::OpenSkel as _;
+use libbpf_rs::{MapCore as _, MapHandle, OpenMapMut};
+use serde::Serialize;
+
+use super::change::Published;
+use super::lock::{ASIDE, remove_folder};
+use super::make::{self, OpenOverspillSkel};
+use super::rows::Written;
+use super::{
+    Datapath, Lock, OwnMaps, Snapshot, VERSION, digest, dispatcher, inode, layout, open_map, pin,
+    short, swap,
+};
+use crate::error::{Error, Result};
+use crate::namespace::Namespace;
+use crate::policy::Policy;
+use crate::roster::Roster;
+
+/// A build of overspill, as a state names the one that made it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Build {
+    /// The version.
+    pub version: String,
+    /// The head of the digest of the programs: builds of one version can differ.
+    pub digest: String,
+    /// The number of the layout of the maps.
+    pub layout: u32,
+}
+
+/// What an upgrade came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upgrade {
+    /// The build that had made the state.
+    pub from: Build,
+    /// This build. Where it is the same, nothing had to be done.
+    pub to: Build,
+    /// How many services there are.
+    pub services: usize,
+}
+
+/// The maps that never change, however else builds differ.
+const FROZEN: &[&str] = &["sockets", "words", "starts", "movers"];
+/// What users' programs are bound to.
+const ASKED: &[&str] = &["requests", "finish"];
+/// What connections and flows refer to.
+const CONNECTIONS: &[&str] = &["loads", "origins", "moved", "any_moved", "cookies"];
+const COUNTERS: &[&str] = &["service_counters", "member_counters", "exits"];
+
+impl Datapath {
+    /// The build that made the state.
+    pub(crate) fn build(&self) -> Build {
+        build_of(&self.state)
+    }
+
+    /// Whether this very build has made it.
+    pub(crate) fn is_of_this_build(&self) -> bool {
+        self.is_of_own_layout() && self.state.build == digest()
+    }
+
+    /// Lets this build take the state over.
+    pub(crate) fn upgrade(self, namespace: &Namespace, lock: &Lock) -> Result<Upgrade> {
+        self.check_program()?;
+        let rosters = self.rosters()?;
+        let own = layout::State { build: digest(), layout: layout::LAYOUT, ..self.state };
+        let to = Build { version: VERSION.to_owned(), ..build_of(&own) };
+        let upgrade = Upgrade { from: self.build(), to, services: rosters.len() };
+        if self.is_of_this_build() {
+            return Ok(upgrade);
+        }
+        let aside = lock.root().join(format!("{ASIDE}{}", namespace.inode()));
+        make::make_folder(&aside)?;
+        let built = self.build_aside(namespace, &rosters, &aside);
+        if let Err(error) = built.and_then(|()| swap::commit(&aside)) {
+            // The cause is reported, not the trouble on the way back.
+            let _ = remove_folder(&aside);
+            return Err(error);
+        }
+        // From here on there is no way back; what fails is finished by the next writer.
+        swap::finish(&self.folder, &aside)?;
+        Ok(upgrade)
+    }
+
+    /// Every service's number and roster.
+    fn rosters(&self) -> Result<Vec<(u32, Roster)>> {
+        let numbered = |id| Ok(self.roster(id)?.map(|roster| (id, roster)));
+        (0..self.state.services).filter_map(|id| numbered(id).transpose()).collect()
+    }
+
+    /// All but the swap.
+    fn build_aside(
+        &self,
+        namespace: &Namespace,
+        rosters: &[(u32, Roster)],
+        aside: &Path,
+    ) -> Result<()> {
+        let capacity = self.capacity();
+        let reused = super::verifier::retried(|| {
+            let mut memory = MaybeUninit::uninit();
+            let mut open = make::prepare(make::open(&mut memory)?, self.seed(), capacity)?;
+            let reused = self.reuse(&mut open)?;
+            self.check_dispatchers(&reused, rosters)?;
+            let mut skeleton = make::load(open)?;
+            make::check_readable(&skeleton)?;
+            make::describe(&skeleton, self.seed(), capacity)?;
+            make::pin_all(&mut skeleton, aside)?;
+            Ok(reused)
+        })?;
+        if !reused.dispatchers {
+            make::begin_to_call(aside, &["finish"])?;
+        }
+        swap::share_links(&self.folder, aside)?;
+        if reused.layout { Ok(()) } else { publish_anew(namespace, rosters, aside) }
+    }
+
+    /// Binds the programs that are to be loaded to the maps of the state, as far as both
+    /// builds understand them in the same way.
+    fn reuse(&self, open: &mut OpenOverspillSkel<'_>) -> Result<Reused> {
+        let mut reusing = Reusing { folder: &self.folder, open };
+        if !reusing.all(FROZEN)? {
+            return Err(self.refused(
+                "its sockets, words or starts lie otherwise than in every \
+                                     build",
+                "remove its services with the version that made them",
+            ));
+        }
+        for &name in COUNTERS {
+            reusing.all(&[name])?;
+        }
+        let connections = self.state.connections == layout::CONNECTIONS;
+        if connections {
+            reusing.all(CONNECTIONS)?;
+        }
+        let dispatchers = self.state.dispatchers == dispatcher::VERSION && reusing.all(ASKED)?;
+        let names: Vec<&str> = OwnMaps::NAMES.iter().copied().chain(["services"]).collect();
+        let layout = self.is_of_own_layout() && reusing.all(&names)?;
+        Ok(Reused { layout, dispatchers })
+    }
+
+    /// Users' programs are bound to what they were loaded for, and their files are not known.
+    fn check_dispatchers(&self, reused: &Reused, rosters: &[(u32, Roster)]) -> Result<()> {
+        let asks = |(_, roster): &&(u32, Roster)| roster.rules.policy == Policy::Dispatcher;
+        match rosters.iter().find(asks) {
+            Some((_, Roster { name, .. })) if !reused.dispatchers => Err(self.refused(
+                format!("the dispatcher of the service \"{name}\" was made for another version"),
+                "choose another policy with the version that made the service (overspill set \
+                 --policy), and give the dispatcher again after the upgrade, compiled anew",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn refused(&self, why: impl Into<String>, remedy: &'static str) -> Error {
+        Error::NoUpgrade { path: self.folder.clone(), why: why.into(), remedy }
+    }
+}
+
+fn build_of(state: &layout::State) -> Build {
+    let version = layout::text(&state.version);
+    Build { version, digest: short(&state.build), layout: state.layout }
+}
+
+/// What the new programs have in common with the old ones, besides what never changes.
+struct Reused {
+    layout: bool,
+    dispatchers: bool,
+}
+
+/// Maps of a folder that programs are to be loaded against.
+struct Reusing<'a, 'b> {
+    folder: &'a Path,
+    open: &'a mut OpenOverspillSkel<'b>,
+}
+
+impl Reusing<'_, '_> {
+    /// Reuses these, if all are defined in the same way.
+    fn all(&mut self, names: &[&str]) -> Result<bool> {
+        let pinned: Vec<(&str, MapHandle)> = names
+            .iter()
+            .map(|&name| Ok((name, open_map(self.folder, name)?)))
+            .collect::<Result<_>>()?;
+        for (name, map) in &pinned {
+            if !is_same(map, &self.map(name))? {
+                return Ok(false);
+            }
+        }
+        for (name, map) in &pinned {
+            self.map(name)
+                .reuse_fd(map.as_fd())
+                .map_err(|error| Error::bpf("reuse the map", *name, error))?;
+        }
+        Ok(true)
+    }
+
+    fn map(&mut self, name: &str) -> OpenMapMut<'_> {
+        let is_it = |full: &OsStr| make::is_named(full, name);
+        let mut maps = self.open.open_object_mut().maps_mut();
+        maps.find(|map| is_it(map.name())).expect("a map of the object")
+    }
+}
+
+fn is_same(pinned: &MapHandle, own: &OpenMapMut<'_>) -> Result<bool> {
+    let info =
+        pinned.info().map_err(|error| Error::bpf("read", own.name().to_string_lossy(), error))?;
+    Ok(pinned.map_type() == own.map_type()
+        && pinned.key_size() == own.key_size()
+        && pinned.value_size() == own.value_size()
+        && pinned.max_entries() == own.max_entries()
+        && info.info.map_flags == own.map_flags())
+}
+
+/// Writes the services into the new maps of a folder in which nothing is served yet.
+fn publish_anew(namespace: &Namespace, rosters: &[(u32, Roster)], aside: &Path) -> Result<()> {
+    let link = inode(&aside.join(pin::LINK))?.unwrap_or_default();
+    let new = Datapath::open_folder(namespace, aside, link)?.ok_or_else(|| Error::NoUpgrade {
+        path: PathBuf::from(aside),
+        why: "the network namespace has ended".to_owned(),
+        remedy: "there is nothing left to do",
+    })?;
+    let mut services = Snapshot::default();
+    for (id, roster) in rosters {
+        let Written { extent, map } = new.write_rows(*id, roster, &mut services)?;
+        let after = services.after(*id, Some(Published { roster: roster.clone(), extent }));
+        new.publish(*id, Some(&map), &services, &after)?;
+        // Looks the sockets up: the program `move_request` cannot.
+        new.refresh_figures(*id)?;
+        services = after;
+    }
+    Ok(())
+}
