@@ -13,6 +13,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_endian.h>
+#include "load.h"
 #include "hooks.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -108,49 +109,87 @@ int listening(struct bpf_sock_ops *ctx)
 
 static __always_inline struct socket *socket_of(struct file *file)
 {
-	struct socket *socket = BPF_CORE_READ(file, private_data);
-	__u16 mode = BPF_CORE_READ(file, f_inode, i_mode);
+	struct socket *socket = NULL;
+	struct inode *inode = NULL;
+	struct file *back = NULL;
+	__u16 mode = 0;
 
-	/* The second is not so for one opened with O_PATH. */
-	if ((mode & S_IFMT) != S_IFSOCK || !socket ||
-	    BPF_CORE_READ(socket, file) != file)
+	LOAD(socket, file, file, private_data);
+	LOAD(inode, file, file, f_inode);
+	LOAD(mode, inode, inode, i_mode);
+	if ((mode & S_IFMT) != S_IFSOCK || !socket)
 		return NULL;
-	return socket;
+	LOAD(back, socket, socket, file);
+	/* Not so for one opened with O_PATH. */
+	return back == file ? socket : NULL;
 }
 
 /* What stands against a socket's membership on the port, as far as it is known here. */
-static __always_inline int fitness(struct sock *sk, __u16 port)
+static __always_inline int fitness(struct socket *socket, __u16 port)
 {
-	__u16 family = BPF_CORE_READ(sk, __sk_common.skc_family);
-	__u8 state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	__u16 bound = BPF_CORE_READ(sk, __sk_common.skc_num);
+	__u16 family = 0, bound = 0, type = 0, protocol = 0;
+	struct sock *sk = NULL;
+	__u8 state = 0;
 
-	if ((family != AF_INET && family != AF_INET6) ||
-	    BPF_CORE_READ(sk, sk_type) != SOCK_STREAM ||
-	    BPF_CORE_READ(sk, sk_protocol) != IPPROTO_TCP)
+	LOAD(sk, socket, socket, sk);
+	LOAD(family, sock, sk, __sk_common.skc_family);
+	LOAD(state, sock, sk, __sk_common.skc_state);
+	LOAD(bound, sock, sk, __sk_common.skc_num);
+	LOAD(type, sock, sk, sk_type);
+	LOAD(protocol, sock, sk, sk_protocol);
+	if ((family != AF_INET && family != AF_INET6) || type != SOCK_STREAM ||
+	    protocol != IPPROTO_TCP)
 		return -EPROTONOSUPPORT;
 	if (state != TCP_CLOSE && state != TCP_LISTEN)
 		return -EISCONN;
 	return bound && bound != port ? -EINVAL : 0;
 }
 
-/* Looks up a descriptor of the caller. */
-static __always_inline int look_up(__u32 fd, __u16 port, __u64 *inode)
+static __always_inline __u64 inode_number(struct file *file)
+{
+	struct inode *inode = NULL;
+	__u64 number = 0;
+
+	LOAD(inode, file, file, f_inode);
+	LOAD(number, inode, inode, i_ino);
+	return number;
+}
+
+/* What the caller's descriptor is, or NULL. */
+static __always_inline struct file *file_of(__u32 fd)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct fdtable *table = BPF_CORE_READ(task, files, fdt);
-	struct file **slots = BPF_CORE_READ(table, fd);
-	struct file *file = NULL;
+	struct files_struct *files = NULL;
+	struct fdtable *table = NULL;
+	struct file **slots = NULL;
+	__u32 count = 0;
+	void *file;
+
+	LOAD(files, task_struct, task, files);
+	LOAD(table, files_struct, files, fdt);
+	LOAD(count, fdtable, table, max_fds);
+	if (fd >= count)
+		return NULL;
+	LOAD(slots, fdtable, table, fd);
+	/* Any type of the kernel's will do that begins with a pointer. */
+	LOAD(file, hlist_node, slots + fd, next);
+	return file;
+}
+
+/* Looks up a descriptor of the caller. A global function, so that the verifier goes through
+ * it once, not for each descriptor. (Weak, or it would know the arguments.) */
+__weak int look_up(__u32 fd, __u16 port, __u64 *inode)
+{
+	struct file *file = file_of(fd);
 	struct socket *socket;
 
-	if (fd >= BPF_CORE_READ(table, max_fds) ||
-	    bpf_probe_read_kernel(&file, sizeof(file), slots + fd) || !file)
+	if (!file || !inode)
 		return -EBADF;
 	socket = socket_of(file);
 	if (!socket)
 		return -ENOTSOCK;
-	*inode = BPF_CORE_READ(file, f_inode, i_ino);
-	return fitness(BPF_CORE_READ(socket, sk), port);
+	*inode = inode_number(file);
+	return fitness(socket, port);
 }
 
 /* Reads what the caller asks for, and looks up all that it names. */
@@ -200,9 +239,12 @@ static __always_inline bool is_same(struct ov_call *call, struct ov_request *req
 
 static __always_inline __u64 inode_of(struct bpf_sock *of)
 {
-	struct sock *sk = (void *)plain_address(of);
+	struct socket *socket = NULL;
+	struct file *file = NULL;
 
-	return BPF_CORE_READ(sk, sk_socket, file, f_inode, i_ino);
+	LOAD(socket, sock, plain_address(of), sk_socket);
+	LOAD(file, socket, socket, file);
+	return inode_number(file);
 }
 
 /* Begins a call, or tells what has become of it; `request` is filled in for user space

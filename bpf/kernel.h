@@ -297,14 +297,4 @@ struct inet_connection_sock {
 
 #pragma clang attribute pop
 
-/* The address of a socket as a plain number. Before 6.2 the verifier follows the type of a
- * pointer through every cast, and refuses to read what that type does not have. */
-#define plain_address(pointer)                                            \
-	({                                                                \
-		const void *p_ = (pointer);                               \
-		__u64 address_ = 0;                                       \
-		bpf_probe_read_kernel(&address_, sizeof(address_), &p_);  \
-		address_;                                                 \
-	})
-
 #endif

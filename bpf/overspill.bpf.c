@@ -37,11 +37,10 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_endian.h>
+#include "load.h"
 #include "overspill.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
-
-extern void *bpf_rdonly_cast(const void *, __u32) __ksym __weak;
 
 /* Set by user space before loading. */
 volatile struct ov_settings settings SEC(".data.settings") = {};
@@ -222,23 +221,6 @@ static __always_inline __u64 resolve(struct ov_member *m)
 	m->sk = address;
 	return address;
 }
-
-/* Loads a field of the kernel structure at an address that may be stale. Without
- * the kfunc (before 6.2) a helper does the same, more slowly. */
-#define LOAD(into, type, address, field)                                       \
-	do {                                                                   \
-		struct type *p_ = (void *)(address);                           \
-		if (bpf_ksym_exists(bpf_rdonly_cast)) {                        \
-			p_ = bpf_rdonly_cast(                                  \
-				p_, bpf_core_type_id_kernel(struct type));     \
-			into = p_->field;                                      \
-		} else {                                                       \
-			/* Apart, so that `into` needs no place in memory. */  \
-			typeof(p_->field) read_;                               \
-			bpf_core_read(&read_, sizeof(read_), &p_->field);      \
-			into = read_;                                          \
-		}                                                              \
-	} while (0)
 
 #include "connections.h"
 

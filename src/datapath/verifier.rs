@@ -94,17 +94,26 @@ impl Refusal {
     }
 }
 
-/// The last lines, as one line, without the statistics that end a verifier's log.
+/// What a log says in the end, as one line: since 7.3 the reason that it gives, before the last
+/// lines without the statistics that follow them.
 pub(super) fn last_lines(text: &str) -> Option<String> {
     const LINES: usize = 3;
-    let statistics = ["processed ", "verification time ", "stack depth ", "peak_states "];
-    let lines: Vec<&str> = text
-        .lines()
-        .map(str::trim)
-        .filter(|line| !line.is_empty() && !statistics.iter().any(|it| line.starts_with(it)))
-        .collect();
-    let last = lines[lines.len().saturating_sub(LINES)..].join(" | ");
-    (!last.is_empty()).then_some(last)
+    const STATISTICS: [&str; 4] =
+        ["processed ", "verification time ", "stack depth ", "peak_states "];
+    let is_statistic = |line: &&str| STATISTICS.iter().any(|it| line.starts_with(it));
+    let lines = |text: &str| -> Vec<String> {
+        let lines = text.lines().map(str::trim);
+        lines.filter(|line| !line.is_empty() && !is_statistic(line)).map(str::to_owned).collect()
+    };
+    let last = match text.rsplit_once("\nReason:\n") {
+        Some((_, reason)) => lines(reason.split("\n\n").next().unwrap_or(reason)),
+        None => {
+            let all = lines(text);
+            all[all.len().saturating_sub(LINES)..].to_vec()
+        }
+    };
+    let words = last.join(" | ").split_whitespace().collect::<Vec<_>>().join(" ");
+    (!words.is_empty()).then_some(words)
 }
 
 #[cfg(test)]
@@ -123,6 +132,18 @@ mod tests {
         let refusal = Refusal { program: "x".to_owned(), verdict: verdict.to_owned() };
         assert_eq!(Refusal::read(said), Some(refusal));
         assert_eq!(Refusal::read("libbpf: failed to create map\n"), None);
+    }
+
+    #[test]
+    fn a_log_that_gives_its_reason_is_quoted_there() {
+        let log = "149: (85) call bpf_probe_read#4\n\
+                   program of this type cannot use helper bpf_probe_read#4\n\n\
+                   Verification failed: Policy: Operation is not allowed\n\n\
+                   Reason:\n  The helper bpf_probe_read#4 is not allowed.\n\n\
+                   At:\n  migrate @ connections.h:202:12\n\n\
+                   Suggestion:\n  Use another.\n\nprocessed 271 insns (limit 1000000)\n";
+        let reason = "The helper bpf_probe_read#4 is not allowed.";
+        assert_eq!(last_lines(log).as_deref(), Some(reason));
     }
 
     #[test]
