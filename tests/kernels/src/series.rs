@@ -60,8 +60,9 @@ const FEATURES: [(&str, &[&str], &[&str]); 18] = [
     ),
 ];
 
-/// What slow guests need: each history loads all programs anew, and 150 take an hour.
-const ENVIRONMENT: &str = "export OVERSPILL_HISTORIES=3";
+/// An emulated processor is too slow for two tests at once, and for as many histories as usual:
+/// every one of them loads all programs.
+const WHEN_EMULATED: [&str; 2] = ["export OVERSPILL_HISTORIES=3\n", " --test-threads 1"];
 
 /// Which tests run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,30 +76,68 @@ pub(crate) enum Tests {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) passed: usize,
+    /// Of these, how many passed when they were run again.
+    pub(crate) passed_again: usize,
     pub(crate) failed: Vec<String>,
 }
 
 impl Outcome {
+    /// Takes what those printed that were run again.
+    pub(crate) fn again(&mut self, output: &str) {
+        let results = all_results(output);
+        let before = self.failed.len();
+        self.failed.retain(|test| results.get(test) != Some(&true));
+        self.passed_again += before - self.failed.len();
+        self.passed += before - self.failed.len();
+    }
+
     pub(crate) fn all(&self) -> usize {
         self.passed + self.failed.len()
     }
 }
 
-/// A script that runs the tests of the library, then those of the command.
-pub(crate) fn script(tests: Tests, built: &Built, root: &Path) -> String {
-    let run = |folder: &Path, program: &Path, chosen: &[&str]| {
-        let chosen = match tests {
-            Tests::Short | Tests::Series => format!(" --exact {}", chosen.join(" ")),
-            Tests::Whole => String::new(),
+/// What scripts are made of.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scripts<'a> {
+    pub(crate) built: &'a Built,
+    /// The project's root.
+    pub(crate) root: &'a Path,
+    pub(crate) emulated: bool,
+}
+
+impl Scripts<'_> {
+    /// A script that runs the tests of the library, then those of the command.
+    pub(crate) fn run(&self, tests: Tests) -> String {
+        let (library, command) = chosen(tests);
+        let names = |names| (tests != Tests::Whole).then_some(names);
+        self.script(names(library), names(command))
+    }
+
+    /// A script that runs those again that failed.
+    pub(crate) fn run_again(&self, outcome: &Outcome) -> String {
+        let of = |binary: &str| {
+            Some(outcome.failed.iter().filter_map(|test| test.strip_prefix(binary)).collect())
         };
-        format!("cd {} && {}{chosen}\n", folder.display(), program.display())
-    };
-    let (library, command) = chosen(tests);
-    format!(
-        "{ENVIRONMENT}\necho '--- library'\n{}echo '--- command'\n{}",
-        run(root, &built.library_tests, &library),
-        run(&root.join("cli"), &built.command_tests, &command),
-    )
+        self.script(of("library "), of("command "))
+    }
+
+    /// Without names, all tests are run.
+    fn script(&self, library: Option<Vec<&str>>, command: Option<Vec<&str>>) -> String {
+        let [environment, threads] = if self.emulated { WHEN_EMULATED } else { ["", ""] };
+        let run = |folder: &Path, program: &Path, names: Option<Vec<&str>>| {
+            let (folder, program) = (folder.display(), program.display());
+            match names.map(|names| names.join(" ")) {
+                None => format!("cd {folder} && {program}{threads}\n"),
+                Some(names) if names.is_empty() => String::new(),
+                Some(names) => format!("cd {folder} && {program} --exact {names}{threads}\n"),
+            }
+        };
+        format!(
+            "{environment}echo '--- library'\n{}echo '--- command'\n{}",
+            run(self.root, &self.built.library_tests, library),
+            run(&self.root.join("cli"), &self.built.command_tests, command),
+        )
+    }
 }
 
 fn chosen(tests: Tests) -> (Vec<&'static str>, Vec<&'static str>) {
@@ -118,9 +157,7 @@ fn chosen(tests: Tests) -> (Vec<&'static str>, Vec<&'static str>) {
 
 /// Reads what the tests printed. A test that did not run has failed.
 pub(crate) fn read(tests: Tests, output: &str) -> Outcome {
-    let (library, command) = output.split_once("--- command\n").unwrap_or((output, ""));
-    let mut results = self::results("library", library);
-    results.extend(self::results("command", command));
+    let mut results = all_results(output);
     if tests != Tests::Whole {
         let (library, command) = chosen(tests);
         let named = |binary: &str, test: &str| format!("{binary} {test}");
@@ -129,6 +166,7 @@ pub(crate) fn read(tests: Tests, output: &str) -> Outcome {
             results.entry(test).or_insert(false);
         }
     }
+    let (library, command) = parts(output);
     for (binary, output) in [("library", library), ("command", command)] {
         // The harness writes this line when all of its tests have ended.
         if !output.lines().any(|line| line.starts_with("test result: ")) {
@@ -137,7 +175,19 @@ pub(crate) fn read(tests: Tests, output: &str) -> Outcome {
     }
     let passed = results.values().filter(|&&passed| passed).count();
     let failed = results.into_iter().filter(|(_, passed)| !passed).map(|(test, _)| test).collect();
-    Outcome { passed, failed }
+    Outcome { passed, passed_again: 0, failed }
+}
+
+/// What the tests of the library printed, and those of the command.
+fn parts(output: &str) -> (&str, &str) {
+    output.split_once("--- command\n").unwrap_or((output, ""))
+}
+
+fn all_results(output: &str) -> BTreeMap<String, bool> {
+    let (library, command) = parts(output);
+    let mut all = results("library", library);
+    all.extend(results("command", command));
+    all
 }
 
 fn results(binary: &str, output: &str) -> BTreeMap<String, bool> {
@@ -181,5 +231,9 @@ mod tests {
         let whole = read(Tests::Whole, output);
         assert_eq!(whole.failed, ["command: its tests did not end", "library history::ipv4"]);
         assert_eq!(features(&whole.failed), ["the model"]);
+        let mut again = whole.clone();
+        again.again("--- library\ntest history::ipv4 ... ok\n--- command\n");
+        assert_eq!((again.passed, again.passed_again), (2, 1));
+        assert_eq!(again.failed, ["command: its tests did not end"]);
     }
 }
