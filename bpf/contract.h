@@ -18,6 +18,13 @@ struct {
 	__type(value, struct ov_export);
 } exported SEC(".maps");
 
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct ov_extent);
+} publications SEC(".maps");
+
 static __always_inline __u64 wide_argument(struct bpf_sk_lookup *ctx)
 {
 	return (__u64)ctx->remote_ip6[1] << 32 | ctx->remote_ip6[0];
@@ -86,6 +93,40 @@ int mark(struct bpf_sk_lookup *ctx)
 		return SK_DROP;
 	if (mask & OV_DRAINING)
 		remember(&r, position, m);
+	return SK_PASS;
+}
+
+static long locate_one(__u32 i, const __u32 *first)
+{
+	__u32 zero = 0, service = *first + i, key = service;
+	struct ov_extent *out = bpf_map_lookup_elem(&publications, &key);
+	struct ov_extent *extent = NULL;
+	void *roster;
+
+	if (!out)
+		return 1; /* there are no more */
+	key = service;
+	roster = bpf_map_lookup_elem(&services, &key);
+	if (roster)
+		extent = bpf_map_lookup_elem(roster, &zero);
+	if (extent)
+		*out = *extent;
+	else
+		out->number = 0;
+	return 0;
+}
+
+/*
+ * Writes into `publications` which services there are and which publication each is: from
+ * the service given on, as many as the position says. Readers may run it at the same time:
+ * each writes what is true then, and compares with what it finds after it has read the rest.
+ */
+SEC("sk_lookup")
+int locate(struct bpf_sk_lookup *ctx)
+{
+	__u32 first = ctx->local_ip6[0];
+
+	bpf_loop(ctx->local_ip6[1], locate_one, &first, 0);
 	return SK_PASS;
 }
 

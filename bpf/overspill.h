@@ -14,8 +14,8 @@
  *    the arguments of the programs that user space runs (bpf/contract.h). `sockets`,
  *    `words` and `starts` never change: servers have `words` in their memory.
  *    Also part of it: the folder BPFFS/overspill/INODE, its pins `link`, `overspill`,
- *    `connections`, `connections-ID`, `migrate`, `move_request`, `take_answer`, and that an
- *    entry of `services` is a map whose id changes with each publication.
+ *    `connections`, `connections-ID`, `migrate`, `move_request`, `take_answer`, and that
+ *    to delete an entry of `services` takes the service out.
  * 2. What lives in connections and flows, and so outlives a program: `loads`, `origins`,
  *    `moved`, `any_moved`, `cookies`. Whoever changes it raises OVERSPILL_CONNECTIONS: an
  *    upgrade across that begins to count anew.
@@ -66,12 +66,18 @@ enum {
 	OV_APART = 1 << 3, /* redirected between addresses: not all know of each SYN cookie */
 };
 
-/* `services`, each a map with this one entry: where the roster lies in `rows`. */
+/* `services`, each a map with this one entry: where the snapshot lies in `rows`. Also
+ * `publications`, by service, where the program `locate` copies it for user space: before 6.8
+ * the kernel waits for a grace period of RCU at each look-up from there in a map of maps
+ * (kernel/bpf/syscall.c, bpf_map_copy_value). Contract: fields are only appended; of a state
+ * of another layout only `number` has a meaning. */
 struct ov_extent {
+	__u32 number; /* another one with each publication; 0: there is no such service */
 	__u32 first;
 	__u32 count;
 	__u32 endpoints;
 	__u32 members;
+	__u32 zero;
 };
 
 struct ov_header {

@@ -139,9 +139,9 @@ impl Datapath {
     /// All services as published.
     pub(super) fn services(&self) -> Result<Snapshot> {
         let mut services = BTreeMap::new();
-        for id in 0..self.state.services {
+        for id in self.numbers()? {
             if let Some((place, roster)) = self.published(id)? {
-                services.insert(id, Published { roster, extent: place.extent });
+                services.insert(id, Published { roster, extent: place });
             }
         }
         Ok(Snapshot(services))
@@ -300,7 +300,7 @@ impl Datapath {
     /// Waits, where that was noted, until no program reads what it has found before: each
     /// change of `services` does.
     pub(super) fn wait_if_owed(&self) -> Result<()> {
-        match self.roster_map(self.state.services)? {
+        match self.place(self.state.services)? {
             Some(_) => self.put_into_services(self.state.services, None),
             None => Ok(()),
         }

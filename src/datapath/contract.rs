@@ -8,7 +8,6 @@ use libbpf_rs::MapHandle;
 
 use super::layout::{self, ExportedMember, ExportedService, Extent, known_part};
 use super::read::{Arguments, READS, SK_PASS};
-use super::rows::Place;
 use super::{Datapath, Lock, pin, swap};
 use crate::error::{Error, Result};
 use crate::roster::{self, Member, Roster};
@@ -22,15 +21,14 @@ struct Page {
 
 impl Datapath {
     /// Service number `id` as the build that made it tells of it.
-    pub(super) fn exported(&self, id: u32) -> Result<Option<(Place, Roster)>> {
+    pub(super) fn exported(&self, id: u32) -> Result<Option<(Extent, Roster)>> {
         for _ in 0..READS {
-            let Some(map) = self.roster_map(id)? else { return Ok(None) };
+            let Some(place) = self.place(id)? else { return Ok(None) };
             let service = self.export_all(id)?;
             // Otherwise it was published anew while it was read.
-            if self.roster_map(id)? == Some(map) {
-                let extent = Extent { first: 0, count: 0, endpoints: 0, members: 0 };
+            if self.place(id)?.is_some_and(|now| now.number == place.number) {
                 let roster = service.map(|page| self.import(id, &page)).transpose()?;
-                return Ok(roster.map(|roster| (Place { map, extent }, roster)));
+                return Ok(roster.map(|roster| (place, roster)));
             }
         }
         Err(self.unopenable(id))
@@ -38,7 +36,7 @@ impl Datapath {
 
     /// Its name alone.
     pub(super) fn exported_name(&self, id: u32) -> Result<Option<String>> {
-        if self.roster_map(id)?.is_none() {
+        if self.place(id)?.is_none() {
             return Ok(None);
         }
         Ok(self.export(id, 0)?.map(|page| layout::text(&page.service.name)))

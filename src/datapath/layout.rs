@@ -97,11 +97,14 @@ macro_rules! plain {
 
 plain! {
     /// `struct ov_extent`
+    #[derive(Default)]
     struct Extent {
+        number: u32,
         first: u32,
         count: u32,
         endpoints: u32,
         members: u32,
+        zero: u32,
     }
 
     /// `struct ov_header`

@@ -216,6 +216,7 @@ pub(super) fn prepare(
     };
     size(&mut maps.services, capacity.services + 1)?; // the last one is for waits
     // One part more than there are CPUs: for what was counted before an upgrade.
+    size(&mut maps.publications, capacity.services + 1)?;
     size(&mut maps.service_counters, (cpus + 1) * capacity.services)?;
     size(&mut maps.exits, cpus + 1)?;
     size(&mut maps.searches, cpus)?;

@@ -79,6 +79,7 @@ mod pin {
     pub(super) const MARKER: &str = "mark";
     pub(super) const EXPORTER: &str = "export";
     pub(super) const RETIRER: &str = "retire";
+    pub(super) const LOCATOR: &str = "locate";
     /// Attached to `SO_REUSEPORT` groups, and calls `MOVER` of the build at work.
     pub(super) const MIGRATE: &str = "migrate";
     pub(super) const MOVER: &str = "move_request";
@@ -86,8 +87,9 @@ mod pin {
     pub(super) const COUNTER: &str = "connections";
     pub(super) const FINDER: &str = "find_cgroup";
     /// Every program that is pinned.
-    pub(super) const PROGRAMS: &[&str] =
-        &[PROGRAM, READER, MARKER, EXPORTER, RETIRER, MIGRATE, MOVER, TAKER, COUNTER, FINDER];
+    pub(super) const PROGRAMS: &[&str] = &[
+        PROGRAM, READER, MARKER, EXPORTER, LOCATOR, RETIRER, MIGRATE, MOVER, TAKER, COUNTER, FINDER,
+    ];
     /// Followed by the id of the control group that it is attached to.
     pub(super) const COUNTED: &str = "connections-";
     pub(super) const STATE: &str = "state";
@@ -114,7 +116,8 @@ macro_rules! maps {
 
 maps!(
     /// The maps of the contract between builds, each pinned under its name.
-    Maps: services, sockets, service_counters, member_counters, exits, figures, exported, loads,
+    Maps: services, sockets, service_counters, member_counters, exits, figures, exported,
+    publications, loads,
     words, starts, origins, moved, dispatchers, requests, finish
 );
 
@@ -130,6 +133,7 @@ struct Programs {
     reader: OwnedFd,
     marker: OwnedFd,
     exporter: OwnedFd,
+    locator: OwnedFd,
 }
 
 /// The state of one network namespace.
@@ -181,6 +185,7 @@ impl Datapath {
                 reader: open_program(folder, pin::READER)?,
                 marker: open_program(folder, pin::MARKER)?,
                 exporter: open_program(folder, pin::EXPORTER)?,
+                locator: open_program(folder, pin::LOCATOR)?,
             },
             counters: Counters::default(),
             near: OnceLock::new(),

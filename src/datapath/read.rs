@@ -9,7 +9,6 @@ use super::layout::{
     CONNECTIONS, DRAINING, ExitCounters, Extent, Figures, HUNG, Load, MemberCounters, NAME_ROWS,
     ROW_NAME, ServiceCounters, TRIAL, known_part,
 };
-use super::rows::Place;
 use super::{Datapath, pin};
 use crate::error::{Error, Result};
 use crate::member::Health;
@@ -28,7 +27,7 @@ impl Datapath {
     }
 
     /// The same, with the place where it lies.
-    pub(super) fn published(&self, id: u32) -> Result<Option<(Place, Roster)>> {
+    pub(super) fn published(&self, id: u32) -> Result<Option<(Extent, Roster)>> {
         if !self.is_of_own_layout() {
             return self.exported(id);
         }
@@ -43,14 +42,14 @@ impl Datapath {
         &self,
         id: u32,
         part: impl Fn(&Extent) -> (u32, u32),
-    ) -> Result<Option<(Place, Vec<Row>)>> {
+    ) -> Result<Option<(Extent, Vec<Row>)>> {
         for _ in 0..READS {
             let Some(place) = self.place(id)? else { return Ok(None) };
-            let (first, count) = part(&place.extent);
+            let (first, count) = part(&place);
             let rows = self.read_rows(first, count)?;
             // Otherwise it was replaced while it was read, and the rows may be those of
             // another by now.
-            if self.roster_map(id)? == Some(place.map) {
+            if self.place(id)? == Some(place) {
                 return Ok(Some((place, rows)));
             }
         }
@@ -64,8 +63,13 @@ impl Datapath {
 
     /// Every service's number and name, in the order of the numbers.
     pub(crate) fn names(&self) -> impl Iterator<Item = Result<(u32, String)>> + '_ {
-        (0..self.state.services)
-            .filter_map(|id| Some(self.name(id).transpose()?.map(|name| (id, name))))
+        let numbers = self.numbers();
+        let numbers =
+            numbers.map_or_else(|error| vec![Err(error)], |ids| ids.into_iter().map(Ok).collect());
+        numbers.into_iter().filter_map(|id| match id {
+            Ok(id) => Some(self.name(id).transpose()?.map(|name| (id, name))),
+            Err(error) => Some(Err(error)),
+        })
     }
 
     /// The name of service number `id`, or `None` where there is none: of the roster, that
@@ -85,7 +89,7 @@ impl Datapath {
 
     /// Every service with its figures, in the order of the numbers.
     pub(crate) fn statuses(&self) -> Result<Vec<Status>> {
-        (0..self.state.services).filter_map(|id| self.status(id).transpose()).collect()
+        self.numbers()?.into_iter().filter_map(|id| self.status(id).transpose()).collect()
     }
 
     /// Service number `id` with its figures, or `None` where there is none.
@@ -102,11 +106,11 @@ impl Datapath {
     }
 
     /// Whether service number `id` still is that roster, turns and marks aside.
-    fn still_published(&self, id: u32, place: &Place, roster: &Roster) -> Result<bool> {
+    fn still_published(&self, id: u32, place: &Extent, roster: &Roster) -> Result<bool> {
         let sockets = |roster: &Roster| -> Vec<_> {
             roster.members.iter().map(|member| (member.id, member.cookie)).collect()
         };
-        if self.roster_map(id)? == Some(place.map) {
+        if self.place(id)? == Some(*place) {
             return Ok(true);
         }
         let current = self.roster(id)?;
@@ -343,7 +347,7 @@ const NEAR: u32 = 8;
 
 /// The values of an array at these slots, in the same order; of an array of another build,
 /// what is known of them.
-fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
+pub(super) fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
     let size = (map.value_size() as usize).next_multiple_of(8);
     let mut order: Vec<usize> = (0..slots.len()).collect();
     order.sort_unstable_by_key(|&at| slots[at]);

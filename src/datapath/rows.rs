@@ -7,12 +7,12 @@
 
 use std::os::fd::AsFd as _;
 
-use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle, MapType};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::layout::{EndpointRow, Extent, Header, ROW_ENDPOINTS, ROW_SIZE};
-use super::read::READS;
-use super::{Capacity, Datapath, Snapshot};
+use super::read::Arguments;
+use super::{Capacity, Datapath, Snapshot, swap};
 use crate::error::{Error, Result};
 use crate::roster::{Roster, Row};
 use crate::sys;
@@ -26,14 +26,6 @@ use crate::sys;
 pub(super) fn capacity(capacity: Capacity) -> u32 {
     let services = capacity.services.min(capacity.members);
     3 * (capacity.members * 9 / 4 + services * 8)
-}
-
-/// Where a roster lies, and the number of the map that says so: that changes with each
-/// roster.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
-    pub(super) map: u32,
-    pub(super) extent: Extent,
 }
 
 /// Rows in use, and the service whose they are.
@@ -50,29 +42,25 @@ pub(super) struct Written {
 }
 
 impl Datapath {
-    /// Where the roster of service number `id` lies.
-    pub(super) fn place(&self, id: u32) -> Result<Option<Place>> {
-        for _ in 0..READS {
-            let Some(number) = self.roster_map(id)? else { return Ok(None) };
-            let map = match MapHandle::from_map_id(number) {
-                Ok(map) => map,
-                // Replaced, and therefore gone, between the two steps: the next look sees
-                // its successor.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(Error::bpf("open", "a roster", error)),
-            };
-            let bytes = super::read::lookup(&map, 0)?;
-            let extent = Extent::read_from_bytes(&bytes).expect("the size of the map's values");
-            return Ok(Some(Place { map: number, extent }));
-        }
-        Err(self.unopenable(id))
+    /// Where the snapshot of service number `id` lies.
+    pub(super) fn place(&self, id: u32) -> Result<Option<Extent>> {
+        let extent = self.locate(id, 1)?[0];
+        Ok((extent.number != 0).then_some(extent))
     }
 
-    /// The number of the map that says where the roster lies.
-    pub(super) fn roster_map(&self, id: u32) -> Result<Option<u32>> {
-        let failed = |error| Error::bpf("read", "the map services", error);
-        let map = self.maps.services.lookup(&id.to_ne_bytes(), MapFlags::ANY).map_err(failed)?;
-        Ok(map.map(|map| u32::from_ne_bytes(map.try_into().expect("the number of a map"))))
+    /// The numbers of all services.
+    pub(super) fn numbers(&self) -> Result<Vec<u32>> {
+        let extents = self.locate(0, self.state.services)?;
+        let numbered = (0..).zip(&extents).filter(|(_, extent)| extent.number != 0);
+        Ok(numbered.map(|(id, _)| id).collect())
+    }
+
+    /// Lets the kernel program look up where snapshots lie: see `struct ov_extent`.
+    fn locate(&self, first: u32, count: u32) -> Result<Vec<Extent>> {
+        let arguments = Arguments { service: first, position: count, ..Arguments::default() };
+        sys::test_run(self.programs.locator.as_fd(), &arguments.context())
+            .map_err(|error| Error::system("run", "the program locate", error))?;
+        super::read::values(&self.maps.publications, &(first..first + count).collect::<Vec<_>>())
     }
 
     pub(super) fn unopenable(&self, id: u32) -> Error {
@@ -114,7 +102,9 @@ impl Datapath {
             (endpoint.service, endpoint.roster) = (id, first);
             row.copy_from_slice(endpoint.as_bytes());
         }
-        let extent = Extent { first, count: count(rows), endpoints, members };
+        let map = roster_map()?;
+        let number = swap::number(&map)?;
+        let extent = Extent { number, first, count: count(rows), endpoints, members, zero: 0 };
         let keys: Vec<u32> = (first..first + extent.count).collect();
         self.own()?
             .rows
@@ -126,9 +116,7 @@ impl Datapath {
                 MapFlags::ANY,
             )
             .map_err(failed)?;
-        let map = roster_map()?;
-        let failed = |error| Error::bpf("write", "a roster", error);
-        map.update(&0_u32.to_ne_bytes(), extent.as_bytes(), MapFlags::ANY).map_err(failed)?;
+        set_extent(&map, extent)?;
         Ok(Written { extent, map })
     }
 
@@ -172,13 +160,21 @@ fn count(rows: &[Row]) -> u32 {
     u32::try_from(rows.len()).expect("the capacity is a u32")
 }
 
-/// A map that says where a roster lies: nowhere yet.
+/// A map that says where a snapshot lies: nowhere yet. Its own number in the kernel serves as
+/// that of the publication.
 pub(super) fn roster_map() -> Result<MapHandle> {
     let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
         sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
         ..Default::default()
     };
     let size = u32::try_from(size_of::<Extent>()).expect("small");
-    MapHandle::create(MapType::Array, Some("roster"), 4, size, 1, &options)
-        .map_err(|error| Error::bpf("make", "a roster", error))
+    let map = MapHandle::create(MapType::Array, Some("roster"), 4, size, 1, &options)
+        .map_err(|error| Error::bpf("make", "a roster", error))?;
+    set_extent(&map, Extent { number: swap::number(&map)?, ..Extent::default() })?;
+    Ok(map)
+}
+
+fn set_extent(map: &MapHandle, extent: Extent) -> Result<()> {
+    map.update(&0_u32.to_ne_bytes(), extent.as_bytes(), MapFlags::ANY)
+        .map_err(|error| Error::bpf("write", "a roster", error))
 }

@@ -94,7 +94,7 @@ impl Datapath {
     /// Every service's number and roster.
     fn rosters(&self) -> Result<Vec<(u32, Roster)>> {
         let numbered = |id| Ok(self.roster(id)?.map(|roster| (id, roster)));
-        (0..self.state.services).filter_map(|id| numbered(id).transpose()).collect()
+        self.numbers()?.into_iter().filter_map(|id| numbered(id).transpose()).collect()
     }
 
     /// All but the swap.
