@@ -95,9 +95,10 @@ const FEATURES: [(&str, &[&str]); 17] = [
     ),
 ];
 
-/// An emulated processor is too slow for two tests at once, and for as many histories as usual:
-/// every one of them loads all programs.
-const WHEN_EMULATED: [&str; 2] = ["export OVERSPILL_HISTORIES=2\n", " --test-threads 1"];
+/// An emulated processor is too slow for two tests at once, for as many histories as usual, each
+/// of which loads all programs, and for what the tests wait elsewhere.
+const WHEN_EMULATED: [&str; 2] =
+    ["export OVERSPILL_HISTORIES=2 OVERSPILL_PATIENCE=6\n", " --test-threads 1"];
 
 /// Which tests run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
