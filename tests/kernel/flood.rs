@@ -200,7 +200,7 @@ impl Site {
     fn serve(&self, listener: &TcpListener) {
         while let Ok((mut stream, peer)) = listener.accept() {
             let mut byte = [0];
-            stream.set_read_timeout(Some(world::DEADLINE)).unwrap();
+            stream.set_read_timeout(Some(world::deadline())).unwrap();
             // One that gave up after it had connected sends nothing.
             if stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {
                 *self.served.lock().unwrap().entry(peer).or_default() += 1;
@@ -237,8 +237,8 @@ impl Site {
     fn near_clients(&self) -> u16 {
         let client = |n: u16| -> std::io::Result<()> {
             let called = self.flooded[usize::from(n) % self.flooded.len()];
-            let mut stream = TcpStream::connect_timeout(&called, world::DEADLINE)?;
-            stream.set_read_timeout(Some(world::DEADLINE))?;
+            let mut stream = TcpStream::connect_timeout(&called, world::deadline())?;
+            stream.set_read_timeout(Some(world::deadline()))?;
             stream.write_all(b"?")?;
             stream.read_exact(&mut [0])
         };
@@ -259,7 +259,7 @@ impl Site {
         let mut under_way: Vec<Far> = Vec::new();
         let start = Instant::now();
         while served + refused < CLIENTS {
-            assert!(start.elapsed() < world::DEADLINE, "{served} served, {refused} refused");
+            assert!(start.elapsed() < world::deadline(), "{served} served, {refused} refused");
             if next < CLIENTS && under_way.len() < 8 {
                 let called = self.flooded[usize::from(next) % self.flooded.len()];
                 let client = syn::client(called.is_ipv6(), 1024 + next);

@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread;
 
 use overspill::{Cgroup, Error, Hooks, HooksEvent, Listening, adopt};
-use world::{DEADLINE, wait_until};
+use world::{deadline, wait_until};
 
 /// A control group of the test's own, gone with it.
 struct Fresh(Cgroup);
@@ -117,7 +117,7 @@ fn unchanged_servers_share_a_port_and_are_told() {
         let mut servers = [(); 2].map(|()| Python::within(&cgroup.0));
         for server in &mut servers {
             assert_eq!(server.listen(ip, port), Ok(()));
-            let told = listenings.recv_timeout(DEADLINE).unwrap();
+            let told = listenings.recv_timeout(deadline()).unwrap();
             assert_eq!((told.pid, told.port), (server.id(), port));
             let socket = adopt::listener(told.pid, told.cookie).unwrap().expect("the socket");
             assert_eq!(socket.pid(), server.id());
@@ -141,7 +141,7 @@ fn a_private_port_stays_exclusive_and_untold() {
         one.run("kept = s").unwrap();
     }
     assert_eq!(one.listen("127.0.0.1", 8081), Ok(()));
-    assert_eq!(listenings.recv_timeout(DEADLINE).unwrap().port, 8081);
+    assert_eq!(listenings.recv_timeout(deadline()).unwrap().port, 8081);
 }
 
 #[test]
@@ -200,10 +200,10 @@ fn what_cannot_be_told_does_no_harm() {
     let kept = 1024 * 1024 / 24;
     let listenings = told(&hooks, kept + 1);
     for _ in 0..kept {
-        assert_eq!(listenings.recv_timeout(DEADLINE).unwrap().port, 8080);
+        assert_eq!(listenings.recv_timeout(deadline()).unwrap().port, 8080);
     }
     assert_eq!(server.listen("127.0.0.1", 8081), Ok(()));
-    assert_eq!(listenings.recv_timeout(DEADLINE).unwrap().port, 8081);
+    assert_eq!(listenings.recv_timeout(deadline()).unwrap().port, 8081);
 }
 
 #[test]

@@ -21,7 +21,7 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
-use world::{DEADLINE, at, wait_until};
+use world::{at, deadline, wait_until};
 
 use crate::tools::{Listening, connect, half_open, netstat, overflows, queued, total_queued};
 
@@ -108,7 +108,7 @@ impl Group {
             let (mut server, _) = accepted.unwrap();
             assert_eq!(server.local_addr().unwrap(), self.called);
             server.set_nonblocking(false).unwrap();
-            server.set_read_timeout(Some(DEADLINE)).unwrap();
+            server.set_read_timeout(Some(deadline())).unwrap();
             let mut message = [0; MESSAGE.len()];
             server.read_exact(&mut message).unwrap();
             assert_eq!(message, MESSAGE);
@@ -456,8 +456,8 @@ fn emptied_under_load() {
             .map(|_| {
                 scope.spawn(|| {
                     while !stop.load(Ordering::Relaxed) {
-                        let mut client = TcpStream::connect_timeout(&called, DEADLINE).unwrap();
-                        client.set_read_timeout(Some(3 * DEADLINE)).unwrap();
+                        let mut client = TcpStream::connect_timeout(&called, deadline()).unwrap();
+                        client.set_read_timeout(Some(3 * deadline())).unwrap();
                         let mut answer = Vec::new();
                         client.read_to_end(&mut answer).unwrap();
                         assert_eq!(answer, MESSAGE);
@@ -524,7 +524,7 @@ impl Server {
 
 /// Accepts until there were so many, or nobody wakes it.
 fn accept_all(listener: &TcpListener, waiting: &OwnedFd, count: u32) -> u32 {
-    let deadline = Timespec::try_from(DEADLINE).unwrap();
+    let deadline = Timespec::try_from(deadline()).unwrap();
     let mut accepted = 0;
     while accepted < count {
         let mut events = Vec::with_capacity(1);

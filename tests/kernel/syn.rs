@@ -154,7 +154,7 @@ impl Wire {
     pub(crate) fn answer(&self, client: SocketAddr, server: SocketAddr) -> u32 {
         let start = Instant::now();
         loop {
-            assert!(start.elapsed() < world::DEADLINE, "no SYN-ACK from {server} to {client}");
+            assert!(start.elapsed() < world::deadline(), "no SYN-ACK from {server} to {client}");
             if let Some((to, from, Answer::SynAck(sequence))) = self.next()
                 && (to, from) == (client, server)
             {

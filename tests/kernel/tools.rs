@@ -65,7 +65,7 @@ pub(crate) fn listener(address: SocketAddr) -> TcpListener {
 /// gives one.
 pub(crate) fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     let client = TcpStream::connect_timeout(&address, Duration::from_millis(500))?;
-    client.set_read_timeout(Some(world::DEADLINE))?;
+    client.set_read_timeout(Some(world::deadline()))?;
     Ok(client)
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use overspill::trace::{Event, Filter, Outcome, Trace, Why};
 use overspill::{Error, MemberState, Namespace, OnFull, Rules, Service};
-use world::{DEADLINE, at, wait_until};
+use world::{at, deadline, wait_until};
 
 use crate::tools::{Listening, begin_to_connect, connect, listener};
 
@@ -18,7 +18,7 @@ fn begin(filter: &Filter) -> Trace {
 fn events(trace: &Trace, count: usize) -> Vec<Event> {
     let mut events = Vec::new();
     while events.len() < count {
-        let more = trace.wait(DEADLINE).unwrap();
+        let more = trace.wait(deadline()).unwrap();
         assert!(!more.is_empty(), "{count} expected: {events:#?}");
         events.extend(more);
     }
@@ -56,7 +56,7 @@ fn a_request_is_told_with_what_was_seen() {
         assert_eq!(event.client, client.local_addr().unwrap());
         assert_eq!(event.called, at("10.0.0.1:80"));
         assert_eq!(event.service, "web");
-        assert!(event.time.elapsed().unwrap() < DEADLINE, "{:?}", event.time);
+        assert!(event.time.elapsed().unwrap() < deadline(), "{:?}", event.time);
     }
     assert_eq!(events[0].member, events[0].chosen);
     let (called, chosen) = (events[1].member.unwrap(), events[1].chosen.unwrap());

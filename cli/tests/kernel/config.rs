@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 use nix::sys::signal::Signal;
 use overspill::{OnFull, Policy, Service, Status};
 use tempfile::TempDir;
-use world::{DEADLINE, at, wait_until};
+use world::{at, deadline, wait_until};
 
 use crate::dispatcher::compile;
 use crate::run::{Run, WORKER, ask, freeze, pid, pids, send};
@@ -293,7 +293,7 @@ fn whoever_started_it_is_told_when_all_workers_listen() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket.set_read_timeout(Some(deadline())).unwrap();
     let hear = || {
         let mut word = [0; 64];
         let length = socket.recv(&mut word).unwrap();

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, bind, socket};
-use world::{DEADLINE, wait_until};
+use world::{deadline, wait_until};
 
 use crate::bad_input::public_copy;
 use crate::run::{Run, WORKER, ask, assert_no_state, pid, pids, send};
@@ -23,7 +23,7 @@ const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
 fn converse() -> UnixStream {
     let address = SocketAddr::from_abstract_name("overspill/web").unwrap();
     let stream = UnixStream::connect_addr(&address).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.set_read_timeout(Some(deadline())).unwrap();
     stream
 }
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
-use world::{DEADLINE, at, wait_until};
+use world::{at, deadline, wait_until};
 
 use crate::run::{Run, assert_no_state, members};
 
@@ -29,8 +29,8 @@ fn tells(run: &Run, expected: &[&str]) {
 }
 
 fn answer(address: &str) -> String {
-    let mut stream = TcpStream::connect_timeout(&at(address), DEADLINE).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut stream = TcpStream::connect_timeout(&at(address), deadline()).unwrap();
+    stream.set_read_timeout(Some(deadline())).unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer

@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use world::{DEADLINE, at};
+use world::{at, deadline};
 
 use crate::server::get;
 
@@ -89,7 +89,7 @@ fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
 #[track_caller]
 fn expect(stream: &Receiver<String>, line: &str) {
     loop {
-        let next = stream.recv_timeout(DEADLINE).unwrap_or_else(|_| panic!("no line {line:?}"));
+        let next = stream.recv_timeout(deadline()).unwrap_or_else(|_| panic!("no line {line:?}"));
         if !next.starts_with("overspill: ") {
             return assert_eq!(next, line);
         }
@@ -147,7 +147,7 @@ fn workers_write_and_serve_on_when_the_supervisor_is_killed() {
     }
     // With the last worker the relay ends, and so do the streams.
     assert!(
-        run.stdout.recv_timeout(DEADLINE) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
+        run.stdout.recv_timeout(deadline()) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
     );
 }
 

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use overspill::{MemberState, MemberStatus, Service};
 use serde_json::Value;
 
-use world::{DEADLINE, at, wait_until};
+use world::{at, deadline, wait_until};
 
 pub(crate) const WORKER: [&str; 3] = ["python3", "-c", include_str!("worker.py")];
 
@@ -75,7 +75,7 @@ impl Run {
 
     /// The next line with that text in it.
     pub(crate) fn line(&self, text: &str) -> String {
-        self.line_within(DEADLINE, text)
+        self.line_within(deadline(), text)
     }
 
     /// The same where it may take longer.
@@ -101,7 +101,7 @@ impl Run {
         let start = Instant::now();
         // The workers hold stderr as well: the last of them has ended with it.
         loop {
-            let left = DEADLINE.saturating_sub(start.elapsed());
+            let left = deadline().saturating_sub(start.elapsed());
             match self.lines.recv_timeout(left) {
                 Ok(line) => lines.push(line),
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -144,8 +144,8 @@ pub(crate) fn send(pid: u32, signal: Signal) {
 }
 
 pub(crate) fn connect(address: &str) -> TcpStream {
-    let stream = TcpStream::connect_timeout(&at(address), DEADLINE).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let stream = TcpStream::connect_timeout(&at(address), deadline()).unwrap();
+    stream.set_read_timeout(Some(deadline())).unwrap();
     stream
 }
 

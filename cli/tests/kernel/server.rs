@@ -63,7 +63,7 @@ pub(crate) fn add_namespace(name: &str) {
 
 /// The body of what an HTTP server answers.
 pub(crate) fn get(address: SocketAddr, path: &str) -> String {
-    let mut stream = TcpStream::connect_timeout(&address, world::DEADLINE).unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, world::deadline()).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     // In one piece: a server that has read the first may answer and close.
     stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();

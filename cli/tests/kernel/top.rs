@@ -17,7 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use overspill::{MemberId, MemberState, Namespace, Policy, Service, Status};
 use tempfile::TempDir;
-use world::{DEADLINE, at, wait_until};
+use world::{at, deadline, wait_until};
 
 use crate::server::{Server, add_namespace};
 use crate::tool::{Ran, command, overspill};
@@ -169,7 +169,7 @@ impl Web {
             while !told.load(Ordering::SeqCst) {
                 let address = addresses[served as usize % 2];
                 // Whoever gets no answer is a client that something was done to.
-                TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+                TcpStream::connect_timeout(&address, deadline()).unwrap();
                 served += 1;
                 thread::sleep(Duration::from_millis(2));
             }

@@ -279,7 +279,7 @@ fn one_that_was_stopped_for_long_leaves_its_place() {
     assert!(line.contains("another traces in its place"), "{line}");
     let _client = connect("10.0.0.1:80");
     let after = after.unwrap();
-    let events = after.wait(world::DEADLINE).unwrap();
+    let events = after.wait(world::deadline()).unwrap();
     assert_eq!(events.len(), 1, "{events:#?}");
     assert!(after.is_on().unwrap());
 }

@@ -12,7 +12,7 @@ use overspill::{Cgroup, MemberState, Name, Namespace, Service};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tempfile::TempDir;
-use world::{DEADLINE, at, wait_until};
+use world::{at, deadline, wait_until};
 
 use crate::run::{Run, assert_no_state, members, pids, starts};
 use crate::server::{Server, get};
@@ -67,7 +67,7 @@ fn kill(pid: u32) {
     let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
     Cgroup::of_process(pid).unwrap().kill().unwrap();
     let mut ended = [PollFd::new(&process, PollFlags::IN)];
-    let deadline = Timespec::try_from(DEADLINE).unwrap();
+    let deadline = Timespec::try_from(deadline()).unwrap();
     assert_eq!(poll(&mut ended, Some(&deadline)), Ok(1), "process {pid} does not end");
 }
 
@@ -210,8 +210,8 @@ fn redis(addresses: &str) -> String {
 }
 
 fn ask_redis(address: SocketAddr) -> usize {
-    let mut stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, deadline()).unwrap();
+    stream.set_read_timeout(Some(deadline())).unwrap();
     stream.write_all(b"CONFIG GET dbfilename\r\nQUIT\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -378,7 +378,7 @@ fn a_worker_joins_when_a_stopped_writer_lets_it() {
     let lock = File::open("/sys/fs/bpf/overspill").unwrap();
     lock.lock().unwrap();
     kill(pids("web")[1]);
-    let line = run.line_within(2 * DEADLINE, "has kept /sys/fs/bpf/overspill locked for ");
+    let line = run.line_within(2 * deadline(), "has kept /sys/fs/bpf/overspill locked for ");
     assert!(line.contains(&format!("(kill -CONT {})", std::process::id())), "{line}");
     lock.unlock().unwrap();
     run.line(" listens on ");

@@ -42,7 +42,7 @@ impl Drop for Slot {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let start = std::time::Instant::now();
-        while self.0.remove().is_err() && start.elapsed() < world::DEADLINE {
+        while self.0.remove().is_err() && start.elapsed() < world::deadline() {
             std::thread::sleep(Duration::from_millis(5));
         }
     }

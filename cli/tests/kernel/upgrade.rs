@@ -14,7 +14,7 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 use overspill::trace::{Filter, Trace};
 use overspill::{Health, MemberId, Namespace, Policy, Service};
 use serde_json::Value;
-use world::{DEADLINE, at, wait_until};
+use world::{at, deadline, wait_until};
 
 use crate::dispatcher::compile;
 use crate::tool::Ran;
@@ -48,8 +48,8 @@ fn own_folder() -> String {
 /// One request from the client's side and the server's.
 fn call(address: &str) -> std::io::Result<()> {
     let address: SocketAddr = at(address);
-    let mut client = TcpStream::connect_timeout(&address, DEADLINE)?;
-    client.set_read_timeout(Some(DEADLINE))?;
+    let mut client = TcpStream::connect_timeout(&address, deadline())?;
+    client.set_read_timeout(Some(deadline()))?;
     client.write_all(b"?")?;
     client.read_exact(&mut [0])
 }
@@ -115,7 +115,7 @@ fn serve(listener: &TcpListener, over: &AtomicBool) {
     loop {
         match listener.accept() {
             Ok((mut client, _)) => {
-                client.set_read_timeout(Some(DEADLINE)).unwrap();
+                client.set_read_timeout(Some(deadline())).unwrap();
                 if client.read_exact(&mut [0]).is_ok() {
                     let _ = client.write_all(b"!");
                 }
@@ -356,7 +356,7 @@ fn who_traces_goes_on_within_a_layout() {
     for version in [&rules, &Version::this(), &rules] {
         version.run("upgrade").done();
         let _client = TcpStream::connect(at(CALLED[0])).unwrap();
-        assert_eq!(trace.wait(DEADLINE).unwrap().len(), 1);
+        assert_eq!(trace.wait(deadline()).unwrap().len(), 1);
         assert!(trace.is_on().unwrap());
     }
     layout.run("upgrade").done();

@@ -503,7 +503,7 @@ impl Bench {
         let expected = std::mem::take(&mut self.told);
         let mut events = Vec::new();
         while events.len() < expected.len() {
-            let more = self.trace.wait(world::DEADLINE).unwrap();
+            let more = self.trace.wait(world::deadline()).unwrap();
             assert!(!more.is_empty(), "told {events:#?}, expected {expected:#?}");
             events.extend(more);
         }
@@ -730,7 +730,7 @@ impl Bench {
             if status.members == expected && status.requests == self.requests {
                 return;
             }
-            if start.elapsed() > world::DEADLINE {
+            if start.elapsed() > world::deadline() {
                 assert_eq!(status.members, expected, "{:?}", self.rules);
                 assert_eq!(status.requests, self.requests, "{:?}", self.rules);
             }

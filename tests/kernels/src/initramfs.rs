@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use cpio::newc::{Builder, trailer};
 
 use crate::image::unpack;
@@ -37,7 +37,15 @@ pub(crate) fn build(
         Some((busybox, _)) => busybox,
         None => host_busybox()?,
     };
-    archive.file("bin/busybox", &fs::read(busybox)?)?;
+    let busybox = fs::read(busybox)?;
+    // The head of a program that is linked dynamically names its loader.
+    let head = &busybox[..busybox.len().min(4096)];
+    let needs_libraries = head.windows(8).any(|bytes| bytes == b"ld-linux");
+    ensure!(
+        !needs_libraries,
+        "busybox is not static; replace it with: apt-get install busybox-static"
+    );
+    archive.file("bin/busybox", &busybox)?;
     let mut order = String::new();
     for file in tree.module_files(&MODULES)? {
         let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();

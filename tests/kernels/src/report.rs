@@ -104,7 +104,10 @@ fn said(verdict: &Verdict) -> String {
 }
 
 fn tests(outcome: &Outcome) -> String {
-    let passed = format!("{} of {} pass", outcome.passed, outcome.all());
+    let mut passed = format!("{} of {} pass", outcome.passed, outcome.all());
+    if outcome.passed_again > 0 {
+        let _ = write!(passed, " ({} when run again)", outcome.passed_again);
+    }
     let features = series::features(&outcome.failed);
     if features.is_empty() { passed } else { format!("{passed}; fails: {}", features.join(", ")) }
 }

@@ -1,5 +1,6 @@
 //! A fresh network namespace and BPF file system for each test, gone with it.
 
+use std::env;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
@@ -9,8 +10,18 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, unshare};
 use nix::unistd::Pid;
 
-/// How long an observable event may take before a test fails.
-pub const DEADLINE: Duration = Duration::from_secs(10);
+/// How long an observable event may take before a test fails. `OVERSPILL_PATIENCE=N`
+/// multiplies it by N, for emulated machines.
+///
+/// # Panics
+///
+/// When the variable is not a number.
+#[must_use]
+pub fn deadline() -> Duration {
+    let factor = env::var("OVERSPILL_PATIENCE")
+        .map_or(1, |text| text.parse().unwrap_or_else(|_| panic!("OVERSPILL_PATIENCE={text}")));
+    Duration::from_secs(10) * factor
+}
 
 /// Puts the calling test's thread into its own network and mount namespace, and gives it
 /// descriptors of its own. What the thread starts lives there too; the kernel removes all
@@ -79,11 +90,11 @@ pub fn pin_to_cpu(cpu: usize) {
 ///
 /// # Panics
 ///
-/// When it does not within [`DEADLINE`].
+/// When it does not within [`deadline`].
 pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < DEADLINE, "waited in vain until {what}");
+        assert!(start.elapsed() < deadline(), "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(1));
     }
 }

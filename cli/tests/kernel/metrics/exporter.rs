@@ -55,7 +55,7 @@ impl Exporter {
     }
 
     pub(crate) fn connect(&self) -> TcpStream {
-        let client = TcpStream::connect_timeout(&self.address, world::DEADLINE).unwrap();
+        let client = TcpStream::connect_timeout(&self.address, world::deadline()).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         client
     }
