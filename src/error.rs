@@ -11,7 +11,7 @@ use crate::member::{Address, MemberId};
 /// The result of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation failed. Whatever failed has changed nothing.
+/// Why an operation failed. Whatever failed has changed nothing, but for [`Error::Unfinished`].
 ///
 /// [`Error::remedy`] says what can be done about it.
 #[derive(Debug, thiserror::Error)]
@@ -248,6 +248,14 @@ pub enum Error {
         /// What to do about it.
         remedy: &'static str,
     },
+    /// The programs of this build place requests, but a step after the swap failed.
+    #[error("the state in {path} is taken over, but a step after the swap failed", path = path.display())]
+    Unfinished {
+        /// Where the state is.
+        path: PathBuf,
+        /// Why.
+        source: Box<Error>,
+    },
     /// A service has a policy that this build does not know.
     #[error("this version does not know the policy of the service \"{service}\" (number {policy})")]
     UnknownPolicy {
@@ -436,10 +444,11 @@ impl Error {
             Self::NoSuchProcess { .. } => "look with ps or ss -ltnp",
             Self::NoSuchSocket { .. } => "look with ss -ltnp",
             Self::OtherVersion { layout, .. } if *layout >= FIRST_SHARED => {
-                "overspill upgrade lets this version take it over; a supervisor that runs the other \
-                 one is then to be restarted"
+                "overspill upgrade lets this version take it over; if this is the older one, restart \
+                 what still runs it instead"
             }
             Self::NoUpgrade { remedy, .. } => remedy,
+            Self::Unfinished { .. } => "run overspill upgrade again: it does the rest",
             Self::UnknownPolicy { .. } => {
                 "use the version that made the service, or choose another policy with that \
                  (overspill set --policy)"

@@ -35,7 +35,7 @@ use supervisor::{relay, worker};
 #[command(name = "overspill", version, subcommand_required = true, arg_required_else_help = true)]
 // Without the two options, which would push it off the screen.
 #[command(
-    help_template = "{about-with-newline}\n{usage-heading} {usage}\n\nCommands:\n{subcommands}{after-help}"
+    help_template = "{about-with-newline}\n{usage-heading} {usage}\nCommands:\n{subcommands}{after-help}"
 )]
 #[command(subcommand_value_name = "COMMAND", add = help::Manual::text(include_str!("main.manual")))]
 #[command(

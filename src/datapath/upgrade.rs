@@ -87,7 +87,8 @@ impl Datapath {
             return Err(error);
         }
         // From here on there is no way back; what fails is finished by the next writer.
-        swap::finish(&self.folder, &aside)?;
+        let unfinished = |source| Error::Unfinished { path: self.folder.clone(), source };
+        swap::finish(&self.folder, &aside).map_err(|error| unfinished(Box::new(error)))?;
         Ok(upgrade)
     }
 

@@ -12,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use overspill::trace::{Filter, Trace};
-use overspill::{Health, MemberId, Namespace, Policy, Service};
+use overspill::{Capacity, Health, MemberId, Namespace, Policy, Service};
 use serde_json::Value;
 use world::{at, deadline, wait_until};
 
@@ -393,7 +393,7 @@ fn times(version: &Version, call: &str) -> usize {
 /// The moments at which an upgrade is interfered with: all of the last ones, in which the swap
 /// is, and some of those before.
 fn moments(times: usize) -> impl Iterator<Item = usize> {
-    const LAST: usize = 45;
+    const LAST: usize = 60;
     let early = times.saturating_sub(LAST);
     (1..early).step_by((early / 8).max(1)).chain(early.max(1)..=times)
 }
@@ -421,7 +421,10 @@ fn is_sound(this: &Version, other: &Version, expected: &Value) {
 fn whatever_happens_at_each_call(call: &str, interference: &str, fails: bool) {
     let (this, other) = (Version::this(), Version::of_other_layout());
     world::enter();
-    let (_service, listeners) = service();
+    // Small, so that few calls are the same again and again.
+    let capacity = Capacity { services: 4, members: 16 };
+    let builder = Service::builder("web").capacity(capacity);
+    let (_service, listeners) = builder.listen(CALLED.map(at)).unwrap();
     let servers = Load::of_nobody(&listeners);
     let expected = identity(&show(&this));
     let all = times(&other, call);
