@@ -401,6 +401,9 @@ impl Error {
         if let Some(remedy) = self.remedy_by_name() {
             return Some(remedy.into());
         }
+        if let Some(remedy) = self.remedy_for_a_program() {
+            return Some(remedy.into());
+        }
         let remedy = match self {
             Self::Locked { pid: None, .. } => {
                 "look for it with lslocks where all processes can be seen (the host), and end it"
@@ -461,22 +464,6 @@ impl Error {
                 "remove that folder with everything in it (the services in it end), and make \
                  them anew"
             }
-            Self::NoDispatcher { .. } => "give the file: --policy dispatcher=FILE",
-            Self::NotADispatcher { .. } => {
-                "give one that is made from a C file with OVERSPILL_DISPATCHER in it: clang -target \
-                 bpf -O2 -g -c"
-            }
-            Self::DispatcherVersion { .. } => {
-                "compile it anew with the header that this version of overspill comes with"
-            }
-            Self::DispatcherRefused { .. } => {
-                "change the program so that the kernel's verifier sees that it ends and stays \
-                 within its memory; bpftool prog load tells all that it says"
-            }
-            Self::Refused { .. } => {
-                "use a kernel on which overspill was tried (docs/COMPATIBILITY.md), and report \
-                 this one with the output of: overspill check --programs"
-            }
             Self::NoBpffs => "mount it: mount -t bpf -o mode=700 bpf /sys/fs/bpf",
             Self::NoCgroup2 => "mount it: mount -t cgroup2 cgroup2 /sys/fs/cgroup",
             Self::NoBtf => "use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
@@ -495,6 +482,29 @@ impl Error {
             _ => return None,
         };
         Some(remedy.into())
+    }
+
+    /// Where a BPF program is the cause.
+    fn remedy_for_a_program(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::NoDispatcher { .. } => "give the file: --policy dispatcher=FILE",
+            Self::NotADispatcher { .. } => {
+                "give one that is made from a C file with OVERSPILL_DISPATCHER in it: clang -target \
+                 bpf -O2 -g -c"
+            }
+            Self::DispatcherVersion { .. } => {
+                "compile it anew with the header that this version of overspill comes with"
+            }
+            Self::DispatcherRefused { .. } => {
+                "change the program so that the kernel's verifier sees that it ends and stays \
+                 within its memory; bpftool prog load tells all that it says"
+            }
+            Self::Refused { .. } => {
+                "use a kernel on which overspill was tried (docs/COMPATIBILITY.md), and report \
+                 this one with the output of: overspill check --programs"
+            }
+            _ => return None,
+        })
     }
 
     /// One that names what is to be dealt with.

@@ -76,7 +76,9 @@ fn examine(
         match verifier::retried(|| load(&refused)) {
             Ok(mut reports) => {
                 let milliseconds = begin.elapsed().as_millis().try_into().unwrap_or(u64::MAX);
-                reports.iter_mut().for_each(|report| report.milliseconds = milliseconds);
+                for report in &mut reports {
+                    report.milliseconds = milliseconds;
+                }
                 break reports;
             }
             Err(Error::Refused { program, verdict })
@@ -90,7 +92,9 @@ fn examine(
         }
     };
     reports.extend(refused.iter().map(report_refused));
-    reports.iter_mut().for_each(|report| report.object = object);
+    for report in &mut reports {
+        report.object = object;
+    }
     Ok(reports)
 }
 
@@ -106,7 +110,7 @@ fn leave_out(object: &mut OpenObject, refused: &[Refused]) {
 fn measure(object: &Object) -> Result<Vec<ProgramReport>> {
     let failed = |error| Error::bpf("examine", "a loaded program", error);
     let mut names = HashMap::new();
-    for program in object.progs().filter(|program| program.autoload()) {
+    for program in object.progs().filter(libbpf_rs::ProgramImpl::autoload) {
         let id = Program::id_from_fd(program.as_fd()).map_err(failed)?;
         names.insert(id, program.name().to_string_lossy().into_owned());
     }

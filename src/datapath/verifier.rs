@@ -105,12 +105,11 @@ pub(super) fn last_lines(text: &str) -> Option<String> {
         let lines = text.lines().map(str::trim);
         lines.filter(|line| !line.is_empty() && !is_statistic(line)).map(str::to_owned).collect()
     };
-    let last = match text.rsplit_once("\nReason:\n") {
-        Some((_, reason)) => lines(reason.split("\n\n").next().unwrap_or(reason)),
-        None => {
-            let all = lines(text);
-            all[all.len().saturating_sub(LINES)..].to_vec()
-        }
+    let last = if let Some((_, reason)) = text.rsplit_once("\nReason:\n") {
+        lines(reason.split("\n\n").next().unwrap_or(reason))
+    } else {
+        let all = lines(text);
+        all[all.len().saturating_sub(LINES)..].to_vec()
     };
     let words = last.join(" | ").split_whitespace().collect::<Vec<_>>().join(" ");
     (!words.is_empty()).then_some(words)
