@@ -1818,7 +1818,7 @@ struct heir {
 	__be32 address[4];
 	__u64 leaving; /* the cookie of the socket that ends */
 	__u32 slot; /* of the best so far */
-	bool found;
+	__u32 found;
 	__u64 score;
 };
 
@@ -1886,6 +1886,9 @@ int move_request(struct sk_reuseport_md *md)
 		return SK_PASS;
 	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
 	heir.leaving = bpf_get_socket_cookie(sk);
+	/* Before 6.7 the verifier goes through the body of a loop once, takes what it knows then
+	 * for true in every round, and removes the comparison. Of this 0 it does not know. */
+	heir.found = settings.zero;
 	bpf_loop(r.endpoint->count, consider_heir, &heir, 0);
 	if (heir.found && !bpf_sk_select_reuseport(md, &sockets, &heir.slot, 0))
 		count_moved(moving, heir.slot);

@@ -118,13 +118,10 @@ fn program_table(programs: &[ProgramReport]) -> String {
         numbers("INSTRUCTIONS"),
         numbers("BYTES"),
     ];
-    let mut text = output::table(&head, rows);
-    for program in programs {
-        if let Some(error) = &program.error {
-            text.push_str(&format!("\n{}: {error}", program.program));
-        }
-    }
-    text
+    let refused = programs
+        .iter()
+        .filter_map(|program| Some(format!("\n{}: {}", program.program, program.error.as_ref()?)));
+    output::table(&head, rows) + &refused.collect::<String>()
 }
 
 /// Each item on a line, and what to do about it on the next.
