@@ -36,6 +36,7 @@ pub(crate) use dispatcher::Dispatcher;
 pub use dispatcher::check_dispatcher;
 pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub(crate) use lock::{Lock, leftovers};
+pub(crate) use programs::reads_directly;
 pub use programs::{ProgramReport, programs};
 pub(crate) use trace::{Tracer, monotonic};
 pub use upgrade::{Build, Upgrade};

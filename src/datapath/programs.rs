@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::time::Instant;
 
+use libbpf_rs::btf::Btf;
+use libbpf_rs::btf::types::Func;
 use libbpf_rs::query::{ProgInfoIter, ProgInfoQueryOptions, ProgramInfo};
 use libbpf_rs::skel::{OpenSkel as _, Skel as _};
 use libbpf_rs::{Object, OpenObject, Program};
@@ -57,6 +59,14 @@ pub fn programs() -> Result<Vec<ProgramReport>> {
         measure(&hooks::load(open)?)
     })?);
     Ok(reports)
+}
+
+/// Whether the kernel has what `bpf/load.h` reads its memory with (`bpf_rdonly_cast`); `None`
+/// where its BTF can't be read.
+pub(crate) fn reads_directly() -> Option<bool> {
+    verifier::hush();
+    let btf = Btf::from_vmlinux().ok()?;
+    Some(btf.type_by_name::<Func<'_>>("bpf_rdonly_cast").is_some())
 }
 
 /// Bytes of an instruction (`struct bpf_insn`).

@@ -8,14 +8,14 @@ use crate::failure::{Failure, Outcome};
 use crate::help;
 use crate::output::{self, numbers, words};
 
-/// Tell what this machine lacks of what overspill needs
+/// Check that this host meets the requirements
 ///
-/// Looks at the kernel, at what this user may do, at limits and at the services that
-/// exist, and loads the program once to see whether the kernel takes it; it leaves
-/// nothing behind. Fails when something is missing; a note is no failure.
+/// Looks at the kernel, at what this user may do, at limits and at the services that exist.
+/// Loads the programs that place requests and the hooks of run and allow, and removes them
+/// again. Fails when something is missing; a note is no failure.
 ///
-/// With FILE, only reads that: is it right for overspill run --config FILE? All that is
-/// wrong is told, a line each, with exit status 2. Nothing of the machine is looked at.
+/// With FILE, validates that file for overspill run --config FILE and looks at nothing else.
+/// Prints each error with its line; the exit status is then 2.
 #[derive(Debug, clap::Args)]
 #[command(add = help::Manual::text(include_str!("check.manual")))]
 #[command(after_help = "\
@@ -23,17 +23,18 @@ EXAMPLES
   overspill check
   sudo -u www-data overspill check    # what that user may do
   overspill check /etc/overspill/web.toml
+  overspill check --programs          # for a report about a kernel
   overspill check --json | jq '.[] | select(.verdict != \"ok\")'")]
 pub(crate) struct Args {
-    /// Configuration files for overspill run --config, to read instead
+    /// Validate these configuration files (overspill run --config) instead
     #[arg(value_name = "FILE", conflicts_with_all = ["json", "programs"])]
     files: Vec<PathBuf>,
 
-    /// Load every program and print what this kernel makes of each
+    /// Load every program and print the verifier's steps and the size of each
     #[arg(long)]
     programs: bool,
 
-    /// Print an array of objects with name, verdict (ok, note or missing), found and remedy
+    /// Print JSON: an array of objects with name, verdict, found and remedy
     #[arg(long)]
     json: bool,
 }
