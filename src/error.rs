@@ -11,7 +11,8 @@ use crate::member::{Address, MemberId};
 /// The result of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Why an operation failed. Whatever failed has changed nothing, but for [`Error::Unfinished`].
+/// Why an operation failed. A failed operation has changed nothing, except
+/// [`Error::Unfinished`].
 ///
 /// [`Error::remedy`] says what can be done about it.
 #[derive(Debug, thiserror::Error)]
@@ -218,8 +219,8 @@ pub enum Error {
     },
     /// The state was made by another build of overspill.
     #[error(
-        "the state in {path} was made by overspill {version}, build {build}, layout {layout}; \
-         this is {own_version}, build {own_build}, layout {own_layout}",
+        "the state in {path} has layout {layout} (overspill {version}, build {build}); this binary \
+         has layout {own_layout} (overspill {own_version}, build {own_build})",
         path = path.display()
     )]
     OtherVersion {
@@ -249,7 +250,7 @@ pub enum Error {
         remedy: &'static str,
     },
     /// The programs of this build place requests, but a step after the swap failed.
-    #[error("the state in {path} is taken over, but a step after the swap failed", path = path.display())]
+    #[error("the upgrade of {path} is incomplete", path = path.display())]
     Unfinished {
         /// Where the state is.
         path: PathBuf,
@@ -257,7 +258,7 @@ pub enum Error {
         source: Box<Error>,
     },
     /// A service has a policy that this build does not know.
-    #[error("this version does not know the policy of the service \"{service}\" (number {policy})")]
+    #[error("unknown policy {policy} of service \"{service}\"")]
     UnknownPolicy {
         /// The service's name.
         service: String,
@@ -359,7 +360,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The kernel's verifier refused one of overspill's own programs.
-    #[error("the kernel's verifier refuses the program {program}: {verdict}")]
+    #[error("the kernel refuses the program {program}: {verdict}")]
     Refused {
         /// The program.
         program: String,
@@ -447,14 +448,14 @@ impl Error {
             Self::NoSuchProcess { .. } => "look with ps or ss -ltnp",
             Self::NoSuchSocket { .. } => "look with ss -ltnp",
             Self::OtherVersion { layout, .. } if *layout >= FIRST_SHARED => {
-                "overspill upgrade lets this version take it over; if this is the older one, restart \
-                 what still runs it instead"
+                "run overspill upgrade to switch to this version, or use the other one; a \
+                 supervisor with this message has to be started again"
             }
             Self::NoUpgrade { remedy, .. } => remedy,
-            Self::Unfinished { .. } => "run overspill upgrade again: it does the rest",
+            Self::Unfinished { .. } => "run overspill upgrade again to complete it",
             Self::UnknownPolicy { .. } => {
-                "use the version that made the service, or choose another policy with that \
-                 (overspill set --policy)"
+                "set another policy with the version that made the service (overspill set \
+                 --policy), or use that version"
             }
             Self::OtherVersion { .. } => {
                 "use that version, or remove its services with it and make them anew; if it is \
@@ -500,8 +501,8 @@ impl Error {
                  within its memory; bpftool prog load tells all that it says"
             }
             Self::Refused { .. } => {
-                "use a kernel on which overspill was tried (docs/COMPATIBILITY.md), and report \
-                 this one with the output of: overspill check --programs"
+                "use a kernel listed in docs/COMPATIBILITY.md, and report this one with the output \
+                 of: overspill check --programs"
             }
             _ => return None,
         })

@@ -131,13 +131,13 @@ fn btf() -> Item {
 }
 
 fn missing(name: &str, error: &Error) -> Item {
-    // The remedies of these two send the reader to this very report.
+    // The usual remedy of these two is to run this report.
     let remedy = match error {
         Error::Permission { .. } => Some("run as root, or with the capabilities above".into()),
         Error::Bpf { .. } => None,
         error => error.remedy(),
     };
-    let remedy = remedy.unwrap_or("look at the kernel's log (dmesg)".into());
+    let remedy = remedy.unwrap_or("see the kernel's log (dmesg)".into());
     Item::missing(name, error.with_causes(), remedy)
 }
 
@@ -260,18 +260,20 @@ fn rehearsal<T>(name: &str, try_it: bool, load: impl FnOnce() -> Result<T>) -> (
     }
 }
 
-/// Whether the kernel wakes who waits for a connection that is moved to it.
+/// Whether the kernel wakes the process that waits at a socket when it moves a connection there.
 fn moved_connections(woken: io::Result<Option<bool>>) -> Item {
     let name = "moved connections";
     match woken {
-        Ok(Some(true)) => Item::ok(name, "wake who waits for them"),
+        Ok(Some(true)) => Item::ok(name, "the kernel wakes the worker"),
         Ok(Some(false)) => Item::note(
             name,
-            "wake nobody on this kernel: run and allow wake the workers themselves; elsewhere \
-             (net.ipv4.tcp_migrate_req) the next connection does",
+            "the kernel wakes no worker; run and allow do it themselves; without them (share with \
+             net.ipv4.tcp_migrate_req) a moved connection waits for the next one",
         ),
-        Ok(None) => Item::note(name, "can't be told: a connection was not moved"),
-        Err(error) => Item::note(name, format!("can't be told, no loopback: {error}")),
+        Ok(None) => Item::note(name, "not checked: the kernel has moved no connection"),
+        Err(error) => {
+            Item::note(name, format!("not checked: {error}")).with_remedy("ip link set lo up")
+        }
     }
 }
 
@@ -346,12 +348,9 @@ fn services() -> Vec<Item> {
         .iter()
         .filter_map(|namespace| state(namespace).transpose())
         .map(|item| {
-            item.unwrap_or_else(|error| {
-                let item = Item::note("services", error.with_causes());
-                match error.remedy() {
-                    Some(remedy) => item.with_remedy(remedy),
-                    None => item,
-                }
+            item.unwrap_or_else(|error| Item {
+                verdict: Verdict::Note,
+                ..missing("services", &error)
             })
         })
         .collect()
@@ -359,11 +358,10 @@ fn services() -> Vec<Item> {
 
 /// A folder among the states that is none, or none yet.
 fn leftover(folder: &Path) -> Item {
-    let found = format!(
-        "{} is no whole state: a writer that was killed has left it, or one is at work",
-        folder.display()
-    );
-    Item::note("services", found).with_remedy("the next change of any service sweeps it away")
+    let found =
+        format!("{}: incomplete state, a change is running or was interrupted", folder.display());
+    let remedy = "the next change of any service, or overspill upgrade, completes or removes it";
+    Item::note("services", found).with_remedy(remedy)
 }
 
 /// The services of a namespace; `None` when the last has been removed meanwhile.
@@ -377,7 +375,11 @@ fn state(namespace: &Namespace) -> Result<Option<Item>> {
     }
     let Build { version, digest, layout } = datapath.build();
     let found = format!("{found}, of overspill {version}, build {digest}, layout {layout}");
-    let remedy = "overspill upgrade lets this version take them over";
+    let remedy = if layout > Build::current().layout {
+        "use that newer overspill (type -a overspill); overspill upgrade goes back to this version"
+    } else {
+        "run overspill upgrade to switch to this version"
+    };
     Ok(Some(Item::note("services", found).with_remedy(remedy)))
 }
 

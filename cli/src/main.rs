@@ -17,6 +17,7 @@ mod usage;
 use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::sync::LazyLock;
 
 use clap::{FromArgMatches as _, Parser, Subcommand};
 
@@ -26,13 +27,23 @@ use commands::{
 };
 use supervisor::{relay, worker};
 
+/// The version, with what tells whether it works with services that another build has made.
+fn build() -> &'static str {
+    static BUILD: LazyLock<String> = LazyLock::new(|| {
+        let overspill::Build { version, digest, layout } = overspill::Build::current();
+        format!("{version} (build {digest}, layout {layout})")
+    });
+    &BUILD
+}
+
 /// Let the sockets of one service share their queues inside the kernel
 ///
 /// When a client's connection request reaches a listening socket whose queue is full,
 /// the kernel silently drops it, even though the socket beside it has room. overspill
 /// makes the kernel put it there.
 #[derive(Debug, Parser)]
-#[command(name = "overspill", version, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "overspill", version, long_version = build())]
+#[command(subcommand_required = true, arg_required_else_help = true)]
 // Without the two options, which would push it off the screen.
 #[command(
     help_template = "{about-with-newline}\n{usage-heading} {usage}\nCommands:\n{subcommands}{after-help}"

@@ -229,9 +229,11 @@ impl Datapath {
             };
             match attached_to(&entry.path().join(pin::LINK)) {
                 Ok(actual) if actual == inode => inodes.push(inode),
-                // Not to be allowed to look is not the same as that there is nothing.
-                Err(error @ Error::Permission { .. }) => return Err(error),
-                _ => {}
+                // One that is being removed, half made, or somebody else's.
+                Ok(_) | Err(Error::Damaged { .. }) => {}
+                Err(_) if self::inode(&entry.path().join(pin::LINK))?.is_none() => {}
+                // A link that can't be opened is not the same as that there is none.
+                Err(error) => return Err(error),
             }
         }
         inodes.sort_unstable();

@@ -38,6 +38,14 @@ pub struct Build {
     pub layout: u32,
 }
 
+impl Build {
+    /// This build.
+    #[must_use]
+    pub fn current() -> Self {
+        Self { version: VERSION.to_owned(), digest: short(&digest()), layout: layout::LAYOUT }
+    }
+}
+
 /// What an upgrade came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upgrade {
@@ -72,8 +80,7 @@ impl Datapath {
     pub(crate) fn upgrade(self, namespace: &Namespace, lock: &Lock) -> Result<Upgrade> {
         self.check_program()?;
         let rosters = self.rosters()?;
-        let own = layout::State { build: digest(), layout: layout::LAYOUT, ..self.state };
-        let to = Build { version: VERSION.to_owned(), ..build_of(&own) };
+        let to = Build::current();
         let upgrade = Upgrade { from: self.build(), to, services: rosters.len() };
         if self.is_of_this_build() {
             return Ok(upgrade);

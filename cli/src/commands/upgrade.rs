@@ -7,21 +7,21 @@ use crate::failure::{Failure, Outcome};
 use crate::help;
 use crate::output;
 
-/// Let this version take over the services of another
+/// Upgrade running services to this version
 ///
-/// Services outlive every overspill process, and so do the programs in the kernel that
-/// place their requests. This command replaces these by its own, in one step, while clients
-/// come: none is lost, and members, rules and counters stay. Where this version has made the
-/// services, nothing is done. The Debian package does this when it is installed.
+/// Services and their programs in the kernel keep running when no overspill process runs.
+/// This command replaces the programs in one step while clients connect. No client is lost.
+/// Members, rules and counters are kept. If the services are already of this version, it does
+/// nothing. The Debian package runs it when it is installed. It needs root.
 ///
-/// To go back to an older version, run its own overspill upgrade.
+/// To go back, run overspill upgrade with the older binary.
 #[derive(Debug, clap::Args)]
 #[command(add = help::Manual::text(include_str!("upgrade.manual")))]
 #[command(after_help = "\
 EXAMPLES
   overspill upgrade
   overspill upgrade --netns blue
-  overspill check    # which services are of which version")]
+  overspill check    # shows which version made the services")]
 pub(crate) struct Args {
     #[command(flatten)]
     places: Places,
@@ -29,7 +29,11 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let mut failed = Vec::new();
-    for namespace in args.places.namespaces()? {
+    let namespaces = args.places.namespaces()?;
+    if namespaces.is_empty() {
+        return output::print("no services: nothing to upgrade");
+    }
+    for namespace in namespaces {
         match namespace.upgrade() {
             Ok(Some(upgrade)) => output::print(&line(namespace.inode(), &upgrade))?,
             // The last service was removed meanwhile.
@@ -46,9 +50,13 @@ fn line(netns: u64, Upgrade { from, to, services }: &Upgrade) -> String {
         many => format!("{many} services"),
     };
     if from == to {
-        return format!("{services} in network namespace {netns}: already of this build");
+        return format!("{services} in network namespace {netns}: already at this version");
     }
-    format!("{services} in network namespace {netns}: from {} to {}", named(from), named(to))
+    format!(
+        "{services} in network namespace {netns}: upgraded from {} to {}",
+        named(from),
+        named(to)
+    )
 }
 
 fn named(Build { version, digest, layout }: &Build) -> String {
@@ -63,11 +71,11 @@ mod tests {
     fn a_line_says_what_was_done() {
         let build = |layout| Build { version: "0.1.0".into(), digest: "1b2c3d4e".into(), layout };
         let upgrade = |from, services| Upgrade { from: build(from), to: build(9), services };
-        let same = "1 service in network namespace 7: already of this build";
+        let same = "1 service in network namespace 7: already at this version";
         assert_eq!(line(7, &upgrade(9, 1)), same);
         assert_eq!(
             line(7, &upgrade(8, 2)),
-            "2 services in network namespace 7: from 0.1.0 (build 1b2c3d4e, layout 8) to 0.1.0 \
+            "2 services in network namespace 7: upgraded from 0.1.0 (build 1b2c3d4e, layout 8) to 0.1.0 \
              (build 1b2c3d4e, layout 9)"
         );
     }

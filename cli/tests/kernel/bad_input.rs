@@ -238,7 +238,7 @@ fn check_tells_of_what_a_killed_writer_has_left() {
     let half = format!("/sys/fs/bpf/overspill/new-{}", Namespace::current().unwrap().inode());
     fs::create_dir_all(&half).unwrap();
     let report = overspill("check").done();
-    assert!(report.contains(&format!("{half} is no whole state")), "{report}");
+    assert!(report.contains(&format!("{half}: incomplete state")), "{report}");
     assert!(report.contains("-> the next change of any service sweeps it away"), "{report}");
     let good = Bystander::new("");
     let report = overspill("check").done();
@@ -432,15 +432,15 @@ fn a_state_of_another_build_is_said_to_be_one() {
         report.contains("note     services") && report.contains(", of overspill 0"),
         "{report}"
     );
-    assert!(report.contains("-> overspill upgrade lets this version take them over"), "{report}");
+    assert!(report.contains("-> run overspill upgrade to switch to this version"), "{report}");
     overspill("set good --redirect off").done();
     let line = overspill("upgrade").done();
     assert!(
-        line.starts_with("1 service in network namespace ") && line.contains(": from 0"),
+        line.starts_with("1 service in network namespace ") && line.contains(": upgraded from 0"),
         "{line}"
     );
     let line = overspill("upgrade").done();
-    assert!(line.ends_with(": already of this build\n"), "{line}");
+    assert!(line.ends_with(": already at this version\n"), "{line}");
     assert!(overspill("check").done().contains(", of this build"));
 }
 
@@ -478,7 +478,7 @@ fn a_state_from_before_upgrades_is_not_even_read() {
     assert_eq!((ran.code, cells(&ran.stdout)[1][0]), (Some(1), "other"));
     assert!(ran.complaint().contains("made by overspill"));
     let ran = overspill("upgrade");
-    assert!(ran.stdout.ends_with("already of this build\n"), "{ran:?}");
+    assert!(ran.stdout.ends_with("already at this version\n"), "{ran:?}");
     assert!(ran.complaint().contains("made by overspill"));
     overwrite(std::mem::offset_of!(State, layout), own);
     assert_eq!(overspill("show good --json").done(), good.before);

@@ -178,7 +178,7 @@ fn nobody_is_lost_between(this: &Version, other: &Version, to: &str) {
             assert!(requests(&after) >= counted + 200, "{after}");
             assert_eq!(folders(), [own_folder()]);
             let again = version.run("upgrade").done();
-            assert!(again.ends_with("already of this build\n"), "{again}");
+            assert!(again.ends_with("already at this version\n"), "{again}");
         }
     }
     let served = load.end();
@@ -255,7 +255,7 @@ fn a_build_reads_drains_and_removes_what_another_has_made() {
         assert_eq!(show(maker)["members"][0]["state"], "active");
         for arguments in ["set web --policy round-robin", "rm web 1", "trace web"] {
             let line = reader.run(arguments).failed();
-            assert!(line.contains("; overspill upgrade lets this version"), "{line}");
+            assert!(line.contains("; run overspill upgrade to switch to this version"), "{line}");
         }
         let checked = reader.run("check");
         assert!(checked.stdout.contains("-> overspill upgrade lets"), "{checked:?}");
