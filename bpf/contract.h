@@ -179,10 +179,32 @@ static __always_inline bool export_service(struct request *r,
 	return true;
 }
 
+/* Only one run writes at a time: what another one had begun to write would end up in the
+ * answer. A run always ends, so nobody keeps this for good. */
+static __always_inline bool begin_export(struct ov_export *out, __u64 number)
+{
+	__u64 before;
+
+	if (__sync_val_compare_and_swap(&out->busy, 0, number))
+		return false;
+	/* As a barrier too: a reader sees this before it sees what is written next. */
+	before = *(volatile __u64 *)&out->ended;
+	__sync_val_compare_and_swap(&out->ended, before, 0);
+	out->service.begun = number;
+	return true;
+}
+
+static __always_inline void end_export(struct ov_export *out, __u64 number)
+{
+	__sync_val_compare_and_swap(&out->ended, 0, number);
+	__sync_val_compare_and_swap(&out->busy, number, 0);
+}
+
 /*
- * Writes a service into `exported`, with the members from a position on. The wide argument
- * is any number but 0: whoever finds it in `begun` and in `ended` has read its own answer,
- * and all of it. SK_DROP where there is no such service.
+ * Writes a service into `exported`, with the members from a position on. The wide argument is
+ * a number other than 0 that the caller chooses. The answer is complete, and the caller's, if
+ * `begun` and `ended` both hold it; otherwise another caller was faster, and this one tries
+ * again. SK_DROP: there is no such service.
  */
 SEC("sk_lookup")
 int export(struct bpf_sk_lookup *ctx)
@@ -195,15 +217,16 @@ int export(struct bpf_sk_lookup *ctx)
 	e.out = bpf_map_lookup_elem(&exported, &zero);
 	if (!e.out || !find_roster(&r, ctx->local_ip6[0]))
 		return SK_DROP;
-	*(volatile __u64 *)&e.out->ended = 0;
-	*(volatile __u64 *)&e.out->service.begun = number;
+	if (!begin_export(e.out, number))
+		return SK_PASS;
 	e.first = ctx->local_ip6[1];
 	e.out->service.first = e.first;
-	if (!export_service(&r, &e.out->service))
-		return SK_DROP;
-	left = e.first < r.members ? r.members - e.first : 0;
-	bpf_loop(left < OV_EXPORTED_MEMBERS ? left : OV_EXPORTED_MEMBERS, export_member, &e, 0);
-	*(volatile __u64 *)&e.out->ended = number;
+	if (export_service(&r, &e.out->service)) {
+		left = e.first < r.members ? r.members - e.first : 0;
+		bpf_loop(left < OV_EXPORTED_MEMBERS ? left : OV_EXPORTED_MEMBERS, export_member,
+			 &e, 0);
+	}
+	end_export(e.out, number);
 	return SK_PASS;
 }
 

@@ -1889,6 +1889,7 @@ int move_request(struct sk_reuseport_md *md)
 	/* Before 6.7 the verifier goes through the body of a loop once, takes what it knows then
 	 * for true in every round, and removes the comparison. Of this 0 it does not know. */
 	heir.found = settings.zero;
+	heir.score = settings.zero;
 	bpf_loop(r.endpoint->count, consider_heir, &heir, 0);
 	if (heir.found && !bpf_sk_select_reuseport(md, &sockets, &heir.slot, 0))
 		count_moved(moving, heir.slot);

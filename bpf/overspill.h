@@ -391,6 +391,7 @@ struct ov_exported_service {
 struct ov_export {
 	struct ov_exported_service service;
 	struct ov_exported_member member[OV_EXPORTED_MEMBERS];
+	__u64 busy; /* the number of the run that writes; 0: none does */
 	__u64 ended; /* as `begun`, written last: the last 8 bytes of the map's value */
 };
 

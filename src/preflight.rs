@@ -240,6 +240,9 @@ fn bpffs() -> Item {
     let point = path.display();
     match rustix::fs::accessat(CWD, &path, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS) {
         Ok(()) => Item::ok(name, format!("{point}, writable")),
+        Err(error) if error == rustix::io::Errno::ROFS => {
+            Item::missing(name, format!("{point}: {error}"), format!("mount -o remount,rw {point}"))
+        }
         Err(error) => Item::missing(
             name,
             format!("{point}: {error}"),

@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
+use zerocopy::IntoBytes as _;
 
 use super::layout::Extent;
 use super::rows::{Run, Written, roster_map};
@@ -108,6 +109,11 @@ impl Snapshot {
         let mut runs: Vec<Run> = self.services().map(run).collect();
         runs.sort_unstable_by_key(|run| run.extent.first);
         runs
+    }
+
+    /// Adds a service that nothing leads to yet.
+    pub(super) fn insert(&mut self, id: u32, service: Published) {
+        self.0.insert(id, service);
     }
 
     /// What it will be after a change.
@@ -289,6 +295,21 @@ impl Datapath {
                 self.maps.services.update(&id.to_ne_bytes(), &fd, MapFlags::ANY).map_err(failed)
             }
         }
+    }
+
+    /// Publishes several services for the first time, in one call.
+    pub(super) fn put_all_into_services(&self, maps: &[(u32, MapHandle)]) -> Result<()> {
+        if maps.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<u32> = maps.iter().map(|(id, _)| *id).collect();
+        let values: Vec<i32> = maps.iter().map(|(_, map)| map.as_fd().as_raw_fd()).collect();
+        let count = u32::try_from(maps.len()).expect("the capacity is a u32");
+        let (keys, values) = (keys.as_bytes(), values.as_bytes());
+        self.maps
+            .services
+            .update_batch(keys, values, count, MapFlags::ANY, MapFlags::ANY)
+            .map_err(|error| Error::bpf("change", "the map services", error))
     }
 
     /// Notes that nothing may be written over before somebody has waited: by the last entry of

@@ -9,9 +9,9 @@ use std::fs;
 use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::{MapCore, MapFlags};
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
-use super::layout::{Figures, Load, Moved, Origin, Word};
+use super::layout::{Figures, Load, Moved, Origin, Word, known_part};
 use super::read::{Arguments, lookup};
 use super::{Datapath, Joining, Snapshot, pin, swap};
 use crate::cgroup::Cgroup;
@@ -73,7 +73,7 @@ impl Datapath {
 
     fn load_in(&self, slot: u32) -> Result<Load> {
         let bytes = lookup(&self.maps.loads, slot)?;
-        Ok(Load::read_from_bytes(&bytes).expect("the size of the map's values"))
+        Ok(known_part(&bytes))
     }
 
     /// Asks the kernel, which has no other interface for it than by the socket.
@@ -83,7 +83,7 @@ impl Datapath {
         sys::test_run(finder.as_fd(), &arguments.context())
             .map_err(|error| Error::system("run", "the program find_cgroup", error))?;
         let bytes = lookup(&self.maps.figures, slot)?;
-        Ok(Figures::read_from_bytes(&bytes).expect("the size of the map's values").cgroup)
+        Ok(known_part::<Figures>(&bytes).cgroup)
     }
 
     /// False where the control group can't be reached.
@@ -132,9 +132,7 @@ impl Datapath {
             let value = self.maps.moved.lookup(&key, MapFlags::ANY);
             let value = value.map_err(|error| Error::bpf("read", "the map moved", error))?;
             // Closed meanwhile, if there is none.
-            groups.extend(value.map(|bytes| {
-                Moved::read_from_bytes(&bytes).expect("the size of the map's values").cgroup
-            }));
+            groups.extend(value.map(|bytes| known_part::<Moved>(&bytes).cgroup));
         }
         Ok(groups)
     }

@@ -3,6 +3,8 @@
 
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libbpf_rs::MapHandle;
 
@@ -12,6 +14,9 @@ use super::{Datapath, Lock, pin, swap};
 use crate::error::{Error, Result};
 use crate::roster::{self, Member, Roster};
 use crate::sys;
+
+/// How long a reader tries to be the one that `export` writes for: a run takes microseconds.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Some members of a service, and what is the same for all of them.
 struct Page {
@@ -25,8 +30,11 @@ impl Datapath {
         for _ in 0..READS {
             let Some(place) = self.place(id)? else { return Ok(None) };
             let service = self.export_all(id)?;
+            let all = |page: &Page| page.members.len() == page.service.members as usize;
             // Otherwise it was published anew while it was read.
-            if self.place(id)?.is_some_and(|now| now.number == place.number) {
+            if self.place(id)?.is_some_and(|now| now.number == place.number)
+                && service.as_ref().is_none_or(all)
+            {
                 let roster = service.map(|page| self.import(id, &page)).transpose()?;
                 return Ok(roster.map(|roster| (place, roster)));
             }
@@ -70,7 +78,8 @@ impl Datapath {
 
     fn export(&self, id: u32, first: u32) -> Result<Option<Page>> {
         static COUNT: AtomicU32 = AtomicU32::new(1);
-        for _ in 0..READS {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
             let count = COUNT.fetch_add(1, Ordering::Relaxed);
             let wide = u64::from(std::process::id()) << 32 | u64::from(count);
             let arguments = Arguments { service: id, position: first, wide, port: 0 };
@@ -80,12 +89,13 @@ impl Datapath {
             if verdict != SK_PASS {
                 return Ok(None);
             }
-            // Otherwise another reader has run it meanwhile.
-            if let Some(page) = page(&self.maps.exported, wide)? {
+            if let Some(page) = page(&self.maps.exported, wide, first)? {
                 return Ok(Some(page));
             }
+            // Another reader was faster.
+            thread::yield_now();
         }
-        Err(self.unopenable(id))
+        Err(Error::system("read", format!("service number {id}"), rustix::io::Errno::BUSY))
     }
 
     /// Lets a member drain, or no more, in a state of any layout. False when the list has
@@ -108,13 +118,17 @@ impl Datapath {
     }
 }
 
-/// What the program has written for the caller with that number, if nobody has written over
-/// it.
-fn page(map: &MapHandle, number: u64) -> Result<Option<Page>> {
+/// What the program has written for the caller with that number, who asked for the members
+/// from `first` on; nothing if another caller was faster.
+fn page(map: &MapHandle, number: u64, first: u32) -> Result<Option<Page>> {
     let bytes = super::read::lookup(map, 0)?;
     let service: ExportedService = known_part(&bytes);
     let ended = bytes.last_chunk().map(|last| u64::from_ne_bytes(*last));
     if service.begun != number || ended != Some(number) {
+        return Ok(None);
+    }
+    let given = service.first.checked_add(service.given);
+    if service.first != first || given.is_none_or(|given| given > service.members) {
         return Ok(None);
     }
     let (head, size) = (service.head as usize, service.member_size as usize);

@@ -73,7 +73,13 @@ impl Lock {
     fn sweep(&self) -> Result<()> {
         for folder in leftovers(&self.root)? {
             match swap::namespace_of(&folder) {
-                Some(inode) => swap::recover(&self.root.join(inode.to_string()), inode, &folder)?,
+                Some(inode) => {
+                    let main = self.root.join(inode.to_string());
+                    swap::recover(&main, inode, &folder).map_err(|error| Error::Unfinished {
+                        path: main,
+                        source: Box::new(error),
+                    })?;
+                }
                 None => remove_folder(&folder)?,
             }
         }

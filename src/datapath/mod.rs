@@ -155,11 +155,13 @@ pub(crate) struct Datapath {
 impl Datapath {
     /// The state of `namespace`, or `None` while it has none.
     pub(crate) fn open(namespace: &Namespace) -> Result<Option<Self>> {
-        let folder = root()?.join(namespace.inode().to_string());
-        let link = folder.join(pin::LINK);
+        let main = root()?.join(namespace.inode().to_string());
+        let link = main.join(pin::LINK);
         loop {
             let Some(before) = inode(&link)? else { return Ok(None) };
-            let opened = Self::open_folder(namespace, &folder, before);
+            let folder = swap::valid_folder(&main, namespace.inode());
+            let own = inode(&folder.join(pin::LINK))?.unwrap_or(before);
+            let opened = Self::open_folder(namespace, &folder, own);
             // Else it was removed meanwhile, or another was made or swapped into its place: what
             // was opened may be parts of both.
             if inode(&link)? == Some(before) {
@@ -175,7 +177,8 @@ impl Datapath {
             return Ok(None);
         }
         let state = read_state(folder)?;
-        let own = (state.layout == layout::LAYOUT).then(|| OwnMaps::open(folder)).transpose()?;
+        let is_own = state.layout == layout::LAYOUT && state.connections == layout::CONNECTIONS;
+        let own = is_own.then(|| OwnMaps::open(folder)).transpose()?;
         Ok(Some(Self {
             folder: folder.to_owned(),
             link,

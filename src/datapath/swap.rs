@@ -117,6 +117,16 @@ fn is_at_work(link: &Path, folder: &Path) -> Result<bool> {
     Ok(info.prog_id == program.id())
 }
 
+/// The folder that the attached program belongs to: that aside where an upgrade has replaced the
+/// program and was stopped before it could move the folder, else `main`. Whoever gets the lock
+/// next completes the upgrade; readers take no lock.
+pub(super) fn valid_folder(main: &Path, inode: u64) -> PathBuf {
+    let link = main.join(pin::LINK);
+    let aside = main.with_file_name(format!("{}{inode}", super::lock::ASIDE));
+    let valid = [main, &aside].into_iter().find(|it| is_at_work(&link, it).unwrap_or(false));
+    valid.unwrap_or(main).to_owned()
+}
+
 fn open_link(path: &Path) -> Result<Link> {
     super::verifier::hush();
     Link::open(path).map_err(|error| Error::bpf("open", path.display().to_string(), error))

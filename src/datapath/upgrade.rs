@@ -236,13 +236,18 @@ fn publish_anew(namespace: &Namespace, rosters: &[(u32, Roster)], aside: &Path) 
         remedy: "there is nothing left to do",
     })?;
     let mut services = Snapshot::default();
+    let mut maps = Vec::new();
     for (id, roster) in rosters {
         let Written { extent, map } = new.write_rows(*id, roster, &mut services)?;
-        let after = services.after(*id, Some(Published { roster: roster.clone(), extent }));
-        new.publish(*id, Some(&map), &services, &after)?;
-        // Looks the sockets up: the program `move_request` cannot.
+        services.insert(*id, Published { roster: roster.clone(), extent });
+        maps.push((*id, map));
+    }
+    // Nobody reads this folder yet: all at once, not each with its own indexes and its own wait.
+    new.put_all_into_services(&maps)?;
+    new.reindex(&services)?;
+    for (id, _) in rosters {
+        // Looks the sockets up here: `move_request` cannot.
         new.refresh_figures(*id)?;
-        services = after;
     }
     Ok(())
 }

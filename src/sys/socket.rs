@@ -118,12 +118,17 @@ pub(crate) fn empty_queue(socket: BorrowedFd<'_>, backlog: u32) -> io::Result<()
     Ok(rustix::net::listen(socket, backlog)?)
 }
 
-/// Wakes whoever waits for connections on a listening socket, and changes nothing else.
+/// Wakes the processes that wait for connections on a listening socket, and changes nothing else.
 ///
 /// Stopping to send means nothing to a listening socket, but `inet_shutdown`
-/// (`net/ipv4/af_inet.c`) calls `sk_state_change` in the end, whatever it was asked for.
+/// (`net/ipv4/af_inet.c`) calls `sk_state_change` in the end, whatever it was asked for. A socket
+/// that does not listen at the moment is left alone: a server pauses one with `shutdown(SHUT_RD)`,
+/// and connections accepted after it listens again would have inherited that they can't send.
 pub(crate) fn wake(socket: BorrowedFd<'_>) -> io::Result<()> {
-    Ok(rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?)
+    if sockopt::socket_acceptconn(socket)? {
+        rustix::net::shutdown(socket, rustix::net::Shutdown::Write)?;
+    }
+    Ok(())
 }
 
 /// Binds a socket to a port, with `SO_REUSEPORT`, unless it is bound to one already: at the

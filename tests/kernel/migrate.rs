@@ -576,3 +576,23 @@ fn waking_changes_nothing_else() {
     assert_eq!(server.accepted(), 1);
     assert_eq!(group.service.status().unwrap().members[0].capacity, BACKLOG.unsigned_abs() + 1);
 }
+
+/// HAProxy and others pause a listener with `shutdown(SHUT_RD)`, and let it listen again.
+#[test]
+fn waking_leaves_a_paused_listener_alone() {
+    world::enter();
+    let group = Group::new(at("127.0.0.1:80"));
+    rustix::net::shutdown(group.listener(0), rustix::net::Shutdown::Read).unwrap();
+    wake(group.listener(0)).unwrap();
+    rustix::net::listen(group.listener(0), BACKLOG).unwrap();
+    for other in 1..5 {
+        group.service.drain(MemberId(other)).unwrap();
+    }
+    let mut client = client(group.called);
+    let (mut server, _) = group.listener(0).accept().unwrap();
+    server.write_all(MESSAGE).unwrap();
+    client.set_read_timeout(Some(deadline())).unwrap();
+    let mut message = [0; MESSAGE.len()];
+    client.read_exact(&mut message).unwrap();
+    assert_eq!(message, MESSAGE);
+}

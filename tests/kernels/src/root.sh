@@ -1,6 +1,8 @@
 # Runs the command of a guest, writes its output and its exit status to ports that QEMU copies to
 # files, and powers off. In the host's root it is started by switch_root, else by init.sh.
 here=$(dirname "$0")
+# Servers, ip and tc live where the PATH of an ordinary user does not lead.
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 busybox=$here/busybox
 test -e "$busybox" || busybox=/bin/busybox
 if test "$here" = /run/kernels; then
