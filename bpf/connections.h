@@ -35,8 +35,8 @@ struct {
 	__type(value, struct ov_origin);
 } origins SEC(".maps");
 
-/* Connections that have been moved and are not closed yet. Where there are more, the
- * rest stay counted where they came from. */
+/* Connections that were moved and are not closed yet. When the map is full, further ones stay
+ * counted at the member that they came from. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -45,8 +45,8 @@ struct {
 	__type(value, struct ov_moved);
 } moved SEC(".maps");
 
-/* Whether `moved` was ever written to: most connections end without a look at it. A map of
- * its own, since it stays with `moved` when the programs are replaced. */
+/* Whether `moved` was ever written to. Most connections end without a look-up in `moved`. A
+ * map of its own: an upgrade keeps it together with `moved`. */
 volatile __u32 any_moved SEC(".data.any_moved") = 0;
 
 /* The count that a connection is part of, while its membership lasts. */

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The programs that user space of any build runs (BPF_PROG_TEST_RUN): they know how this
- * build's maps lie, so that the caller need not.
+ * Programs that user space of any build can run (BPF_PROG_TEST_RUN). They hide this build's
+ * map layout. None is attached. `read_queues` is one of them too.
  *
- * None of them is attached. Their arguments stand in the context: the service's number in
- * local_ip6[0], a position in local_ip6[1], 64 bits in remote_ip6[0] (the low half) and [1],
- * and 16 bits in local_port. That stays as it is: see bpf/overspill.h, "contract".
- * `read_queues` is one of them.
+ * The context holds their arguments: the service's number in local_ip6[0], a position in
+ * local_ip6[1], 64 bits in remote_ip6[0] (the low half) and [1] (the wide argument), and 16
+ * bits in local_port. This never changes: see bpf/overspill.h, "contract".
  */
 #ifndef OVERSPILL_CONTRACT_H
 #define OVERSPILL_CONTRACT_H
@@ -30,8 +29,8 @@ static __always_inline __u64 wide_argument(struct bpf_sk_lookup *ctx)
 	return (__u64)ctx->remote_ip6[1] << 32 | ctx->remote_ip6[0];
 }
 
-/* The part of a member's row that marks change, replaced in one step: a supervisor and a
- * command may mark at the same time. */
+/* The part of a member's row that `mark` changes. It is replaced in one step, because a
+ * supervisor and a command may mark at the same time. */
 union marked {
 	__u64 word;
 	struct {
@@ -66,11 +65,11 @@ static __always_inline bool set_flags(struct ov_member *m, __u8 flags, __u8 mask
 }
 
 /*
- * Sets and clears flags of a member in the snapshot as published: a new snapshot would have
- * to wait until nobody reads the old one, and new requests with it. The wide argument is the
- * socket's cookie, so that a member that has come into the position since is left alone;
- * local_port has the flags in its low byte and, in its high one, which flags are meant: of
- * OV_HUNG, OV_TRIAL and OV_DRAINING. SK_DROP where nothing was done.
+ * Sets and clears flags of a member in the published snapshot. (A new snapshot takes effect
+ * only after the old one has no readers.) The position selects the member. The wide argument
+ * is the socket's cookie: a member with another cookie is not changed. The low byte of
+ * local_port holds the new flags. The high byte is the mask: which of OV_HUNG, OV_TRIAL and
+ * OV_DRAINING to change. SK_DROP: nothing changed.
  */
 SEC("sk_lookup")
 int mark(struct bpf_sk_lookup *ctx)
@@ -117,9 +116,10 @@ static long locate_one(__u32 i, const __u32 *first)
 }
 
 /*
- * Writes into `publications` which services there are and which publication each is: from
- * the service given on, as many as the position says. Readers may run it at the same time:
- * each writes what is true then, and compares with what it finds after it has read the rest.
+ * Writes the publication number of each service, and where its snapshot lies, into
+ * `publications`. It begins at the given service; the position argument is the number of
+ * services. Readers may run it at the same time: each writes the current values. A reader
+ * runs it again after reading, and compares the publication numbers.
  */
 SEC("sk_lookup")
 int locate(struct bpf_sk_lookup *ctx)
@@ -164,7 +164,7 @@ static __always_inline bool export_service(struct request *r,
 	union ov_row *name = row(r, OV_ROW_NAME), *rest = row(r, OV_ROW_NAME + 1);
 
 	if (!header || !name || !rest)
-		return false; /* not reached: a snapshot has them */
+		return false; /* not reached: every snapshot has these rows */
 	out->head = __builtin_offsetof(struct ov_export, member);
 	out->member_size = sizeof(struct ov_exported_member);
 	out->members = r->members;
@@ -241,8 +241,9 @@ static long retire_endpoint(__u32 i, struct request *r)
 }
 
 /*
- * Lets a service go unserved at once: whoever takes it out of `services` next need not know
- * what leads to it. The next writer of this layout puts the indexes right.
+ * Stops serving a service at once. The caller, which then deletes the service's entry in
+ * `services`, does not need to know the endpoint cache. The next writer of this layout repairs
+ * the indexes.
  */
 SEC("sk_lookup")
 int retire(struct bpf_sk_lookup *ctx)

@@ -31,9 +31,9 @@ struct {
 	__type(value, __u32);
 } dispatchers SEC(".maps");
 
-/* What every user's program calls at its end: `take_answer`, which user space puts there.
- * An upgrade keeps this map, since user's programs are bound to it: libbpf must not fill it
- * when it loads. */
+/* Every user's program ends with a call of this map's entry: `take_answer`. User space puts it
+ * there; libbpf must not fill it when it loads. An upgrade keeps this map, because users'
+ * programs are bound to it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__uint(max_entries, 1);
@@ -71,8 +71,8 @@ static __always_inline void enter(struct search *s, struct ov_member *m, struct 
 	c->slot = slot;
 }
 
-/* A global function, so that the verifier goes through it once: on 6.19 and 7.0 it would
- * give up where the loop has it in its body. */
+/* A global function, so that the verifier checks it once. 6.19 and 7.0 refuse the loop
+ * otherwise. */
 __weak int gather_one(struct search *s, __u32 position, struct overspill_request *out)
 {
 	struct ov_figures f = {};

@@ -55,8 +55,8 @@ static __always_inline __u8 kind_of(__u16 port)
 	__u32 zero = 0, index = port;
 	struct ov_ports *all = bpf_map_lookup_elem(&ports, &zero);
 
-	/* Before 7.0 the verifier knows no bounds of a number whose bytes were swapped, and
-	 * clang would leave out a mask of which it knows that it changes nothing. */
+	/* Before 7.0 the verifier loses the bounds of a byte-swapped number, so it needs the
+	 * mask. The barrier stops clang from removing the mask as redundant. */
 	barrier_var(index);
 	return all ? all->is[index & 0xffff] : OV_SHARED;
 }
@@ -120,7 +120,7 @@ static __always_inline struct socket *socket_of(struct file *file)
 	if ((mode & S_IFMT) != S_IFSOCK || !socket)
 		return NULL;
 	LOAD(back, socket, socket, file);
-	/* Not so for one opened with O_PATH. */
+	/* Files opened with O_PATH fail this. */
 	return back == file ? socket : NULL;
 }
 
@@ -171,13 +171,13 @@ static __always_inline struct file *file_of(__u32 fd)
 	if (fd >= count)
 		return NULL;
 	LOAD(slots, fdtable, table, fd);
-	/* Any type of the kernel's will do that begins with a pointer. */
+	/* hlist_node: any type with a pointer first works. */
 	LOAD(file, hlist_node, slots + fd, next);
 	return file;
 }
 
-/* Looks up a descriptor of the caller. A global function, so that the verifier goes through
- * it once, not for each descriptor. (Weak, or it would know the arguments.) */
+/* Looks up a descriptor of the caller. A global function, so that the verifier checks it
+ * once, not for each descriptor. (Weak: otherwise clang specializes the arguments.) */
 __weak int look_up(__u32 fd, __u16 port, __u64 *inode)
 {
 	struct file *file = file_of(fd);
@@ -299,8 +299,8 @@ static __always_inline int call_option(struct bpf_sockopt *ctx)
 	return result;
 }
 
-/* Since 7.2 the verifier wants to see that a return value is one; that of a call comes
- * from user space. */
+/* Since 7.2 the verifier requires a bounded return value. That of a call comes from user
+ * space. */
 static __always_inline long errno_of(long result)
 {
 	return result > 0 || result < -MAX_ERRNO ? -EINVAL : result;

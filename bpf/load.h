@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Reading the kernel's memory at an address that may be stale.
+ * Reads the kernel's memory at an address that may be stale.
  *
- * The kfunc bpf_rdonly_cast (since 6.2) makes such a read a plain load that cannot fault, and
- * is allowed under lockdown in the mode "confidentiality". Before, a helper does the same,
- * more slowly, and is not allowed there.
+ * The kfunc bpf_rdonly_cast (since 6.2) makes such a read a plain load that cannot fault. It
+ * is allowed under lockdown in the mode "confidentiality". Before 6.2 a helper is used: slower,
+ * and not allowed under lockdown in that mode.
  */
 #ifndef OVERSPILL_LOAD_H
 #define OVERSPILL_LOAD_H
@@ -20,15 +20,15 @@ extern void *bpf_rdonly_cast(const void *, __u32) __ksym __weak;
 				p_, bpf_core_type_id_kernel(struct type));     \
 			into = p_->field;                                      \
 		} else {                                                       \
-			/* Apart, so that `into` needs no place in memory. */  \
+			/* A copy, so that `into` can stay in a register. */   \
 			typeof(p_->field) read_;                               \
 			bpf_core_read(&read_, sizeof(read_), &p_->field);      \
 			into = read_;                                          \
 		}                                                              \
 	} while (0)
 
-/* A pointer that the verifier knows, as a plain number. Before 6.2 the verifier follows its
- * type through every cast, and refuses to read what that type does not have. */
+/* Makes a pointer that the verifier knows a plain number. Before 6.2 the verifier keeps its
+ * type through every cast, and refuses to read a field that the type does not have. */
 static __always_inline __u64 plain_address(const void *pointer)
 {
 	__u64 address = 0;

@@ -1530,8 +1530,8 @@ static __always_inline bool put_on_one_of_two(struct request *r)
 	return m && is_best(s) && assign(r, m);
 }
 
-/* Not inlined: twice the code would take twice the cache. Nor in a loop: before 6.7 the
- * verifier refuses one whose head is reached again by falling through, and clang decides
+/* Not inlined: twice the code would take twice the cache. Not a loop either: before 6.7 the
+ * verifier refuses a loop whose head is reached again by falling through, and clang decides
  * where the head is. */
 static __noinline enum answer choose(struct request *r)
 {
@@ -1886,8 +1886,8 @@ int move_request(struct sk_reuseport_md *md)
 		return SK_PASS;
 	__builtin_memcpy(heir.address, key.address, sizeof(heir.address));
 	heir.leaving = bpf_get_socket_cookie(sk);
-	/* Before 6.7 the verifier goes through the body of a loop once, takes what it knows then
-	 * for true in every round, and removes the comparison. Of this 0 it does not know. */
+	/* Before 6.7 the verifier checks the body of a loop once, assumes the same values in
+	 * every round, and removes the comparison. It does not know that this value is 0. */
 	heir.found = settings.zero;
 	heir.score = settings.zero;
 	bpf_loop(r.endpoint->count, consider_heir, &heir, 0);
@@ -1905,10 +1905,9 @@ struct {
 } movers SEC(".maps");
 
 /*
- * Attached to SO_REUSEPORT groups, which the kernel takes for its permission to move
- * requests at all. Nobody can find the groups again to attach another program: so this one
- * never changes, and calls the one that does. Where there is none, the kernel chooses by
- * the flow's hash.
+ * Attached to SO_REUSEPORT groups. Its presence enables migration. The groups cannot be
+ * enumerated to attach another program, so this one never changes and calls `move_request`.
+ * If `movers` is empty, the kernel chooses by the flow's hash.
  */
 SEC("sk_reuseport/migrate")
 int migrate(struct sk_reuseport_md *md)

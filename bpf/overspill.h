@@ -5,22 +5,22 @@
  * src/datapath/layout.rs has the same structures in Rust, and a test compares
  * each size and offset with the BTF of the compiled object.
  *
- * Two builds can meet at one state: a command of one, the programs of another
- * (docs/decisions/0025-upgrade.md). Three kinds of structure follow from that.
+ * A command of one build can work on a state whose programs belong to another build
+ * (docs/decisions/0025-upgrade.md). So there are three kinds of structure.
  *
- * 1. What any two builds share (marked "contract" below). Fields are only appended,
- *    numbers are never given a new meaning. A reader takes the part that it knows and
- *    zeros for what is missing: struct ov_state, the counters, ov_figures, ov_export and
- *    the arguments of the programs that user space runs (bpf/contract.h). `sockets`,
- *    `words` and `starts` never change: servers have `words` in their memory.
- *    Also part of it: the folder BPFFS/overspill/INODE, its pins `link`, `overspill`,
- *    `connections`, `connections-ID`, `migrate`, `move_request`, `take_answer`, and that
- *    to delete an entry of `services` takes the service out.
- * 2. What lives in connections and flows, and so outlives a program: `loads`, `origins`,
- *    `moved`, `any_moved`, `cookies`. Whoever changes it raises OVERSPILL_CONNECTIONS: an
- *    upgrade across that begins to count anew.
- * 3. All the rest is internal to a layout. Whoever changes the meaning or the place of a
- *    field raises OVERSPILL_LAYOUT: an upgrade across that makes these maps anew.
+ * 1. What all builds share (marked "contract" below): struct ov_state, the counters,
+ *    ov_figures, ov_export and the arguments of the programs that user space runs
+ *    (bpf/contract.h). Fields are only appended. Numbers never get a new meaning. A reader
+ *    takes the fields that it knows, and zeros for missing ones. `sockets`, `words` and
+ *    `starts` never change: servers have `words` in their memory.
+ *    The contract also has the folder BPFFS/overspill/INODE and its pins `link`,
+ *    `overspill`, `connections`, `connections-ID`, `migrate`, `move_request` and
+ *    `take_answer`. Deleting an entry of `services` removes the service.
+ * 2. What belongs to connections and flows, and so outlives a program: `loads`, `origins`,
+ *    `moved`, `any_moved`, `cookies`. Raise OVERSPILL_CONNECTIONS when one of them changes.
+ *    An upgrade between different numbers makes these maps anew.
+ * 3. Everything else is internal to a layout. Raise OVERSPILL_LAYOUT when the meaning or the
+ *    place of a field changes. An upgrade between different layouts makes these maps anew.
  *
  * The nouns: a service is an ordered list of members; a member is a listening
  * socket; an endpoint is an address and port that clients call; a request is one
@@ -48,7 +48,7 @@
 #define OV_POSITIONS_PER_ROW 16
 #define OV_ADDRESSES_PER_ROW 8
 
-/* Contract: numbers are only added, as are the flags of services and of members. */
+/* Contract: numbers are only added. The same holds for the flags of services and members. */
 enum ov_policy {
 	OV_NEXT_AVAILABLE = 0,
 	OV_SHORTEST_QUEUE = 1,
@@ -66,13 +66,13 @@ enum {
 	OV_APART = 1 << 3, /* redirected between addresses: not all know of each SYN cookie */
 };
 
-/* `services`, each a map with this one entry: where the snapshot lies in `rows`. Also
- * `publications`, by service, where the program `locate` copies it for user space: before 6.8
- * the kernel waits for a grace period of RCU at each look-up from there in a map of maps
- * (kernel/bpf/syscall.c, bpf_map_copy_value). Contract: fields are only appended; of a state
+/* Where a snapshot lies in `rows`. Each entry of `services` is a map with this one entry.
+ * `publications`, by service, has copies for user space, which the program `locate` makes:
+ * before 6.8 each look-up in a map of maps by user space waits for a grace period of RCU
+ * (kernel/bpf/syscall.c, bpf_map_copy_value). Contract: fields are only appended. In a state
  * of another layout only `number` has a meaning. */
 struct ov_extent {
-	__u32 number; /* another one with each publication; 0: there is no such service */
+	__u32 number; /* changes with each publication; 0: there is no such service */
 	__u32 first;
 	__u32 count;
 	__u32 endpoints;
@@ -202,8 +202,8 @@ struct ov_ports {
 	__u8 kinds[65536]; /* by port, host order */
 };
 
-/* The counters are contract. Behind the CPUs' parts lies one more, in which no program
- * counts: what was counted before an upgrade that made the map anew.
+/* The counters are contract. Each CPU has a part. One extra part follows, in which no program
+ * counts: it holds what was counted before an upgrade that made the map anew.
  *
  * `service_counters`, for each CPU by service. Each request that reaches a service is
  * in exactly one of placed, redirected, dropped, reset and left, or in exits.refused. */
@@ -374,7 +374,7 @@ struct ov_exported_member {
 };
 
 struct ov_exported_service {
-	__u64 begun; /* what the caller gave, so that it knows its own answer */
+	__u64 begun; /* the caller's number, by which it recognizes its own answer */
 	__u32 head; /* where the members begin, in bytes */
 	__u32 member_size; /* in bytes */
 	__u32 members; /* of the service */

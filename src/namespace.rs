@@ -91,25 +91,31 @@ impl Namespace {
         Ok(Datapath::open(self)?.map(|datapath| datapath.seed()))
     }
 
-    /// The build of overspill that has made the state of its services, or `None` while it has
-    /// none. Another build than this one can have changed the services since.
+    /// The build of overspill whose programs serve its services, or `None` while it has none.
+    /// Other builds of the same layout can have changed the services since.
     ///
     /// # Errors
     ///
-    /// As those of looking at a service.
+    /// The same as [`Service::status`](crate::Service::status).
     pub fn build(&self) -> Result<Option<Build>> {
         Ok(Datapath::open(self)?.map(|datapath| datapath.build()))
     }
 
-    /// Lets this build take over the state of its services from the one that has made it, while
-    /// they are called: no request is lost. `None` while it has no services. Where this build
-    /// has made it, nothing is done.
+    /// Replaces the programs of these services by this build's, under load. No request is lost.
+    ///
+    /// Returns `None` if the namespace has no services. Does nothing if the programs are this
+    /// build's already.
     ///
     /// # Errors
     ///
-    /// [`Error::OtherVersion`] where the state is from before builds could do this;
-    /// [`Error::UnknownPolicy`] and [`Error::NoUpgrade`] where a service has what this build does
-    /// not; the kernel refuses the programs. Nothing has changed then.
+    /// [`Error::OtherVersion`]: the state is older than version 0.1.0, which cannot be upgraded.
+    /// [`Error::UnknownPolicy`]: this build does not know the policy of a service.
+    /// [`Error::NoUpgrade`]: a map or a dispatcher does not fit this build.
+    /// [`Error::Bpf`]: the kernel refuses the programs.
+    /// After these errors nothing has changed.
+    ///
+    /// [`Error::Unfinished`]: this build's programs serve, but a later step failed. The next
+    /// change of any service completes the upgrade.
     pub fn upgrade(&self) -> Result<Option<Upgrade>> {
         let lock = Lock::acquire()?;
         let Some(datapath) = Datapath::open(self)? else { return Ok(None) };

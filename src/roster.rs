@@ -83,8 +83,8 @@ impl Roster {
         }
     }
 
-    /// The service that a build of another layout tells of, or `None` where its policy is
-    /// unknown. Cursors begin anew. A SYN cookie may have been sent for it just now.
+    /// A service exported by a build of another layout, or `None` if its policy is unknown.
+    /// Round-robin cursors start again. A SYN cookie may have been sent for it just before.
     pub(crate) fn imported(
         name: String,
         service: &layout::ExportedService,
@@ -419,7 +419,7 @@ fn families_from(flags: u8) -> Families {
     Families { ipv4: flags & layout::TAKES_IPV4 != 0, ipv6: flags & layout::TAKES_IPV6 != 0 }
 }
 
-/// A member that a build of another layout tells of.
+/// A member exported by a build of another layout.
 pub(crate) fn imported_member(member: &layout::ExportedMember, port: u16) -> Member {
     let ip = layout::address_from(member.address);
     Member {

@@ -345,7 +345,7 @@ pub fn empty_queue(socket: &impl AsFd, backlog: u32) -> Result<()> {
 /// Needed after requests were moved to it ([`Service::keep_requests`]): kernels before a fix of
 /// 2026 put a moved connection into the queue and wake nobody (`inet_csk_listen_stop`,
 /// `net/ipv4/inet_connection_sock.c`), so that a client waits until the next one comes.
-/// Where nothing waits in the queue, the woken sleep on.
+/// If the queue is empty, they go back to sleep.
 ///
 /// # Errors
 ///
@@ -867,8 +867,7 @@ pub struct Looker {
 }
 
 impl Looker {
-    /// The state as it is now: an upgrade has put another folder in the place of the one that
-    /// was opened.
+    /// The current state. An upgrade may have replaced the folder since it was opened.
     fn place(&self) -> Result<MutexGuard<'_, (Datapath, u32)>> {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
         if !place.0.is_current()? {

@@ -1,5 +1,5 @@
-//! Reading and changing the state of another layout, through the programs that its build has
-//! pinned (`bpf/contract.h`).
+//! Reads and changes the state of another layout through the programs that its build pinned
+//! (`bpf/contract.h`).
 
 use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,20 +18,20 @@ use crate::sys;
 /// How long a reader tries to be the one that `export` writes for: a run takes microseconds.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Some members of a service, and what is the same for all of them.
+/// A service, and some of its members.
 struct Page {
     service: ExportedService,
     members: Vec<ExportedMember>,
 }
 
 impl Datapath {
-    /// Service number `id` as the build that made it tells of it.
+    /// Reads service `id` through its own build's programs.
     pub(super) fn exported(&self, id: u32) -> Result<Option<(Extent, Roster)>> {
         for _ in 0..READS {
             let Some(place) = self.place(id)? else { return Ok(None) };
             let service = self.export_all(id)?;
             let all = |page: &Page| page.members.len() == page.service.members as usize;
-            // Otherwise it was published anew while it was read.
+            // Otherwise a writer published the service while it was read: try again.
             if self.place(id)?.is_some_and(|now| now.number == place.number)
                 && service.as_ref().is_none_or(all)
             {
@@ -42,7 +42,7 @@ impl Datapath {
         Err(self.unopenable(id))
     }
 
-    /// Its name alone.
+    /// Only its name.
     pub(super) fn exported_name(&self, id: u32) -> Result<Option<String>> {
         if self.place(id)?.is_none() {
             return Ok(None);
@@ -69,7 +69,7 @@ impl Datapath {
             let first = u32::try_from(all.members.len()).expect("the capacity is a u32");
             match self.export(id, first)? {
                 Some(more) if !more.members.is_empty() => all.members.extend(more.members),
-                // Published anew meanwhile, and shorter: the caller sees it.
+                // A writer has published a shorter list: the caller notices.
                 _ => break,
             }
         }
@@ -98,15 +98,15 @@ impl Datapath {
         Err(Error::system("read", format!("service number {id}"), rustix::io::Errno::BUSY))
     }
 
-    /// Lets a member drain, or no more, in a state of any layout. False when the list has
-    /// changed since it was read. When it returns, every request knows.
+    /// Starts or stops draining a member, in a state of any layout. False if the member moved.
+    /// On return, every request sees the change.
     pub(crate) fn drain_in_place(&self, id: u32, position: usize, member: &Member) -> Result<bool> {
         let done = self.mark_draining(id, position, member)?;
         swap::wait_for_programs()?;
         Ok(done)
     }
 
-    /// Takes a service out of a state of any layout.
+    /// Removes a service from a state of any layout.
     pub(crate) fn retire(&self, id: u32, roster: &Roster, _lock: &Lock) -> Result<()> {
         let retirer = self.program(pin::RETIRER)?;
         let arguments = Arguments { service: id, ..Arguments::default() };
@@ -118,8 +118,8 @@ impl Datapath {
     }
 }
 
-/// What the program has written for the caller with that number, who asked for the members
-/// from `first` on; nothing if another caller was faster.
+/// The answer of `export` to the call with that number, for the members from `first` on; `None`
+/// if another call was faster.
 fn page(map: &MapHandle, number: u64, first: u32) -> Result<Option<Page>> {
     let bytes = super::read::lookup(map, 0)?;
     let service: ExportedService = known_part(&bytes);

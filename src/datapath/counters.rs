@@ -1,5 +1,5 @@
-//! What requests are counted in: arrays in memory shared with the kernel, of which each CPU
-//! has a part of its own, and what was counted before an upgrade one more.
+//! Counters of requests: arrays in memory shared with the kernel. Each CPU counts in a part of
+//! its own. One extra part holds what was counted before an upgrade.
 
 use std::os::fd::AsFd as _;
 use std::sync::OnceLock;
@@ -72,7 +72,7 @@ impl Counted {
         once(place, || Self::of(map, own))
     }
 
-    /// Those in a map of any build: it may have counters that this one does not know.
+    /// The counters in a map of any build. It may have counters that this build does not know.
     pub(super) fn of(map: &MapHandle, own: u32) -> Result<Self> {
         let words = map.value_size() as usize / WORD;
         Ok(Self { memory: mapped(map, words)?, words, own: own as usize })
@@ -98,8 +98,7 @@ impl Counted {
         sums
     }
 
-    /// Lets what the maps of another build have counted be counted here as well, in the part
-    /// that is no CPU's: to do it again changes nothing but what was counted meanwhile.
+    /// Adds the other build's counts in the extra part. Repeating it is safe.
     pub(super) fn take_over(&self, other: &Self) {
         for number in 0..self.own {
             let number = u32::try_from(number).expect("a capacity is a u32");

@@ -93,7 +93,7 @@ impl Request {
 }
 
 impl Hooks {
-    /// Loads them and lets them go again, to see whether this kernel takes them.
+    /// Loads the hooks to see whether this kernel accepts them, and unloads them.
     pub(crate) fn rehearse() -> Result<()> {
         verifier::retried(|| load(open()?).map(drop))
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::{attached_to, pin, root, swap};
 use crate::error::{Error, Result};
 
-/// How the name of a folder begins in which a state is being made.
+/// The prefix of the name of a folder in which a state is being made.
 pub(super) const ASIDE: &str = "new-";
 
 /// How long one writer may be seen to hold the lock until it is taken for stopped. A change
@@ -31,11 +31,10 @@ pub(crate) struct Lock {
 }
 
 impl Lock {
-    /// Waits for it, and sweeps away what a writer that was killed left half made, or finishes
-    /// it.
+    /// Waits for the lock, then removes or completes what a killed writer left.
     ///
-    /// [`Error::Locked`] when one and the same writer has it all the time; a crowd of them
-    /// that take turns is waited for however long it takes.
+    /// [`Error::Locked`] if one writer holds it for the whole [`PATIENCE`]. If writers take turns,
+    /// it waits without a limit.
     pub(crate) fn acquire() -> Result<Self> {
         let root = root()?;
         let failed = |operation| {

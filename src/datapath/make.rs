@@ -81,8 +81,8 @@ impl Datapath {
         }
     }
 
-    /// Loads the programs, to see whether this kernel takes them, tries something with
-    /// `migrate`, and lets them go again.
+    /// Loads the programs to see whether this kernel accepts them, calls `attempt` with `migrate`,
+    /// and unloads them.
     pub(crate) fn rehearse<T>(attempt: impl Fn(BorrowedFd<'_>) -> T) -> Result<T> {
         verifier::retried(|| {
             let mut memory = MaybeUninit::uninit();
@@ -145,7 +145,7 @@ pub(super) fn describe(skeleton: &OverspillSkel<'_>, seed: u32, capacity: Capaci
         .map_err(|error| Error::bpf("write", "the map state", error))
 }
 
-/// Puts the programs into the arrays that others call them by, of those that are new.
+/// Puts the called programs into those program arrays of a folder that are new.
 pub(super) fn begin_to_call(folder: &Path, arrays: &[&str]) -> Result<()> {
     for (array, program) in [("finish", pin::TAKER), ("movers", pin::MOVER)] {
         if arrays.contains(&array) {
@@ -215,8 +215,8 @@ pub(super) fn prepare(
             .map_err(|error| Error::bpf("set the size of", map.name().to_string_lossy(), error))
     };
     size(&mut maps.services, capacity.services + 1)?; // the last one is for waits
-    // One part more than there are CPUs: for what was counted before an upgrade.
     size(&mut maps.publications, capacity.services + 1)?;
+    // One part more than CPUs: an upgrade writes the counts so far there.
     size(&mut maps.service_counters, (cpus + 1) * capacity.services)?;
     size(&mut maps.exits, cpus + 1)?;
     size(&mut maps.searches, cpus)?;
@@ -237,8 +237,8 @@ pub(super) fn load(open: OpenOverspillSkel<'_>) -> Result<OverspillSkel<'_>> {
     verifier::load("the programs", || open.load())
 }
 
-/// Rosters are opened by number, which takes more privilege (`CAP_SYS_ADMIN`) than making
-/// them: without it, a service would be made that nobody here could read or remove.
+/// Checks that maps can be opened by id. That needs more privilege (`CAP_SYS_ADMIN`) than making
+/// them; replacing or upgrading a dispatcher opens programs by id.
 pub(super) fn check_readable(skeleton: &OverspillSkel<'_>) -> Result<()> {
     let failed = |error| Error::bpf("open by its number", "the map services", error);
     let number = skeleton.maps.services.info().map_err(failed)?.info.id;

@@ -94,8 +94,8 @@ mod pin {
     /// Followed by the id of the control group that it is attached to.
     pub(super) const COUNTED: &str = "connections-";
     pub(super) const STATE: &str = "state";
-    /// Maps that are pinned for the programs and for upgrades alone. (Programs leave an array
-    /// that nobody holds.)
+    /// Maps that user space does not open in normal use. They are pinned for upgrades, and
+    /// because user space must hold a program array, or the kernel empties it.
     pub(super) const MAPS: &[&str] = &[STATE, "rules", "movers", "any_moved", "cookies"];
 }
 
@@ -127,8 +127,8 @@ maps!(
     OwnMaps: ports, endpoints, near, rows, settings, tracing, tracers
 );
 
-/// The programs that readers run. Opened with the maps: by its path a program could be that
-/// of a build which has taken the state over meanwhile.
+/// The programs that readers run. They are opened together with the maps. A program that is
+/// opened later by its path may belong to a build that has upgraded the state since.
 #[derive(Debug)]
 struct Programs {
     reader: OwnedFd,
@@ -141,7 +141,7 @@ struct Programs {
 #[derive(Debug)]
 pub(crate) struct Datapath {
     folder: PathBuf,
-    /// The inode number of the pin `link`: an upgrade makes another.
+    /// The inode number of the pin `link`. An upgrade makes a new pin.
     link: u64,
     state: layout::State,
     maps: Maps,
@@ -162,8 +162,8 @@ impl Datapath {
             let folder = swap::valid_folder(&main, namespace.inode());
             let own = inode(&folder.join(pin::LINK))?.unwrap_or(before);
             let opened = Self::open_folder(namespace, &folder, own);
-            // Else it was removed meanwhile, or another was made or swapped into its place: what
-            // was opened may be parts of both.
+            // Otherwise the folder was removed or replaced in between. What was opened may be
+            // parts of two states.
             if inode(&link)? == Some(before) {
                 return opened;
             }
@@ -196,7 +196,7 @@ impl Datapath {
         }))
     }
 
-    /// Whether the folder still is the one that was opened, and not that of another build.
+    /// Whether the folder is still the one that was opened. An upgrade may have replaced it.
     pub(crate) fn is_current(&self) -> Result<bool> {
         Ok(inode(&self.folder.join(pin::LINK))? == Some(self.link))
     }

@@ -155,8 +155,8 @@ impl Datapath {
         })
     }
 
-    /// The connections of each member, in list order; those of nobody where another build
-    /// counts them in a way of its own.
+    /// The connections of each member, in list order; empty if another build counts them
+    /// differently.
     fn loads(&self, roster: &Roster) -> Result<Vec<Load>> {
         if self.state.connections == CONNECTIONS {
             values(&self.maps.loads, &slots(roster))
@@ -216,20 +216,18 @@ impl Datapath {
         }
     }
 
-    /// Marks a member's health in the roster as published. False when the service's list
-    /// has changed meanwhile.
+    /// Marks a member's health in the published snapshot. False if the member moved.
     pub(crate) fn mark(&self, id: u32, position: usize, member: &Member) -> Result<bool> {
         self.set_flags(id, position, member, [health_flags(member.health), HUNG | TRIAL])
     }
 
-    /// Lets a member drain, or no more, in the roster as published.
+    /// Starts or stops draining a member in the published snapshot. False if the member moved.
     pub(super) fn mark_draining(&self, id: u32, position: usize, member: &Member) -> Result<bool> {
         let draining = if member.draining { DRAINING } else { 0 };
         self.set_flags(id, position, member, [draining, DRAINING])
     }
 
-    /// Sets those of a member's flags that are meant by the mask. False when it stands
-    /// elsewhere by now.
+    /// Sets the flags of a member that are in the mask. False if the member moved.
     fn set_flags(
         &self,
         id: u32,
@@ -271,7 +269,7 @@ impl Datapath {
 /// The verdict of a program that has done what was asked.
 pub(super) const SK_PASS: u32 = 1;
 
-/// What the programs that user space runs are told (`bpf/contract.h`).
+/// Arguments of the programs that user space runs (`bpf/contract.h`).
 #[derive(Default)]
 pub(super) struct Arguments {
     pub(super) service: u32,
@@ -281,7 +279,7 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
-    /// They stand in the `struct bpf_sk_lookup` of a TCP request over IPv6.
+    /// Writes them into the `struct bpf_sk_lookup` of a TCP request over IPv6.
     pub(super) fn context(&self) -> Vec<u8> {
         let mut words = [0_u32; 18];
         words[2] = 10; // family: AF_INET6
@@ -345,8 +343,8 @@ fn slots(roster: &Roster) -> Vec<u32> {
 /// costs less than one more system call.
 const NEAR: u32 = 8;
 
-/// The values of an array at these slots, in the same order; of an array of another build,
-/// what is known of them.
+/// The values of an array at these slots, in the same order. Of another build's array it reads
+/// the fields that both builds have; the others are zero.
 pub(super) fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
     let size = (map.value_size() as usize).next_multiple_of(8);
     let mut order: Vec<usize> = (0..slots.len()).collect();

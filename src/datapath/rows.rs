@@ -160,8 +160,7 @@ fn count(rows: &[Row]) -> u32 {
     u32::try_from(rows.len()).expect("the capacity is a u32")
 }
 
-/// A map that says where a snapshot lies: nowhere yet. Its own number in the kernel serves as
-/// that of the publication.
+/// An empty extent. Its map id is the publication number.
 pub(super) fn roster_map() -> Result<MapHandle> {
     let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
         sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,

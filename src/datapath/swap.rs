@@ -1,14 +1,13 @@
-//! Putting the programs of one folder into the place of another's, in one step, and finishing
-//! what an upgrade that was killed has begun.
+//! Replaces the programs of one folder by those of another in one step, and completes or undoes
+//! an upgrade that was killed.
 //!
-//! While a state is upgraded there are two folders, `INODE` and, aside, `new-INODE`; both have
-//! the same links pinned. Which one is true is said by the kernel: it is the folder whose
-//! `overspill` the pinned link has attached. One update of the link makes the change
-//! ([`commit`]); before it an upgrade is undone by removing the folder aside, after it it is
-//! finished ([`finish`]), by whoever has the lock next.
+//! During an upgrade there are two folders, `INODE` and `new-INODE`. Both pin the same links.
+//! The valid folder is the one whose program `overspill` the link has attached. Before the
+//! update of the link ([`commit`]), removing the new folder undoes the upgrade; after it,
+//! [`finish`] completes it. The next writer does what is needed ([`recover`]).
 //!
-//! All of this rests on the contract between builds alone (`bpf/overspill.h`), so that each
-//! of them can finish what another has begun.
+//! This code uses only the contract between builds (`bpf/overspill.h`), so that each build can
+//! complete an upgrade of another.
 
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
@@ -26,8 +25,8 @@ use crate::sys;
 
 /// Waits until every program that runs now has ended.
 ///
-/// The kernel does so at each change of a map of maps (`maybe_wait_bpf_programs`): this one
-/// belongs to nobody.
+/// The kernel waits at each change of a map of maps (`maybe_wait_bpf_programs`); this map is
+/// temporary.
 pub(super) fn wait_for_programs() -> Result<()> {
     let failed = |error| Error::bpf("wait for", "the programs that run", error);
     let inner = roster_map()?;
@@ -49,7 +48,7 @@ pub(super) fn put_program(map: &MapHandle, key: u32, program: BorrowedFd<'_>) ->
         .map_err(|error| Error::bpf("change", super::read::map_name(map), error))
 }
 
-/// The links on control groups that are pinned in a folder: the groups' ids, and the pins.
+/// Lists the links on control groups that a folder pins: the id of each group, and the pin.
 pub(super) fn counted(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     let failed = |error| Error::system("read", folder.display().to_string(), error);
     let mut links = Vec::new();
@@ -62,7 +61,7 @@ pub(super) fn counted(folder: &Path) -> Result<Vec<(u64, PathBuf)>> {
     Ok(links)
 }
 
-/// Pins the links of one folder in another as well.
+/// Pins the links of one folder in another one too.
 pub(super) fn share_links(from: &Path, to: &Path) -> Result<()> {
     let groups = counted(from)?.into_iter().map(|(_, path)| path);
     for path in groups.chain([from.join(pin::LINK)]) {
@@ -74,13 +73,15 @@ pub(super) fn share_links(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Lets requests be placed by the programs in the folder aside from now on.
+/// Attaches the program of the new folder in place of the old one. It places requests from now
+/// on.
 pub(super) fn commit(aside: &Path) -> Result<()> {
     update(&aside.join(pin::LINK), aside, pin::PROGRAM)
 }
 
-/// What follows once the programs in the folder aside place the requests: the rest goes over
-/// to them, and the folder takes its place. To do it again, from the start, does no harm.
+/// Completes an upgrade after [`commit`]: moves the other links, the counters and the
+/// dispatchers to the new folder, and gives it the name of the old one. Repeating it from the
+/// start is safe.
 pub(super) fn finish(main: &Path, aside: &Path) -> Result<()> {
     for (_, link) in counted(aside)? {
         match update(&link, aside, pin::COUNTER) {
@@ -90,7 +91,7 @@ pub(super) fn finish(main: &Path, aside: &Path) -> Result<()> {
         }
     }
     put_program(&open_map(aside, "movers")?, 0, open_program(aside, pin::MOVER)?.as_fd())?;
-    // Until they have ended, runs of the old programs may call what is in `finish`, and count.
+    // Until they end, runs of the old programs call the program in `finish`, and count.
     wait_for_programs()?;
     take_over_counters(main, aside)?;
     take_over_dispatchers(main, aside)?;
@@ -99,7 +100,7 @@ pub(super) fn finish(main: &Path, aside: &Path) -> Result<()> {
     remove_folder(aside)
 }
 
-/// Finishes or undoes the upgrade that has left this folder aside.
+/// Completes or undoes the upgrade that left this folder.
 pub(super) fn recover(main: &Path, inode: u64, aside: &Path) -> Result<()> {
     let link = main.join(pin::LINK);
     let is_alive = attached_to(&link).is_ok_and(|attached| attached == inode);
@@ -108,7 +109,7 @@ pub(super) fn recover(main: &Path, inode: u64, aside: &Path) -> Result<()> {
 
 /// Whether the link has the program of that folder attached.
 fn is_at_work(link: &Path, folder: &Path) -> Result<bool> {
-    // Not pinned yet, or not any more.
+    // The program is not pinned yet, or its pin has been removed.
     let Ok(program) = ProgramHandle::from_pinned_path(folder.join(pin::PROGRAM)) else {
         return Ok(false);
     };
@@ -144,7 +145,7 @@ pub(super) fn number(map: &MapHandle) -> Result<u32> {
     Ok(info.info.id)
 }
 
-/// Where the new programs count in a map of their own, lets that begin with what was counted.
+/// Adds the old counts to the new maps of counters. Maps that both folders share keep theirs.
 fn take_over_counters(main: &Path, aside: &Path) -> Result<()> {
     let state = read_state(aside)?;
     let counters =
@@ -158,12 +159,15 @@ fn take_over_counters(main: &Path, aside: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Users' programs end with a call of what is in `finish`. So the new state asks none of them
-/// until the old one's runs have ended; then they call the new `take_answer`.
+/// Puts the new `take_answer` into `finish`, and the dispatchers into the new state.
+///
+/// Dispatchers end with a call of the program in `finish`. The old program needs the old
+/// `take_answer` there. So the caller first waits until runs of the old program have ended;
+/// until then the new state has no dispatchers, and next-available places its requests.
 fn take_over_dispatchers(main: &Path, aside: &Path) -> Result<()> {
     let (old, new) = (open_map(main, "finish")?, open_map(aside, "finish")?);
     if number(&old)? != number(&new)? {
-        return Ok(()); // there are none: `upgrade` would have refused
+        return Ok(()); // there are no dispatchers: `upgrade` would have refused
     }
     put_program(&new, 0, open_program(aside, pin::TAKER)?.as_fd())?;
     let (old, new) = (open_map(main, "dispatchers")?, open_map(aside, "dispatchers")?);
@@ -180,8 +184,8 @@ fn take_over_dispatchers(main: &Path, aside: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a folder is one that an upgrade or a first service is being made in, and of which
-/// namespace.
+/// Returns the namespace of a folder `new-INODE`, in which an upgrade or a first service is
+/// prepared; `None` for other folders.
 pub(super) fn namespace_of(aside: &Path) -> Option<u64> {
     aside.file_name()?.to_str()?.strip_prefix(super::lock::ASIDE)?.parse().ok()
 }

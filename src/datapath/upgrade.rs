@@ -1,9 +1,8 @@
-//! Letting this build take over the state of another one, while it serves.
+//! Upgrades a state to this build while it serves.
 //!
-//! A whole new folder is built aside: this build's programs, bound to the maps of the state
-//! where both builds understand them in the same way, and to new ones, filled from what the
-//! other build exports, where they do not. Then the links are swapped (`swap.rs`). What fails
-//! before that is undone, and the state goes on as it was.
+//! It builds a new folder. It reuses maps that both builds define in the same way. It fills the
+//! others from the other build's export. Then it swaps the links (`swap.rs`). If a step before
+//! the swap fails, it removes the new folder, and the state is unchanged.
 
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
@@ -27,12 +26,12 @@ use crate::namespace::Namespace;
 use crate::policy::Policy;
 use crate::roster::Roster;
 
-/// A build of overspill, as a state names the one that made it.
+/// A build of overspill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Build {
     /// The version.
     pub version: String,
-    /// The head of the digest of the programs: builds of one version can differ.
+    /// The first digits of the digest of the programs: two builds can have the same version.
     pub digest: String,
     /// The number of the layout of the maps.
     pub layout: u32,
@@ -46,37 +45,37 @@ impl Build {
     }
 }
 
-/// What an upgrade came to.
+/// The result of an upgrade.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Upgrade {
-    /// The build that had made the state.
+    /// The build that served before.
     pub from: Build,
-    /// This build. Where it is the same, nothing had to be done.
+    /// This build. If it equals `from`, nothing was done.
     pub to: Build,
-    /// How many services there are.
+    /// The number of services.
     pub services: usize,
 }
 
-/// The maps that never change, however else builds differ.
+/// Maps that are the same in every build.
 const FROZEN: &[&str] = &["sockets", "words", "starts", "movers"];
-/// What users' programs are bound to.
+/// Maps that users' dispatchers are bound to.
 const ASKED: &[&str] = &["requests", "finish"];
-/// What connections and flows refer to.
+/// Maps that connections and flows refer to.
 const CONNECTIONS: &[&str] = &["loads", "origins", "moved", "any_moved", "cookies"];
 const COUNTERS: &[&str] = &["service_counters", "member_counters", "exits"];
 
 impl Datapath {
-    /// The build that made the state.
+    /// The build that made the state's programs.
     pub(crate) fn build(&self) -> Build {
         build_of(&self.state)
     }
 
-    /// Whether this very build has made it.
+    /// Whether this build made the state's programs.
     pub(crate) fn is_of_this_build(&self) -> bool {
         self.is_of_own_layout() && self.state.build == digest()
     }
 
-    /// Lets this build take the state over.
+    /// Upgrades the state to this build while it serves.
     pub(crate) fn upgrade(self, namespace: &Namespace, lock: &Lock) -> Result<Upgrade> {
         self.check_program()?;
         let rosters = self.rosters()?;
@@ -89,23 +88,24 @@ impl Datapath {
         make::make_folder(&aside)?;
         let built = self.build_aside(namespace, &rosters, &aside);
         if let Err(error) = built.and_then(|()| swap::commit(&aside)) {
-            // The cause is reported, not the trouble on the way back.
+            // Report the cause; ignore errors of the clean-up.
             let _ = remove_folder(&aside);
             return Err(error);
         }
-        // From here on there is no way back; what fails is finished by the next writer.
+        // From here the upgrade is only completed, not undone. If a step fails, the next writer
+        // completes it.
         let unfinished = |source| Error::Unfinished { path: self.folder.clone(), source };
         swap::finish(&self.folder, &aside).map_err(|error| unfinished(Box::new(error)))?;
         Ok(upgrade)
     }
 
-    /// Every service's number and roster.
+    /// The number and snapshot of every service.
     fn rosters(&self) -> Result<Vec<(u32, Roster)>> {
         let numbered = |id| Ok(self.roster(id)?.map(|roster| (id, roster)));
         self.numbers()?.into_iter().filter_map(|id| numbered(id).transpose()).collect()
     }
 
-    /// All but the swap.
+    /// Prepares everything for the swap.
     fn build_aside(
         &self,
         namespace: &Namespace,
@@ -131,14 +131,12 @@ impl Datapath {
         if reused.layout { Ok(()) } else { publish_anew(namespace, rosters, aside) }
     }
 
-    /// Binds the programs that are to be loaded to the maps of the state, as far as both
-    /// builds understand them in the same way.
+    /// Makes the new programs use the state's maps that both builds define in the same way.
     fn reuse(&self, open: &mut OpenOverspillSkel<'_>) -> Result<Reused> {
         let mut reusing = Reusing { folder: &self.folder, open };
         if !reusing.all(FROZEN)? {
             return Err(self.refused(
-                "its sockets, words or starts lie otherwise than in every \
-                                     build",
+                "the map sockets, words, starts or movers has another definition",
                 "remove its services with the version that made them",
             ));
         }
@@ -155,14 +153,15 @@ impl Datapath {
         Ok(Reused { layout, dispatchers })
     }
 
-    /// Users' programs are bound to what they were loaded for, and their files are not known.
+    /// Refuses the upgrade if a dispatcher cannot be kept. A dispatcher is bound to the maps that
+    /// it was loaded with, and overspill does not keep its file to load it again.
     fn check_dispatchers(&self, reused: &Reused, rosters: &[(u32, Roster)]) -> Result<()> {
         let asks = |(_, roster): &&(u32, Roster)| roster.rules.policy == Policy::Dispatcher;
         match rosters.iter().find(asks) {
             Some((_, Roster { name, .. })) if !reused.dispatchers => Err(self.refused(
                 format!("the dispatcher of the service \"{name}\" was made for another version"),
-                "choose another policy with the version that made the service (overspill set \
-                 --policy), and give the dispatcher again after the upgrade, compiled anew",
+                "set another policy with the version that made the service (overspill set \
+                 --policy), upgrade, then recompile the dispatcher and set it again",
             )),
             _ => Ok(()),
         }
@@ -178,20 +177,20 @@ fn build_of(state: &layout::State) -> Build {
     Build { version, digest: short(&state.build), layout: state.layout }
 }
 
-/// What the new programs have in common with the old ones, besides what never changes.
+/// Which groups of maps the new programs share with the old ones.
 struct Reused {
     layout: bool,
     dispatchers: bool,
 }
 
-/// Maps of a folder that programs are to be loaded against.
+/// Lets programs that are not loaded yet use the maps of a folder.
 struct Reusing<'a, 'b> {
     folder: &'a Path,
     open: &'a mut OpenOverspillSkel<'b>,
 }
 
 impl Reusing<'_, '_> {
-    /// Reuses these, if all are defined in the same way.
+    /// Reuses these maps if all of them have the same definition. Otherwise it reuses none.
     fn all(&mut self, names: &[&str]) -> Result<bool> {
         let pinned: Vec<(&str, MapHandle)> = names
             .iter()
@@ -227,13 +226,13 @@ fn is_same(pinned: &MapHandle, own: &OpenMapMut<'_>) -> Result<bool> {
         && info.info.map_flags == own.map_flags())
 }
 
-/// Writes the services into the new maps of a folder in which nothing is served yet.
+/// Writes the services into the new maps of a folder that does not serve yet.
 fn publish_anew(namespace: &Namespace, rosters: &[(u32, Roster)], aside: &Path) -> Result<()> {
     let link = inode(&aside.join(pin::LINK))?.unwrap_or_default();
     let new = Datapath::open_folder(namespace, aside, link)?.ok_or_else(|| Error::NoUpgrade {
         path: PathBuf::from(aside),
         why: "the network namespace has ended".to_owned(),
-        remedy: "there is nothing left to do",
+        remedy: "nothing to do",
     })?;
     let mut services = Snapshot::default();
     let mut maps = Vec::new();

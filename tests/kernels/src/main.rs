@@ -41,7 +41,7 @@ use tree::Tree;
 /// table is written to target/kernels/report.md.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Take only kernels whose version begins so [default: all]
+    /// Only kernels whose version starts with this [default: all]
     kernels: Vec<String>,
 
     #[command(flatten)]
@@ -55,7 +55,7 @@ struct Args {
     #[arg(long)]
     list: bool,
 
-    /// Run a command in each kernel instead
+    /// Run a command in each kernel instead of the tests
     #[arg(last = true)]
     command: Vec<String>,
 }
@@ -64,15 +64,15 @@ struct Args {
 #[derive(Debug, clap::Args)]
 #[group(multiple = false)]
 struct Extent {
-    /// Load the programs, and run no tests
+    /// Load programs only
     #[arg(long)]
     programs: bool,
 
-    /// Run the tests of every feature on the oldest and newest kernel alone
+    /// Run one test of every feature, on the oldest and newest kernel
     #[arg(long)]
     short: bool,
 
-    /// Run all tests of the kernel: takes hours
+    /// Run all tests in tests/kernel and cli/tests/kernel (takes hours)
     #[arg(long)]
     whole: bool,
 }
