@@ -478,9 +478,10 @@ mod tests {
         let btf = Btf::from_path(concat!(env!("OUT_DIR"), "/overspill.bpf.o")).unwrap();
         let (fields, size) = c_fields(&btf, "ov_export");
         let members = 64 * size_of::<ExportedMember>();
-        let expected = [("service", 0), ("member", 168), ("ended", 168 + members)];
+        let end = 168 + members;
+        let expected = [("service", 0), ("member", 168), ("busy", end), ("ended", end + 8)];
         let expected = expected.map(|(name, at)| (name.to_owned(), at));
-        assert_eq!((fields, size), (expected.to_vec(), 168 + members + 8));
+        assert_eq!((fields, size), (expected.to_vec(), end + 16));
         assert_eq!(size_of::<ExportedService>(), 168);
     }
 

@@ -533,7 +533,7 @@ impl Drop for Stop<'_> {
 fn place(id: u32) -> (u32, MapHandle) {
     let number = entry(&map("services"), id).expect("a service").try_into().unwrap();
     let map = MapHandle::from_map_id(u32::from_ne_bytes(number)).unwrap();
-    (u32::from_ne_bytes(entry(&map, 0).unwrap()[..4].try_into().unwrap()), map)
+    (u32::from_ne_bytes(entry(&map, 0).unwrap()[4..8].try_into().unwrap()), map)
 }
 
 /// Moves the roster of service number `id`, of so many rows and one endpoint, to where it would
@@ -550,7 +550,7 @@ fn scatter(id: u32, count: u32, first: u32) {
         rows.update(&(first + number).to_ne_bytes(), &row, MapFlags::ANY).unwrap();
     }
     let mut extent = entry(&map, 0).unwrap();
-    extent[..4].copy_from_slice(&first.to_ne_bytes());
+    extent[4..8].copy_from_slice(&first.to_ne_bytes());
     map.update(&[0; 4], &extent, MapFlags::ANY).unwrap();
 }
 
