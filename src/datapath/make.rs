@@ -8,12 +8,13 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle, OpenMapMut, OpenObject, ProgramHandle};
+use libbpf_rs::{MapCore as _, MapFlags, OpenMapMut, OpenObject, ProgramHandle};
 use zerocopy::IntoBytes;
 
 use super::lock::{ASIDE, remove_folder};
 use super::{
-    Capacity, Datapath, Lock, VERSION, digest, layout, open_map, open_program, pin, swap, verifier,
+    Capacity, Datapath, Lock, VERSION, check_privilege, digest, layout, open_map, open_program,
+    pin, swap, verifier,
 };
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
@@ -87,7 +88,7 @@ impl Datapath {
         verifier::retried(|| {
             let mut memory = MaybeUninit::uninit();
             let skeleton = load(smallest(&mut memory)?)?;
-            check_readable(&skeleton)?;
+            check_privilege(&skeleton.maps.services)?;
             Ok(attempt(skeleton.progs.migrate.as_fd()))
         })
     }
@@ -113,7 +114,7 @@ fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &P
     let mut memory = MaybeUninit::uninit();
     let seed = seed.map_or_else(random_seed, Ok)?;
     let mut skeleton = load(prepare(open(&mut memory)?, seed, capacity)?)?;
-    check_readable(&skeleton)?;
+    check_privilege(&skeleton.maps.services)?;
     describe(&skeleton, seed, capacity)?;
     pin_all(&mut skeleton, folder)?;
     begin_to_call(folder, &["finish", "movers"])?;
@@ -235,14 +236,6 @@ pub(super) fn prepare(
 
 pub(super) fn load(open: OpenOverspillSkel<'_>) -> Result<OverspillSkel<'_>> {
     verifier::load("the programs", || open.load())
-}
-
-/// Checks that maps can be opened by id. That needs more privilege (`CAP_SYS_ADMIN`) than making
-/// them; replacing or upgrading a dispatcher opens programs by id.
-pub(super) fn check_readable(skeleton: &OverspillSkel<'_>) -> Result<()> {
-    let failed = |error| Error::bpf("open by its number", "the map services", error);
-    let number = skeleton.maps.services.info().map_err(failed)?.info.id;
-    MapHandle::from_map_id(number).map(drop).map_err(failed)
 }
 
 /// A section of data is a map of the section's name.

@@ -28,7 +28,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, Program, ProgramHandle};
+use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, Program, ProgramHandle};
 
 pub(crate) use change::{Change, Joining, Snapshot};
 use counters::Counters;
@@ -177,13 +177,15 @@ impl Datapath {
             return Ok(None);
         }
         let state = read_state(folder)?;
+        let maps = Maps::open(folder)?;
+        check_privilege(&maps.services)?;
         let is_own = state.layout == layout::LAYOUT && state.connections == layout::CONNECTIONS;
         let own = is_own.then(|| OwnMaps::open(folder)).transpose()?;
         Ok(Some(Self {
             folder: folder.to_owned(),
             link,
             state,
-            maps: Maps::open(folder)?,
+            maps,
             own,
             programs: Programs {
                 reader: open_program(folder, pin::READER)?,
@@ -287,6 +289,14 @@ impl Error {
             _ => Self::Bpf { operation, object, source: source.into() },
         }
     }
+}
+
+/// Refuses who may not open maps by number (`CAP_SYS_ADMIN`): the privilege that reading takes on
+/// every host, whatever `kernel.unprivileged_bpf_disabled` leaves to others.
+fn check_privilege(services: &impl MapCore) -> Result<()> {
+    let failed = |error| Error::bpf("open by its number", "the map services", error);
+    let number = services.info().map_err(failed)?.info.id;
+    MapHandle::from_map_id(number).map(drop).map_err(failed)
 }
 
 /// `BPFFS/overspill`, whether it exists or not.

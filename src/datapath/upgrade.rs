@@ -18,8 +18,8 @@ use super::lock::{ASIDE, remove_folder};
 use super::make::{self, OpenOverspillSkel};
 use super::rows::Written;
 use super::{
-    Datapath, Lock, OwnMaps, Snapshot, VERSION, digest, dispatcher, inode, layout, open_map, pin,
-    short, swap,
+    Datapath, Lock, OwnMaps, Snapshot, VERSION, check_privilege, digest, dispatcher, inode, layout,
+    open_map, pin, short, swap,
 };
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
@@ -119,7 +119,7 @@ impl Datapath {
             let reused = self.reuse(&mut open)?;
             self.check_dispatchers(&reused, rosters)?;
             let mut skeleton = make::load(open)?;
-            make::check_readable(&skeleton)?;
+            check_privilege(&skeleton.maps.services)?;
             make::describe(&skeleton, self.seed(), capacity)?;
             make::pin_all(&mut skeleton, aside)?;
             Ok(reused)

@@ -577,7 +577,7 @@ fn waking_changes_nothing_else() {
     assert_eq!(group.service.status().unwrap().members[0].capacity, BACKLOG.unsigned_abs() + 1);
 }
 
-/// HAProxy and others pause a listener with `shutdown(SHUT_RD)`, and let it listen again.
+/// `HAProxy` and others pause a listener with `shutdown(SHUT_RD)`, and let it listen again.
 #[test]
 fn waking_leaves_a_paused_listener_alone() {
     world::enter();

@@ -239,7 +239,7 @@ fn check_tells_of_what_a_killed_writer_has_left() {
     fs::create_dir_all(&half).unwrap();
     let report = overspill("check").done();
     assert!(report.contains(&format!("{half}: incomplete state")), "{report}");
-    assert!(report.contains("-> the next change of any service sweeps it away"), "{report}");
+    assert!(report.contains("-> the next change of any service, or overspill upgrade"), "{report}");
     let good = Bystander::new("");
     let report = overspill("check").done();
     assert!(!report.contains(&half), "{report}");
@@ -452,7 +452,8 @@ fn a_state_of_another_layout_is_left_alone() {
     let share = format!("share new --pid {} --port 1000", good.pid());
     let join = format!("share good --pid {} --port 1000 --join", good.pid());
     for arguments in [&join, &share, "set good --redirect off", "rm good 0", "trace"] {
-        let parts = &["/sys/fs/bpf/overspill/", "made by overspill 0", "; overspill upgrade lets"];
+        let parts =
+            &["/sys/fs/bpf/overspill/", "has layout 200 (overspill 0", "; run overspill upgrade"];
         good.refuses(arguments, parts);
     }
     overwrite(std::mem::offset_of!(State, layout), own);
@@ -468,7 +469,7 @@ fn a_state_from_before_upgrades_is_not_even_read() {
         ["ls", "ls --all", "show good", "set good --redirect off", "rm good", "upgrade"]
     {
         let line = overspill(arguments).failed();
-        assert!(line.contains("made by overspill") && line.contains("use that version"), "{line}");
+        assert!(line.contains("has layout 7") && line.contains("use that version"), "{line}");
     }
     // What can be listed is listed all the same.
     add_namespace("blue");
@@ -476,10 +477,10 @@ fn a_state_from_before_upgrades_is_not_even_read() {
     overspill(&format!("share other --pid {} --port 80", other.pid())).done();
     let ran = overspill("ls --all");
     assert_eq!((ran.code, cells(&ran.stdout)[1][0]), (Some(1), "other"));
-    assert!(ran.complaint().contains("made by overspill"));
+    assert!(ran.complaint().contains("has layout 7"));
     let ran = overspill("upgrade");
     assert!(ran.stdout.ends_with("already at this version\n"), "{ran:?}");
-    assert!(ran.complaint().contains("made by overspill"));
+    assert!(ran.complaint().contains("has layout 7"));
     overwrite(std::mem::offset_of!(State, layout), own);
     assert_eq!(overspill("show good --json").done(), good.before);
 }
