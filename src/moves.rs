@@ -1,12 +1,14 @@
-//! Whether this kernel wakes who waits for a connection that is moved.
+//! Whether this kernel wakes the process that waits where it moves a connection to.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::thread;
 use std::time::Duration;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SendFlags, SocketType, send, socket};
 
 use crate::sys;
 
@@ -16,18 +18,45 @@ const CLIENTS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(1);
 const AT_ONCE: Timespec = Timespec { tv_sec: 0, tv_nsec: 0 };
 
-/// Whether a connection that the kernel moves to a sibling wakes who waits there with
-/// `epoll_wait(2)`; `None` if it was not moved at all.
+/// Whether the kernel wakes a process that waits with `epoll_wait(2)` when it moves a connection
+/// to its socket; `None` if it moved none.
 ///
-/// Two listening sockets on loopback share a port, with `migrate` attached to their group. One
-/// is closed while it holds a connection. `close(2)` moves it before it returns, and kernels
-/// with the fix call `sk_data_ready` there (`inet_csk_listen_stop`,
-/// `net/ipv4/inet_connection_sock.c`), so nothing has to be waited for.
+/// Two listening sockets share a port, with `migrate` attached to their group. One is closed while
+/// it holds a connection. `close(2)` moves it before it returns, and kernels with the fix call
+/// `sk_data_ready` there (`inet_csk_listen_stop`, `net/ipv4/inet_connection_sock.c`), so nothing
+/// has to be waited for. It happens in a network namespace that ends with it: elsewhere the
+/// connections would be counted, and the port could be somebody's.
 ///
 /// # Errors
 ///
-/// Loopback is down, or the kernel refuses a socket.
+/// The kernel refuses the namespace or a socket.
 pub(crate) fn wake(migrate: BorrowedFd<'_>) -> io::Result<Option<bool>> {
+    let attempt = || {
+        sys::enter_new_netns()?;
+        set_loopback_up()?;
+        move_one(migrate)
+    };
+    thread::scope(|scope| scope.spawn(attempt).join().expect("it does not panic"))
+}
+
+/// Brings up the interface `lo` of this thread's network namespace, by rtnetlink(7).
+fn set_loopback_up() -> io::Result<()> {
+    const RTM_NEWLINK: u16 = 16;
+    const NLM_F_REQUEST: u16 = 1;
+    const LOOPBACK: u32 = 1; // its number in every namespace
+    const IFF_UP: u32 = 1;
+    // `struct nlmsghdr`: length, type and flags, sequence, port ...
+    let mut bytes = 32_u32.to_ne_bytes().to_vec();
+    bytes.extend([RTM_NEWLINK, NLM_F_REQUEST].iter().flat_map(|half| half.to_ne_bytes()));
+    // ... and `struct ifinfomsg`: family and type, number, flags, which flags to change.
+    let words = [0, 0, 0, LOOPBACK, IFF_UP, IFF_UP];
+    bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+    let socket = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
+    send(&socket, &bytes, SendFlags::empty())?;
+    Ok(())
+}
+
+fn move_one(migrate: BorrowedFd<'_>) -> io::Result<Option<bool>> {
     let closing = listen(0)?;
     let port = closing.local_addr()?.port();
     let staying = listen(port)?;

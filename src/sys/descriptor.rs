@@ -23,6 +23,13 @@ pub(crate) fn netns_of(socket: BorrowedFd<'_>) -> io::Result<File> {
     Ok(File::from(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// Moves this thread into a network namespace of its own, which ends with it.
+pub(crate) fn enter_new_netns() -> io::Result<()> {
+    // SAFETY: NEWNET gives this thread another network namespace. It shares no memory and no
+    // descriptor table anew, so nothing that other threads rely on changes.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::NEWNET) }?)
+}
+
 /// `BPF_PROG_TEST_RUN` (`enum bpf_cmd`).
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 

@@ -513,7 +513,7 @@ fn near_leads_to_what_is_published() {
         let (service, roster, mark) = (word(&row, 44), word(&row, 56), word(&row, 60));
         assert_eq!(mark, 0x6f76_0001, "row {number} is no endpoint's");
         let (first, extent) = place(service);
-        let count = word(&entry(&extent, 0).unwrap(), 4);
+        let count = word(&entry(&extent, 0).unwrap(), 8);
         assert_eq!(roster, first, "row {number} is of a roster that was replaced");
         assert!((first..first + count).contains(&number), "row {number}: {first} + {count}");
     }
