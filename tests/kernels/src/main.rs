@@ -113,7 +113,7 @@ fn run(args: &Args) -> Result<ExitCode> {
         _ => plan::Form::Full,
     };
     let jobs = plan::jobs(&kernels, form, !args.kernels.is_empty());
-    let matrix = Matrix::new(&root, &folder, packages)?;
+    let matrix = Matrix::new(&root, &folder, packages, !args.update)?;
     let rows = matrix.run(&kernels, jobs);
     conclude(&rows, args.update, &root, &folder)
 }

@@ -47,9 +47,19 @@ pub(crate) struct Matrix {
 }
 
 impl Matrix {
-    pub(crate) fn new(root: &Path, folder: &Path, packages: Packages) -> Result<Self> {
+    /// `compares`: with the committed measurements, or with none.
+    pub(crate) fn new(
+        root: &Path,
+        folder: &Path,
+        packages: Packages,
+        compares: bool,
+    ) -> Result<Self> {
         let built = Built::read(root)?;
-        let measurements = Measurements::read(&root.join(crate::measurements::FILE))?;
+        let measurements = if compares {
+            Measurements::read(&root.join(crate::measurements::FILE))?
+        } else {
+            Measurements::default()
+        };
         Ok(Self {
             root: root.to_owned(),
             folder: folder.to_owned(),

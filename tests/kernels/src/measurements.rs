@@ -18,6 +18,9 @@ const ALLOWANCE: u64 = 20;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Line {
     kernel: String,
+    /// Of the kernel.
+    #[serde(default)]
+    version: String,
     architecture: String,
     object: String,
     program: String,
@@ -32,6 +35,7 @@ impl Line {
     fn of(kernel: &Kernel, program: &Program) -> Self {
         Self {
             kernel: kernel.label.clone(),
+            version: kernel.version.to_string(),
             architecture: kernel.architecture.clone(),
             object: program.object.clone(),
             program: program.name.clone(),
@@ -111,7 +115,19 @@ impl Measurements {
             };
             let (before, after) = comparison.steps.unwrap_or_default();
             comparison.steps = Some((before + committed.steps, after + now.steps));
-            if now.steps * 100 > committed.steps * (100 + ALLOWANCE) {
+            let grown = now.steps * 100 > committed.steps * (100 + ALLOWANCE);
+            if grown && now.version != committed.version {
+                // A stable update may bring another verifier: that is no change of ours.
+                comparison.unknown.push(format!(
+                    "{} {}: {} steps on {}, {} on {}",
+                    now.object,
+                    now.program,
+                    now.steps,
+                    now.version,
+                    committed.steps,
+                    committed.version
+                ));
+            } else if grown {
                 comparison.grown.push(format!(
                     "program \"{}\" of {} takes the verifier {} steps, {} when last committed: more \
                      than {ALLOWANCE} % growth; make it smaller, or commit this with --update",
@@ -130,9 +146,13 @@ mod tests {
     use crate::packages::Package;
 
     fn kernel() -> Kernel {
+        kernel_of("6.1.192-2")
+    }
+
+    fn kernel_of(version: &str) -> Kernel {
         let package = Package {
             name: "linux-image-6.1.0-56-cloud-amd64".to_owned(),
-            version: "6.1.192-2".to_owned(),
+            version: version.to_owned(),
             architecture: "amd64".to_owned(),
         };
         choice::choose(&[package], "amd64").remove(0)
@@ -158,6 +178,16 @@ mod tests {
             ["overspill three: 5 steps, 7 instructions, 9 bytes of machine code"]
         );
         assert_eq!(comparison.steps, Some((200, 241)));
+    }
+
+    #[test]
+    fn growth_on_another_version_of_the_kernel_is_only_told() {
+        let mut measurements = Measurements::default();
+        measurements.set(&kernel(), &[program("one", 100)]);
+        let comparison = measurements.compare(&kernel_of("6.1.193-1"), &[program("one", 200)]);
+        assert_eq!(comparison.grown, [""; 0]);
+        let told = "overspill one: 200 steps on 6.1.193, 100 on 6.1.192";
+        assert_eq!(comparison.unknown, [told]);
     }
 
     #[test]
