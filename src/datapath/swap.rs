@@ -119,8 +119,8 @@ fn is_at_work(link: &Path, folder: &Path) -> Result<bool> {
 }
 
 /// The folder that the attached program belongs to: that aside where an upgrade has replaced the
-/// program and was stopped before it could move the folder, else `main`. Whoever gets the lock
-/// next completes the upgrade; readers take no lock.
+/// program and was stopped before it could move the folder, else `main`. The next
+/// holder of the lock completes the upgrade; readers take no lock.
 pub(super) fn valid_folder(main: &Path, inode: u64) -> PathBuf {
     let link = main.join(pin::LINK);
     let aside = main.with_file_name(format!("{}{inode}", super::lock::ASIDE));

@@ -645,7 +645,7 @@ impl Services {
             self.made[service].leave(member).unwrap_or_else(tell);
         }
         let addresses: Vec<Address> = leaving.iter().map(|seat| seat.address).collect();
-        drop(leaving); // with the last copy of a socket, the kernel moves what waits there
+        drop(leaving); // the kernel moves a queue when the last copy of its socket is closed
         self.wake(&addresses);
     }
 
