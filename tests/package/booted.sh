@@ -62,7 +62,7 @@ test -z "$enabled" || fail "enabled: $enabled"
 
 step "what comes with it can be used"
 pages=$(dpkg -L overspill | grep '/man1/.*\.gz$')
-test "$(wc -l <<<"$pages")" = 16 || fail "the man pages are not 16: $pages"
+test "$(wc -l <<<"$pages")" = 17 || fail "the man pages are not 17: $pages"
 for page in $pages; do
     name=$(basename "$page" .1.gz)
     # Not through a pipe to something that stops reading.
