@@ -468,12 +468,12 @@ impl Services {
         self.wake(&moved);
     }
 
-    /// Wakes those who wait for connections at these addresses: some may have been moved
-    /// there, and older kernels wake nobody for that.
+    /// Wakes the workers at these addresses: connections may have been moved to them, and older
+    /// kernels wake nobody for that.
     fn wake(&self, addresses: &[Address]) {
         let seats = self.seats.iter().filter(|seat| addresses.contains(&seat.address));
         for socket in seats.filter_map(|seat| seat.socket.as_ref()) {
-            // One that its worker has shut down meanwhile has nobody to wake.
+            // What fails here costs a client time, no more: the next request wakes the worker.
             let _ = overspill::wake(socket);
         }
     }
