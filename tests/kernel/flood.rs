@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use overspill::{Policy, Service, flow};
 use world::{at, wait_until};
 
-use crate::syn::{self, Answer, Sender, Wire};
 use crate::tools::{Listening, netstat};
+use world::syn::{self, Answer, Sender, Wire};
 
 /// Two members on an address of each, with a queue of one place, the called one first.
 const PAIRS: [[&str; 2]; 2] = [["10.0.0.1:80", "10.0.0.2:80"], ["[fd00::1]:80", "[fd00::2]:80"]];

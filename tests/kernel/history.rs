@@ -19,8 +19,8 @@ use rand::rngs::StdRng;
 
 use bench::{Bench, Kind, Size};
 
-use crate::syn;
 use crate::tools::many_descriptors;
+use world::syn;
 
 /// Half-open requests live a second until their first timer: a history is shorter.
 const STEPS: usize = 120;

@@ -13,6 +13,5 @@ mod library;
 mod lookup;
 mod migrate;
 mod sharing;
-mod syn;
 mod tools;
 mod trace;

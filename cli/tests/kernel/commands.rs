@@ -11,12 +11,28 @@ use serde_json::Value;
 use world::at;
 
 use crate::server::{Server, add_namespace, get};
-use crate::tool::{Ran, cells, command, overspill};
+use crate::tool::{Ran, cells, command, overspill, traced};
 
 const HEADINGS: &str = "NAME  PORT  POLICY  MEMBERS  QUEUED  PLACED  REDIR  DROPPED  RESET\n";
 
 fn show(arguments: &str) -> Value {
     serde_json::from_str(&overspill(&format!("show {arguments} --json")).done()).unwrap()
+}
+
+/// Before Linux 6.8, each look-up of user space in a map of maps waits for a grace period: one
+/// for each service that there may be took 20 s.
+#[test]
+fn a_command_looks_few_entries_up() {
+    const FEW: usize = 32;
+    world::enter();
+    let (service, _listeners) = Service::builder("web").listen([at("10.0.0.1:80")]).unwrap();
+    for arguments in ["set web --policy round-robin", "drain web 0", "show web", "ls", "rm web"] {
+        let calls = traced(&command(arguments), "bpf");
+        let look_ups = calls.matches("(BPF_MAP_LOOKUP_ELEM,").count();
+        assert!(look_ups < FEW, "overspill {arguments}: {look_ups}");
+        assert!(calls.contains("(BPF_OBJ_GET,"), "{calls}");
+    }
+    drop(service);
 }
 
 #[test]

@@ -15,6 +15,8 @@ use serde_json::Value;
 
 use world::{at, deadline, wait_until};
 
+use crate::versions::Version;
+
 pub(crate) const WORKER: [&str; 3] = ["python3", "-c", include_str!("worker.py")];
 
 /// A worker that ends with status 3 unless a file exists: `sh -c NEEDS_FILE sh FILE COMMAND`.
@@ -33,22 +35,29 @@ impl Run {
 
     /// With more options for `env`.
     pub(crate) fn start_with(env: &[&str], options: &str, command: &[&str]) -> Self {
-        let mut run = Self::command(env);
+        let mut run = Self::command(&Version::this(), env);
+        run.args(options.split_whitespace()).arg("--").args(command);
+        Self::watch(run)
+    }
+
+    /// By a build of overspill.
+    pub(crate) fn start_by(version: &Version, options: &str, command: &[&str]) -> Self {
+        let mut run = Self::command(version, &[]);
         run.args(options.split_whitespace()).arg("--").args(command);
         Self::watch(run)
     }
 
     /// What a configuration file says, with more options for `env`.
     pub(crate) fn start_from(env: &[&str], file: &Path) -> Self {
-        let mut run = Self::command(env);
+        let mut run = Self::command(&Version::this(), env);
         run.arg("--config").arg(file);
         Self::watch(run)
     }
 
-    fn command(env: &[&str]) -> Command {
+    fn command(version: &Version, env: &[&str]) -> Command {
         // Whatever the tests' own parent ignores, the supervisor is not to.
         let mut run = Command::new("env");
-        run.arg("--default-signal").args(env).args([env!("CARGO_BIN_EXE_overspill"), "run"]);
+        run.arg("--default-signal").args(env).arg(version.path()).arg("run");
         run
     }
 

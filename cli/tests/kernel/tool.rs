@@ -1,6 +1,7 @@
 //! The binary as a person runs it.
 
-use std::process::{Command, Output};
+use std::fs;
+use std::process::{Command, Output, Stdio};
 
 /// What a run of it came to.
 #[derive(Debug)]
@@ -53,6 +54,21 @@ pub(crate) fn command(arguments: &str) -> Command {
 /// Runs it.
 pub(crate) fn overspill(arguments: &str) -> Ran {
     Ran::from(command(arguments).output().unwrap())
+}
+
+/// The system calls of that name that a command made, one on each line. It must succeed.
+pub(crate) fn traced(command: &Command, call: &str) -> String {
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let status = Command::new("strace")
+        .args(["-f", "-qq", "-e", &format!("trace={call}"), "-o"])
+        .arg(log.path())
+        .arg(command.get_program())
+        .args(command.get_args())
+        .stdout(Stdio::null())
+        .status()
+        .expect("strace is installed");
+    assert!(status.success(), "{command:?}");
+    fs::read_to_string(log.path()).unwrap()
 }
 
 /// The words of each line of a table.

@@ -17,6 +17,7 @@ use world::{at, deadline, wait_until};
 use crate::run::{Run, assert_no_state, members, pids, starts};
 use crate::server::{Server, get};
 use crate::tool::{self, overspill};
+use crate::versions::Version;
 
 const IPV4: &str = "10.0.0.1:80";
 const IPV6: &str = "[fd00::1]:80";
@@ -452,6 +453,31 @@ fn a_new_supervisor_takes_over_from_a_killed_one() {
     run.line("done, 3 workers replaced");
     assert_eq!(starts("web"), [2; 3]);
     wait_until("the old ones have ended", || !Cgroup::own().unwrap().path().join(&left).exists());
+    end(run);
+}
+
+/// The supervisor of the build before cannot publish what changes after the upgrade.
+#[test]
+fn the_next_build_s_supervisor_takes_over_after_an_upgrade() {
+    let next = Version::of_other_layout();
+    world::enter();
+    let command = python(&[IPV4]);
+    let mut killed = start("", &command, 1);
+    let old = pids("web");
+    assert!(next.run("upgrade").done().contains("1 service"));
+    all_answer(3, || ask(at(IPV4)));
+    killed.supervisor.kill().unwrap();
+    killed.supervisor.wait().unwrap();
+    let run = Run::start_by(&next, "--name web -n 3", &command);
+    run.line("taking over 3 workers");
+    wait_until("all are replaced", || {
+        ask(at(IPV4));
+        pids("web").iter().all(|pid| !old.contains(pid))
+    });
+    run.line("done, 3 workers replaced");
+    kill(pids("web")[1]);
+    run.line(" listens on ");
+    all_answer(3, || ask(at(IPV4)));
     end(run);
 }
 

@@ -9,15 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 
-use nix::sys::socket::{setsockopt, sockopt::ReceiveTimeout};
+use nix::sys::socket::{Backlog, listen, setsockopt, sockopt::ReceiveTimeout};
 use nix::sys::time::{TimeVal, TimeValLike as _};
 use overspill::trace::{Filter, Trace};
-use overspill::{Capacity, Health, MemberId, Namespace, Policy, Service};
+use overspill::{Address, Capacity, Health, MemberId, Namespace, Policy, Service};
 use serde_json::Value;
+use world::syn::{self, Wire};
 use world::{at, deadline, wait_until};
 
 use crate::dispatcher::compile;
-use crate::tool::Ran;
+use crate::tool::{Ran, traced};
 use crate::versions::Version;
 
 const CALLED: [&str; 3] = ["10.0.0.1:80", "10.0.0.2:80", "10.0.0.3:80"];
@@ -232,6 +233,85 @@ fn connections_are_counted_on() {
     wait_until("one has come", || established(&other) == [1, 1, 1]);
 }
 
+/// A build that cannot read the record of connections begins a new one, which no connection of
+/// before ends up in.
+#[test]
+fn connections_are_counted_anew_where_builds_keep_another_record_of_them() {
+    let (this, other) = (Version::this(), Version::of_other_connections());
+    world::enter();
+    let (_service, listeners) = service();
+    let connect = || (TcpStream::connect(at(CALLED[0])).unwrap(), listeners[0].accept().unwrap());
+    let mut old = vec![connect()];
+    wait_until("it is counted", || established(&this) == [1, 0, 0]);
+    for version in [&other, &this] {
+        version.run("upgrade").done();
+        assert_eq!(established(version), [Value::Null, Value::Null, Value::Null]);
+        old.push(connect());
+    }
+    drop(old);
+    assert_eq!(established(&this), [Value::Null, Value::Null, Value::Null]);
+    this.run("rm web").done();
+    let again = Service::builder("web").share(&listeners).unwrap();
+    let _new = connect();
+    wait_until("the new one alone is counted", || established(&this) == [1, 0, 0]);
+    again.remove().unwrap();
+}
+
+/// The ACK finds the member that sent the cookie, although a sibling has room now.
+#[test]
+fn a_syn_cookie_is_honoured_by_the_next_build() {
+    for version in [Version::of_other_layout(), Version::of_other_rules()] {
+        world::enter();
+        syn::blackhole();
+        let called = at(CALLED[0]);
+        let (service, listeners) = service();
+        for listener in &listeners {
+            listen(listener, Backlog::new(0).unwrap()).unwrap();
+        }
+        let client = |n| syn::client(false, n);
+        let half_open = |expected: [u32; 3]| {
+            wait_until(&format!("{expected:?} are half open"), || {
+                let members = service.status().unwrap().members;
+                members.iter().map(|member| member.half_open).eq(expected)
+            });
+        };
+        (1..=3).for_each(|n| syn::open(client(n), called));
+        half_open([1, 1, 1]);
+        let wire = Wire::to(client(4).ip());
+        syn::open(client(4), called);
+        let cookie = wire.answer(client(4), called);
+        syn::abort(client(3), called);
+        half_open([1, 1, 0]);
+        version.run("upgrade").done();
+        syn::acknowledge(client(4), called, cookie);
+        assert_eq!(listeners[0].accept().unwrap().1, client(4));
+    }
+}
+
+/// Their answers lie in one place.
+#[test]
+fn many_read_what_another_build_has_made_at_the_same_time() {
+    const READS: usize = 200;
+    let other = Version::of_other_layout();
+    world::enter();
+    let (web, _listeners) = service();
+    let called = ["10.0.0.9:81", "10.0.0.8:81", "10.0.0.7:81", "10.0.0.6:81"];
+    let (api, _others) = Service::builder("api").listen(called.map(at)).unwrap();
+    other.run("upgrade").done();
+    let services = [&web, &api];
+    let expected = services.map(addresses);
+    assert_eq!(expected.each_ref().map(Vec::len), [3, 4]);
+    thread::scope(|scope| {
+        for (service, expected) in services.into_iter().zip(&expected).cycle().take(4) {
+            scope.spawn(move || (0..READS).for_each(|_| assert_eq!(&addresses(service), expected)));
+        }
+    });
+}
+
+fn addresses(service: &Service) -> Vec<Address> {
+    service.status().unwrap().members.iter().map(|member| member.address).collect()
+}
+
 #[test]
 fn a_build_reads_drains_and_removes_what_another_has_made() {
     let (this, other) = (Version::this(), Version::of_other_layout());
@@ -376,18 +456,9 @@ fn interfered(version: &Version, calls: &str, interference: &str) -> std::proces
 
 /// How often an upgrade makes a system call.
 fn times(version: &Version, call: &str) -> usize {
-    let log = tempfile::NamedTempFile::new().unwrap();
-    let status = Command::new("strace")
-        .args(["-f", "-qq", "-e", &format!("trace={call}"), "-o"])
-        .arg(log.path())
-        .arg(version.path())
-        .arg("upgrade")
-        .output()
-        .unwrap()
-        .status;
-    assert!(status.success());
-    let log = fs::read_to_string(log.path()).unwrap();
-    log.lines().filter(|line| line.contains(&format!("{call}("))).count()
+    let mut command = Command::new(version.path());
+    let calls = traced(command.arg("upgrade"), call);
+    calls.lines().filter(|line| line.contains(&format!("{call}("))).count()
 }
 
 /// The moments at which an upgrade is interfered with: all of the last ones, in which the swap

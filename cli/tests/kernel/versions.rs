@@ -31,41 +31,8 @@ type Edit = (&'static str, &'static str, &'static str);
 /// Other rules, with everything in its place.
 const RULES: &[Edit] = &[("bpf/overspill.bpf.c", "#define WALK 3\n", "#define WALK 2\n")];
 
-/// Other rules, and everything in another place that may lie in another place: fields of rows
-/// trade places, and whatever builds share has something appended.
-const LAYOUT: &[Edit] = &[
-    RULES[0],
-    (
-        "bpf/overspill.h",
-        "\t__u64 cookie; /* SO_COOKIE: tells whether memory at sk is still that socket */\n\
-         \t__u64 claim; /* the last request put on one of its last places */\n",
-        "\t__u64 claim;\n\t__u64 cookie;\n",
-    ),
-    (
-        "src/datapath/layout.rs",
-        "        sk: u64,\n        cookie: u64,\n        claim: u64,\n",
-        "        sk: u64,\n        claim: u64,\n        cookie: u64,\n",
-    ),
-    (
-        "bpf/overspill.h",
-        "\t__u32 id; /* for user space, as is all that follows */\n\t__u32 pid;\n",
-        "\t__u32 pid;\n\t__u32 id;\n",
-    ),
-    (
-        "src/datapath/layout.rs",
-        "        id: u32,\n        pid: u32,\n        marked: u32,\n        cgroup: u32,\n    }",
-        "        pid: u32,\n        id: u32,\n        marked: u32,\n        cgroup: u32,\n    }",
-    ),
-    (
-        "bpf/overspill.h",
-        "\t__u64 special; /* requests put here for another address than its own */\n",
-        "\t__u64 special;\n\t__u64 later;\n",
-    ),
-    (
-        "src/datapath/layout.rs",
-        "        redirected_out: u64,\n        special: u64,\n    }",
-        "        redirected_out: u64,\n        special: u64,\n        later: u64,\n    }",
-    ),
+/// Fields appended to what builds share. No number is raised for that.
+const APPENDED: &[Edit] = &[
     (
         "bpf/overspill.h",
         "\t__u8 flags; /* as ov_member.flags */\n\t__u8 zero;\n",
@@ -101,12 +68,54 @@ const LAYOUT: &[Edit] = &[
         "        dispatchers: super::dispatcher::VERSION,\n",
         "        dispatchers: super::dispatcher::VERSION,\n        later: 0,\n",
     ),
+    (
+        "bpf/overspill.h",
+        "\t__u64 special; /* requests put here for another address than its own */\n",
+        "\t__u64 special;\n\t__u64 later;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        redirected_out: u64,\n        special: u64,\n    }",
+        "        redirected_out: u64,\n        special: u64,\n        later: u64,\n    }",
+    ),
 ];
 
-/// Lines whose number is raised by one.
-const RAISED: &[(&str, &str, &str)] = &[
+/// Fields of rows trade places.
+const MOVED: &[Edit] = &[
+    (
+        "bpf/overspill.h",
+        "\t__u64 cookie; /* SO_COOKIE: tells whether memory at sk is still that socket */\n\
+         \t__u64 claim; /* the last request put on one of its last places */\n",
+        "\t__u64 claim;\n\t__u64 cookie;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        sk: u64,\n        cookie: u64,\n        claim: u64,\n",
+        "        sk: u64,\n        claim: u64,\n        cookie: u64,\n",
+    ),
+    (
+        "bpf/overspill.h",
+        "\t__u32 id; /* for user space, as is all that follows */\n\t__u32 pid;\n",
+        "\t__u32 pid;\n\t__u32 id;\n",
+    ),
+    (
+        "src/datapath/layout.rs",
+        "        id: u32,\n        pid: u32,\n        marked: u32,\n        cgroup: u32,\n    }",
+        "        pid: u32,\n        id: u32,\n        marked: u32,\n        cgroup: u32,\n    }",
+    ),
+];
+
+/// A line whose number is raised by one: the file, and what stands before and after the number.
+type Raise = (&'static str, &'static str, &'static str);
+
+const LAYOUT: &[Raise] = &[
     ("bpf/overspill.h", "#define OVERSPILL_LAYOUT ", "\n"),
     ("src/datapath/layout.rs", "pub(crate) const LAYOUT: u32 = ", ";\n"),
+];
+
+const CONNECTIONS: &[Raise] = &[
+    ("bpf/overspill.h", "#define OVERSPILL_CONNECTIONS ", "\n"),
+    ("src/datapath/layout.rs", "pub(crate) const CONNECTIONS: u32 = ", ";\n"),
 ];
 
 /// A build of overspill.
@@ -119,17 +128,22 @@ impl Version {
         Self(env!("CARGO_BIN_EXE_overspill").into())
     }
 
-    /// One with other rules and the same layout.
+    /// One with other rules, fields appended to what builds share, and the same layout.
     pub(crate) fn of_other_rules() -> Self {
-        Self::built("rules", RULES, &[])
+        Self::built("rules", &[RULES, APPENDED].concat(), &[])
     }
 
-    /// One with another layout, and other rules.
+    /// The same, with another layout.
     pub(crate) fn of_other_layout() -> Self {
-        Self::built("layout", LAYOUT, RAISED)
+        Self::built("layout", &[RULES, APPENDED, MOVED].concat(), LAYOUT)
     }
 
-    fn built(name: &str, edits: &[Edit], raised: &[(&str, &str, &str)]) -> Self {
+    /// One that keeps another record of connections.
+    pub(crate) fn of_other_connections() -> Self {
+        Self::built("connections", &[], CONNECTIONS)
+    }
+
+    fn built(name: &str, edits: &[Edit], raised: &[Raise]) -> Self {
         // One after the other: several tests want the same one.
         static BUILDING: Mutex<()> = Mutex::new(());
         let _turn = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,7 +198,7 @@ fn copy(from: &Path, to: &Path, edit: &dyn Fn(&Path, Vec<u8>) -> Vec<u8>) {
     }
 }
 
-fn edited(path: &Path, bytes: Vec<u8>, edits: &[Edit], raised: &[(&str, &str, &str)]) -> Vec<u8> {
+fn edited(path: &Path, bytes: Vec<u8>, edits: &[Edit], raised: &[Raise]) -> Vec<u8> {
     let path = path.to_str().unwrap();
     let touched = edits.iter().chain(raised).any(|(file, ..)| *file == path);
     if !touched {

@@ -21,7 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::asked::Asked;
 use crate::dispatcher::Object;
-use crate::syn::{self, Answer, Wire};
+use world::syn::{self, Answer, Wire};
 
 const PORT: u16 = 8080;
 

@@ -1,5 +1,7 @@
 //! A fresh network namespace and BPF file system for each test, gone with it.
 
+pub mod syn;
+
 use std::env;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};

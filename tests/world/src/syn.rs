@@ -12,22 +12,24 @@ const ACK: u8 = 0x10;
 const SEQUENCE: u32 = 1000;
 
 /// Lets answers to the clients of `client` vanish.
-pub(crate) fn blackhole() {
-    world::ip("route add 198.51.100.0/24 dev lo");
+pub fn blackhole() {
+    super::ip("route add 198.51.100.0/24 dev lo");
     // IPv6 refuses what is routed to lo and is not local: nothing would be sent at all.
-    world::ip("link add away type veth peer name nowhere");
-    world::ip("link set away arp off up");
-    world::ip("link set nowhere arp off up");
-    world::ip("-6 route add 2001:db8::/32 dev away");
+    super::ip("link add away type veth peer name nowhere");
+    super::ip("link set away arp off up");
+    super::ip("link set nowhere arp off up");
+    super::ip("-6 route add 2001:db8::/32 dev away");
 }
 
 /// The client of half-open requests with this number.
-pub(crate) fn client(ipv6: bool, port: u16) -> SocketAddr {
+#[must_use]
+pub fn client(ipv6: bool, port: u16) -> SocketAddr {
     one_of_many(ipv6, 7, port)
 }
 
 /// A client at one of 256 addresses.
-pub(crate) fn one_of_many(ipv6: bool, address: u8, port: u16) -> SocketAddr {
+#[must_use]
+pub fn one_of_many(ipv6: bool, address: u8, port: u16) -> SocketAddr {
     let ip: IpAddr = if ipv6 {
         [0x2001, 0xdb8, 0, 0, 0, 0, 0, address.into()].into()
     } else {
@@ -37,40 +39,44 @@ pub(crate) fn one_of_many(ipv6: bool, address: u8, port: u16) -> SocketAddr {
 }
 
 /// Sends the SYN of a client that does not exist.
-pub(crate) fn open(from: SocketAddr, to: SocketAddr) {
+pub fn open(from: SocketAddr, to: SocketAddr) {
     Sender::new(to.is_ipv6()).open(from, to);
 }
 
 /// Ends the half-open request of that SYN.
-pub(crate) fn abort(from: SocketAddr, to: SocketAddr) {
+pub fn abort(from: SocketAddr, to: SocketAddr) {
     Sender::new(to.is_ipv6()).abort(from, to);
 }
 
 /// Answers the SYN-ACK that has this sequence number.
-pub(crate) fn acknowledge(from: SocketAddr, to: SocketAddr, sequence: u32) {
+pub fn acknowledge(from: SocketAddr, to: SocketAddr, sequence: u32) {
     Sender::new(to.is_ipv6()).acknowledge(from, to, sequence, b"");
 }
 
 /// Sends packets with headers of their own.
-pub(crate) struct Sender(Socket);
+pub struct Sender(Socket);
 
 impl Sender {
-    pub(crate) fn new(ipv6: bool) -> Self {
+    /// Of one family.
+    #[must_use]
+    pub fn new(ipv6: bool) -> Self {
         let domain = if ipv6 { Domain::IPV6 } else { Domain::IPV4 };
         // IPPROTO_RAW: the header is ours (raw(7)).
         Self(Socket::new(domain, Type::RAW, Some(Protocol::from(255))).unwrap())
     }
 
-    pub(crate) fn open(&self, from: SocketAddr, to: SocketAddr) {
+    /// Sends a SYN.
+    pub fn open(&self, from: SocketAddr, to: SocketAddr) {
         self.send(from, to, SYN, [SEQUENCE, 0], b"");
     }
 
-    pub(crate) fn abort(&self, from: SocketAddr, to: SocketAddr) {
+    /// Ends the half-open request of that SYN.
+    pub fn abort(&self, from: SocketAddr, to: SocketAddr) {
         self.send(from, to, RST, [SEQUENCE + 1, 0], b"");
     }
 
     /// Answers a SYN-ACK, and sends data with it.
-    pub(crate) fn acknowledge(&self, from: SocketAddr, to: SocketAddr, sequence: u32, data: &[u8]) {
+    pub fn acknowledge(&self, from: SocketAddr, to: SocketAddr, sequence: u32, data: &[u8]) {
         self.send(from, to, ACK, [SEQUENCE + 1, sequence.wrapping_add(1)], data);
     }
 
@@ -99,17 +105,20 @@ impl Sender {
 
 /// What a server sent to a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub enum Answer {
     /// A SYN-ACK with this sequence number.
     SynAck(u32),
+    /// A reset.
     Reset,
 }
 
 /// Sees the packets of the network namespace to one address, from now on.
-pub(crate) struct Wire(Socket);
+pub struct Wire(Socket);
 
 impl Wire {
-    pub(crate) fn to(address: IpAddr) -> Self {
+    /// The packets to this address.
+    #[must_use]
+    pub fn to(address: IpAddr) -> Self {
         const ETH_P_ALL: u16 = 3;
         let protocol = Protocol::from(i32::from(ETH_P_ALL.to_be()));
         let socket = Socket::new(Domain::PACKET, Type::DGRAM, Some(protocol)).unwrap();
@@ -127,13 +136,14 @@ impl Wire {
     }
 
     /// Passes by what was seen until now.
-    pub(crate) fn forget(&self) {
+    pub fn forget(&self) {
         while (&self.0).read(&mut [0; 1]).is_ok() {}
     }
 
     /// The next answer of a server: to which client, from where, and what. `None` while none
     /// has been seen.
-    pub(crate) fn next(&self) -> Option<(SocketAddr, SocketAddr, Answer)> {
+    #[must_use]
+    pub fn next(&self) -> Option<(SocketAddr, SocketAddr, Answer)> {
         let mut packet = [0; 2048];
         loop {
             match (&self.0).read(&mut packet) {
@@ -151,10 +161,11 @@ impl Wire {
     }
 
     /// The sequence number of the next SYN-ACK from `server` to `client`.
-    pub(crate) fn answer(&self, client: SocketAddr, server: SocketAddr) -> u32 {
+    #[must_use]
+    pub fn answer(&self, client: SocketAddr, server: SocketAddr) -> u32 {
         let start = Instant::now();
         loop {
-            assert!(start.elapsed() < world::deadline(), "no SYN-ACK from {server} to {client}");
+            assert!(start.elapsed() < super::deadline(), "no SYN-ACK from {server} to {client}");
             if let Some((to, from, Answer::SynAck(sequence))) = self.next()
                 && (to, from) == (client, server)
             {
