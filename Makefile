@@ -7,8 +7,8 @@ ARGS ?=
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 # Cargo builds as the user; only what it has built runs as root.
 RUNNER := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
-# Each tests/NAME.rs runs as anybody; tests/kernel/ is the one that needs root.
-UNPRIVILEGED := $(addprefix --test ,$(basename $(notdir $(wildcard tests/*.rs cli/tests/*.rs))))
+# Of each crate, tests/NAME.rs runs as anybody; tests/kernel/ is the one that needs root.
+UNPRIVILEGED := $(addprefix --test ,$(basename $(notdir $(wildcard crates/*/tests/*.rs))))
 
 .PHONY: help demo build deb test test-kernels test-package test-unprivileged lint bench root
 
@@ -36,7 +36,7 @@ test: root lint ## Format, clippy, and all tests, those of the kernel too (needs
 	$(CARGO) test --workspace --no-fail-fast $(RUNNER) $(ARGS)
 
 test-unprivileged: lint ## The same without the tests of the kernel
-	@echo 'The tests of the kernel (tests/kernel, cli/tests/kernel) are left out: they need root.'
+	@echo 'The tests of the kernel (crates/*/tests/kernel) are left out: they need root.'
 	$(CARGO) test --workspace --no-fail-fast --lib --bins $(UNPRIVILEGED)
 	$(CARGO) test --workspace --no-fail-fast --doc
 

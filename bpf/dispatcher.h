@@ -2,9 +2,9 @@
 /*
  * Asking a program of the user's own which member gets a request.
  *
- * `overspill` gathers the candidates (rule 3 of src/model.rs) into `requests` and calls
- * the program in `dispatchers` at the service's number: a tail call, from which it does
- * not come back. That program (include/overspill_dispatcher.h) writes its answer and calls
+ * `overspill` gathers the candidates (rule 3 of crates/overspill/src/model.rs) into
+ * `requests` and calls the program in `dispatchers` at the service's number: a tail call,
+ * from which it does not come back. That program (include/overspill_dispatcher.h) writes its answer and calls
  * `take_answer` the same way, which carries it out. Whatever fails on the way is counted
  * (`fallback`), and next-available chooses.
  *

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * What passes between the hooks on a control group and user space.
- * src/datapath/layout.rs has the same structures in Rust, and a test compares them.
+ * crates/overspill/src/datapath/layout.rs has the same structures in Rust, and a test
+ * compares them.
  */
 #ifndef OVERSPILL_HOOKS_H
 #define OVERSPILL_HOOKS_H

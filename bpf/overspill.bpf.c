@@ -7,7 +7,7 @@
  * inet_lookup_run_sk_lookup): for a SYN, but also for an ACK that carries a SYN
  * cookie and for a stray packet; it cannot tell them apart. Each of these is a
  * request here. The program finds the service that the request calls, chooses a
- * member with room and assigns its socket; src/model.rs says the same in Rust and
+ * member with room and assigns its socket; crates/overspill/src/model.rs says the same in Rust and
  * is the judge of this file.
  *
  * Finding: `ports` says at once that a port is not served. From the called address, or
@@ -17,9 +17,9 @@
  *
  * Choosing: what the first rule can settle with a few looks is settled at once
  * (`place_at_once`). Else, in a program of their own (`by_rules`), the rules are tried
- * in order, each a scan over members (`step`, `consider`): room among the called, room among all, a queue that only
- * half-open requests fill, a member that hangs, and then the end: dropped, refused, or
- * left to the kernel.
+ * in order, each a scan over members (`step`, `consider`): room among the called, room
+ * among all, a queue that only half-open requests fill, a member that hangs, and then the
+ * end: dropped, refused, or left to the kernel.
  *
  * Coming back: where SYN cookies were sent, a flow that was sent one is put back on the
  * member that sent it, before anything else (`place_back`).
@@ -642,7 +642,7 @@ static __always_inline __u64 mix(__u64 h, __u32 high, __u32 low)
 	return h ^ h >> 32;
 }
 
-/* The words of the flow as they stand in memory; src/flow.rs is the same. */
+/* The words of the flow as they stand in memory; crates/overspill/src/flow.rs is the same. */
 static __always_inline __u32 flow_hash(struct request *r)
 {
 	const __be32 *remote = r->s->remote, *address = r->s->address;
@@ -667,7 +667,7 @@ static __always_inline __u32 called_index(struct request *r)
 	return (__u64)flow_hash(r) * r->endpoint->count >> 32;
 }
 
-/* Where to begin to look for two of `count`; src/flow.rs is the same. */
+/* Where to begin to look for two of `count`; crates/overspill/src/flow.rs is the same. */
 static __always_inline __u32 one_of(struct request *r, __u32 count)
 {
 	return (__u64)flow_hash(r) * count >> 32;
@@ -759,8 +759,8 @@ static __always_inline bool same_address(const __be32 *a, const __be32 *b)
 }
 
 /* Multiplied so that keys which differ in few bits differ in the upper ones: addresses
- * and ports that follow one another have different indexes. src/datapath/index.rs is the
- * same. */
+ * and ports that follow one another have different indexes.
+ * crates/overspill/src/datapath/index.rs is the same. */
 static __always_inline __u64 *find_near(const __be32 *address, __u16 port)
 {
 	__u64 high = (__u64)bpf_ntohl(address[0]) << 32 | bpf_ntohl(address[1]);
@@ -1850,8 +1850,8 @@ static long consider_heir(__u32 i, struct heir *heir)
 /*
  * Chooses who gets what a socket had queued, or half open, when it ends or is shut down
  * (net/core/sock_reuseport.c, reuseport_migrate_sock): of the members of its group the
- * one that holds the fewest, those that hang or drain last. Called by `migrate`. Whatever goes wrong
- * here, the kernel chooses by the flow's hash.
+ * one that holds the fewest, those that hang or drain last. Called by `migrate`. Whatever
+ * goes wrong here, the kernel chooses by the flow's hash.
  */
 SEC("sk_reuseport/migrate")
 int move_request(struct sk_reuseport_md *md)

@@ -2,7 +2,7 @@
 /*
  * The contract between the kernel program and user space: what lies in the maps.
  *
- * src/datapath/layout.rs has the same structures in Rust, and a test compares
+ * crates/overspill/src/datapath/layout.rs has the same structures in Rust, and a test compares
  * each size and offset with the BTF of the compiled object.
  *
  * A command of one build can work on a state whose programs belong to another build

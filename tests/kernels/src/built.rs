@@ -9,6 +9,10 @@ use serde::Deserialize;
 /// Where `make test-kernels` keeps cargo's messages, from the project's root.
 const FILE: &str = "target/kernels/build.json";
 
+/// The crates whose tests run in guests.
+pub(crate) const LIBRARY: &str = "crates/overspill";
+pub(crate) const COMMAND: &str = "crates/overspill-cli";
+
 /// The paths of what was built.
 #[derive(Debug, Clone)]
 pub(crate) struct Built {
@@ -56,8 +60,8 @@ impl Built {
                 message.executable.clone().filter(|_| here)
             })
         };
-        let library = root.join("Cargo.toml");
-        let command = root.join("cli/Cargo.toml");
+        let library = root.join(LIBRARY).join("Cargo.toml");
+        let command = root.join(COMMAND).join("Cargo.toml");
         let objects = messages.iter().find_map(|message| {
             let out = message.out_dir.clone()?;
             out.join("overspill.bpf.o").exists().then_some(out)

@@ -72,7 +72,7 @@ struct Extent {
     #[arg(long)]
     short: bool,
 
-    /// Run all tests in tests/kernel and cli/tests/kernel (takes hours)
+    /// Run all tests in crates/*/tests/kernel (takes hours)
     #[arg(long)]
     whole: bool,
 }

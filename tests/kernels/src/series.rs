@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::built::Built;
+use crate::built::{Built, COMMAND, LIBRARY};
 
 /// Each feature, with the tests of the library and of the command that touch it. The short form
 /// takes the first of each: a quick one.
@@ -167,8 +167,8 @@ impl Scripts<'_> {
         };
         format!(
             "{environment}echo '--- library'\n{}echo '--- command'\n{}",
-            run(self.root, &self.built.library_tests, library),
-            run(&self.root.join("cli"), &self.built.command_tests, command),
+            run(&self.root.join(LIBRARY), &self.built.library_tests, library),
+            run(&self.root.join(COMMAND), &self.built.command_tests, command),
         )
     }
 }

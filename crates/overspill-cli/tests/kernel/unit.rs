@@ -16,8 +16,8 @@ use crate::run::{Run, WORKER, ask, assert_no_state, pid};
 use crate::server::{Server, get};
 use crate::tool::{Ran, overspill};
 
-const UNIT: &str = include_str!("../../../dist/systemd/overspill@.service");
-const EXPORTER: &str = include_str!("../../../dist/systemd/overspill-metrics.service");
+const UNIT: &str = include_str!("../../../../dist/systemd/overspill@.service");
+const EXPORTER: &str = include_str!("../../../../dist/systemd/overspill-metrics.service");
 const OVERSPILL: &str = env!("CARGO_BIN_EXE_overspill");
 
 /// A control group as systemd gives one to a unit; what is left in it in the end is killed.

@@ -7,17 +7,15 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::tool::Ran;
 
-const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 /// What is built, and what the workspace does not do without.
 const PARTS: &[&str] = &[
     "Cargo.toml",
     "Cargo.lock",
-    "build.rs",
     "README.md",
-    "src",
     "bpf",
     "include",
-    "cli",
+    "crates",
     "tests",
     "benches",
     "examples",
@@ -39,7 +37,7 @@ const APPENDED: &[Edit] = &[
         "\t__u8 flags;\n\t__u8 zero;\n\t__u64 later;\n",
     ),
     (
-        "src/datapath/layout.rs",
+        "crates/overspill/src/datapath/layout.rs",
         "        flags: u8,\n        zero: u8,\n    }",
         "        flags: u8,\n        zero: u8,\n        later: u64,\n    }",
     ),
@@ -49,7 +47,7 @@ const APPENDED: &[Edit] = &[
         "\t__u64 cgroup;\n\t__u64 later;\n",
     ),
     (
-        "src/datapath/layout.rs",
+        "crates/overspill/src/datapath/layout.rs",
         "        awaited: u32,\n        cgroup: u64,\n    }",
         "        awaited: u32,\n        cgroup: u64,\n        later: u64,\n    }",
     ),
@@ -59,12 +57,12 @@ const APPENDED: &[Edit] = &[
         "\t__u32 dispatchers;\n\t__u64 later;\n",
     ),
     (
-        "src/datapath/layout.rs",
+        "crates/overspill/src/datapath/layout.rs",
         "        connections: u32,\n        dispatchers: u32,\n    }",
         "        connections: u32,\n        dispatchers: u32,\n        later: u64,\n    }",
     ),
     (
-        "src/datapath/make.rs",
+        "crates/overspill/src/datapath/make.rs",
         "        dispatchers: super::dispatcher::VERSION,\n",
         "        dispatchers: super::dispatcher::VERSION,\n        later: 0,\n",
     ),
@@ -74,7 +72,7 @@ const APPENDED: &[Edit] = &[
         "\t__u64 special;\n\t__u64 later;\n",
     ),
     (
-        "src/datapath/layout.rs",
+        "crates/overspill/src/datapath/layout.rs",
         "        redirected_out: u64,\n        special: u64,\n    }",
         "        redirected_out: u64,\n        special: u64,\n        later: u64,\n    }",
     ),
@@ -89,7 +87,7 @@ const MOVED: &[Edit] = &[
         "\t__u64 claim;\n\t__u64 cookie;\n",
     ),
     (
-        "src/datapath/layout.rs",
+        "crates/overspill/src/datapath/layout.rs",
         "        sk: u64,\n        cookie: u64,\n        claim: u64,\n",
         "        sk: u64,\n        claim: u64,\n        cookie: u64,\n",
     ),
@@ -99,7 +97,7 @@ const MOVED: &[Edit] = &[
         "\t__u32 pid;\n\t__u32 id;\n",
     ),
     (
-        "src/datapath/layout.rs",
+        "crates/overspill/src/datapath/layout.rs",
         "        id: u32,\n        pid: u32,\n        marked: u32,\n        cgroup: u32,\n    }",
         "        pid: u32,\n        id: u32,\n        marked: u32,\n        cgroup: u32,\n    }",
     ),
@@ -110,12 +108,12 @@ type Raise = (&'static str, &'static str, &'static str);
 
 const LAYOUT: &[Raise] = &[
     ("bpf/overspill.h", "#define OVERSPILL_LAYOUT ", "\n"),
-    ("src/datapath/layout.rs", "pub(crate) const LAYOUT: u32 = ", ";\n"),
+    ("crates/overspill/src/datapath/layout.rs", "pub(crate) const LAYOUT: u32 = ", ";\n"),
 ];
 
 const CONNECTIONS: &[Raise] = &[
     ("bpf/overspill.h", "#define OVERSPILL_CONNECTIONS ", "\n"),
-    ("src/datapath/layout.rs", "pub(crate) const CONNECTIONS: u32 = ", ";\n"),
+    ("crates/overspill/src/datapath/layout.rs", "pub(crate) const CONNECTIONS: u32 = ", ";\n"),
 ];
 
 /// A build of overspill.

@@ -249,7 +249,7 @@ waits_for('0 of web', lambda: place(made[1]))
 
 /// The root of the repository.
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
 /// The example serves on three addresses, and a full one is helped.

@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn the_example_has_every_key_and_its_default() {
-        let text = include_str!("../../../dist/overspill.toml.example");
+        let text = include_str!("../../../../dist/overspill.toml.example");
         let file = read_as(text).unwrap_or_else(|error| panic!("{error}"));
         let mut named = vec!["command".to_owned()];
         let nothing: String = text.lines().filter(|line| !line.starts_with('#')).collect();
@@ -489,7 +489,7 @@ mod tests {
 
     #[test]
     fn the_page_has_every_key_as_it_is_written_and_its_fate_at_a_reload() {
-        let page = include_str!("../../../docs/ways/config.md");
+        let page = include_str!("../../../../docs/ways/config.md");
         let rows: Vec<Vec<&str>> = page
             .lines()
             .filter(|line| line.starts_with("| `"))

@@ -9,7 +9,7 @@ use std::process::Command;
 use overspill::{Exits, Figure, MemberStatus, Requests};
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
 fn read(path: impl AsRef<Path>) -> String {
@@ -17,17 +17,18 @@ fn read(path: impl AsRef<Path>) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// Every file of the project whose name ends so, but for what is built.
+/// Every file of the project whose name ends so, but for what is built, and for links.
 fn files(ending: &str) -> Vec<PathBuf> {
     let (mut folders, mut found) = (vec![root()], Vec::new());
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).unwrap() {
             let entry = entry.unwrap();
             let name = entry.file_name().into_string().unwrap();
-            match entry.file_type().unwrap().is_dir() {
+            let kind = entry.file_type().unwrap();
+            match kind.is_dir() {
                 true if name.starts_with('.') || name == "target" => {}
                 true => folders.push(entry.path()),
-                false if name.ends_with(ending) => found.push(entry.path()),
+                false if kind.is_file() && name.ends_with(ending) => found.push(entry.path()),
                 false => {}
             }
         }

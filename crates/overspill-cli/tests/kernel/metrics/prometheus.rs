@@ -16,7 +16,7 @@ use crate::tool::Ran;
 
 /// A file of `dist/`.
 pub(crate) fn dist(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../dist").join(path)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../dist").join(path)
 }
 
 /// Runs promtool with a file on its standard input.

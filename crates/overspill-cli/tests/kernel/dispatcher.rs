@@ -14,7 +14,7 @@ use crate::run::{Run, connect};
 use crate::server::Server;
 use crate::tool::overspill;
 
-const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
 
 /// One of the examples, compiled into a folder in the way that its README gives.
 pub(crate) fn compile(name: &str, folder: &Path) -> String {
@@ -96,7 +96,7 @@ fn workers_publish_how_busy_they_are() {
     world::enter();
     let folder = tempfile::tempdir().unwrap();
     let object = compile("published", folder.path());
-    let worker = include_str!("../../../examples/dispatchers/published.py");
+    let worker = include_str!("../../../../examples/dispatchers/published.py");
     for workers in [1, 3] {
         let run = Run::start(
             &format!(
