@@ -43,6 +43,7 @@ test-unprivileged: lint ## The same without the tests of the kernel
 test-kernels: root ## Load every program on kernels 6.1 to the newest, test there (needs root)
 	@tools/setup build test kernels
 	$(CARGO) build --package kernels
+	$(CARGO) test --package overspill-cli --test kernel -- --exact versions::each_can_be_built
 	@mkdir -p target/kernels
 	$(CARGO) test --no-run --package overspill --package overspill-cli --test kernel \
 	    --message-format json-render-diagnostics >target/kernels/build.json

@@ -8,7 +8,7 @@ use crate::built::{Built, COMMAND, LIBRARY};
 
 /// Each feature, with the tests of the library and of the command that touch it. The short form
 /// takes the first of each: a quick one.
-const FEATURES: [(&str, &[&str]); 17] = [
+const FEATURES: [(&str, &[&str]); 18] = [
     (
         "share",
         &[
@@ -84,6 +84,14 @@ const FEATURES: [(&str, &[&str]); 17] = [
         &[
             "library library::every_change_is_read_back",
             "library library::what_a_killed_writer_left_is_swept_away",
+        ],
+    ),
+    (
+        "upgrade",
+        &[
+            "command upgrade::connections_are_counted_on",
+            "command upgrade::another_layout_takes_over_under_load_and_gives_back",
+            "command upgrade::a_syn_cookie_is_honoured_by_the_next_build",
         ],
     ),
     (

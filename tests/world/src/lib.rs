@@ -81,6 +81,26 @@ pub fn sysctl(name: &str, value: &str) {
     fs::write(format!("/proc/sys/{name}"), value).unwrap_or_else(|e| panic!("{name}: {e}"));
 }
 
+/// A counter of this network namespace (`nstat -a` shows them all).
+///
+/// # Panics
+///
+/// When there is no such counter.
+#[must_use]
+pub fn netstat(name: &str) -> u64 {
+    let text = ["netstat", "snmp"]
+        .map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
+        .concat();
+    let lines: Vec<&str> = text.lines().collect();
+    for pair in lines.chunks(2) {
+        let names = pair[0].split(' ');
+        if let Some((_, value)) = names.zip(pair[1].split(' ')).find(|(found, _)| *found == name) {
+            return value.parse().unwrap();
+        }
+    }
+    panic!("no counter {name}");
+}
+
 /// Keeps the thread on one CPU: what it does is then one history.
 pub fn pin_to_cpu(cpu: usize) {
     let mut set = CpuSet::new();

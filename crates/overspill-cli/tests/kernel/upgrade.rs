@@ -15,7 +15,7 @@ use overspill::trace::{Filter, Trace};
 use overspill::{Address, Capacity, Health, MemberId, Namespace, Policy, Service};
 use serde_json::Value;
 use world::syn::{self, Wire};
-use world::{at, deadline, wait_until};
+use world::{at, deadline, netstat, wait_until};
 
 use crate::dispatcher::compile;
 use crate::tool::{Ran, traced};
@@ -184,9 +184,14 @@ fn nobody_is_lost_between(this: &Version, other: &Version, to: &str) {
     }
     let served = load.end();
     let after = show(this);
-    assert_eq!(requests(&after), served, "{after}");
+    let counted = requests(&after);
+    // While one CPU puts a closed connection in the place of an open one (TIME_WAIT), the
+    // client's last segment may find neither on another, and is a request too: a stray one,
+    // which the kernel answers with a reset.
+    let strays = counted.checked_sub(served).expect("each call is a request");
+    assert!(strays <= netstat("OutRsts"), "{served} calls: {after}");
     let of_members: u64 = after["members"].as_array().unwrap().iter().map(placed).sum();
-    assert_eq!(of_members, served, "{after}");
+    assert_eq!(of_members, counted, "{after}");
     assert_eq!(after["requests"]["fallback"], 0);
     assert_eq!(after["members"][2]["placed"], 0);
     service.remove().unwrap();

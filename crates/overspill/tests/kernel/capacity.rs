@@ -8,12 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use overspill::{Policy, Service, Status};
-use world::{address, wait_until};
+use world::{address, netstat, wait_until};
 
 use crate::dispatcher::first_candidate;
 use crate::tools::{
-    Listening, begin_to_connect, connect, half_open, is_connected, many_descriptors, netstat,
-    overflows, queued,
+    Listening, begin_to_connect, connect, half_open, is_connected, many_descriptors, overflows,
+    queued,
 };
 
 /// Where the members of a service listen.

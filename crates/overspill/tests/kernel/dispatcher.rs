@@ -11,9 +11,9 @@ use std::thread;
 use libbpf_rs::query::ProgInfoIter;
 use overspill::{Change, Error, MemberId, Namespace, Policy, Service, Word, Words};
 use tempfile::TempDir;
-use world::{at, wait_until};
+use world::{at, netstat, wait_until};
 
-use crate::tools::{Listening, connect, listener, netstat};
+use crate::tools::{Listening, connect, listener};
 
 /// A dispatcher compiled as a user would; gone with this.
 pub(crate) struct Object {

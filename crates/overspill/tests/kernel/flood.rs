@@ -10,9 +10,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use overspill::{Policy, Service, flow};
-use world::{at, wait_until};
+use world::{at, netstat, wait_until};
 
-use crate::tools::{Listening, netstat};
+use crate::tools::Listening;
 use world::syn::{self, Answer, Sender, Wire};
 
 /// Two members on an address of each, with a queue of one place, the called one first.

@@ -21,9 +21,9 @@ use rustix::buffer::spare_capacity;
 use rustix::event::Timespec;
 use rustix::event::epoll::{self, EventFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
-use world::{at, deadline, wait_until};
+use world::{at, deadline, netstat, wait_until};
 
-use crate::tools::{Listening, connect, half_open, netstat, overflows, queued, total_queued};
+use crate::tools::{Listening, connect, half_open, overflows, queued, total_queued};
 
 const LISTENERS: usize = 5;
 const CLIENTS: u32 = 25;

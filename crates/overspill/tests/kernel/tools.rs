@@ -1,6 +1,5 @@
 //! What several subjects need: sockets of every kind, and the kernel's own counters.
 
-use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -105,23 +104,8 @@ pub(crate) fn total_queued(service: &Service) -> u32 {
     queued(&service.status().unwrap())
 }
 
-/// A counter of this network namespace (`nstat -a` shows them all).
-pub(crate) fn netstat(name: &str) -> u64 {
-    let text = ["netstat", "snmp"]
-        .map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap())
-        .concat();
-    let lines: Vec<&str> = text.lines().collect();
-    for pair in lines.chunks(2) {
-        let names = pair[0].split(' ');
-        if let Some((_, value)) = names.zip(pair[1].split(' ')).find(|(found, _)| *found == name) {
-            return value.parse().unwrap();
-        }
-    }
-    panic!("no counter {name}");
-}
-
 /// How many connection requests the kernel has dropped for want of a place, SYNs and
 /// the ACKs that end a handshake together.
 pub(crate) fn overflows() -> u64 {
-    netstat("ListenOverflows")
+    world::netstat("ListenOverflows")
 }
