@@ -8,7 +8,7 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use overspill::{Namespace, Service};
 
 use crate::help;
-use crate::supervisor::control;
+use overspill_supervisor::control;
 
 /// What the script that a shell has loaded (`overspill generate completions`) sets to ask.
 /// Not clap's own COMPLETE: that is others' as well, and somebody may have exported it.

@@ -45,6 +45,12 @@ impl From<overspill::Error> for Failure {
     }
 }
 
+impl From<overspill_supervisor::Error> for Failure {
+    fn from(error: overspill_supervisor::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.lines.join("\n"))

@@ -11,7 +11,6 @@ mod failure;
 mod help;
 mod nearest;
 mod output;
-mod supervisor;
 mod usage;
 
 use std::ffi::OsString;
@@ -25,7 +24,7 @@ use commands::{
     allow, check, demo, drain, generate, ls, metrics, restart, resume, rm, run, set, share, show,
     top, trace, upgrade,
 };
-use supervisor::{relay, worker};
+use overspill_supervisor::{relay, worker};
 
 /// The version, with what tells whether it works with services that another build has made.
 fn build() -> &'static str {
@@ -114,8 +113,8 @@ fn main() -> ExitCode {
         Command::Upgrade(args) => upgrade::run(&args),
         Command::Demo(args) => demo::run(args),
         Command::Generate(args) => generate::run(&args),
-        Command::Worker(args) => worker::run(&args),
-        Command::Relay(args) => relay::run(&args),
+        Command::Worker(args) => worker::run(&args).map_err(failure::Failure::from),
+        Command::Relay(args) => relay::run(&args).map_err(failure::Failure::from),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

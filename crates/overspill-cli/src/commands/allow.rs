@@ -9,7 +9,7 @@ use crate::args::{self, RuleArgs};
 use crate::failure::{Failure, Outcome};
 use crate::help;
 use crate::nearest;
-use crate::supervisor::allow::{self, Peers};
+use overspill_supervisor::{Peers, allow};
 
 /// Let the servers of control groups or systemd units join a service
 ///
@@ -74,7 +74,7 @@ pub(crate) fn run(args: Args) -> Outcome {
     args.rules.check_dispatcher()?;
     let cgroups = args.cgroup.iter().map(|path| cgroup(path));
     let units = args.unit.iter().map(|unit| of_unit(unit));
-    allow::run(Peers {
+    Ok(allow::run(Peers {
         cgroups: cgroups.chain(units).collect::<Result<_, _>>()?,
         name: args.name,
         ports: args.port,
@@ -82,7 +82,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         dispatcher: args.rules.dispatcher(),
         capacity: args.capacity,
         patience: Duration::from_millis(args.hang.into()),
-    })
+    })?)
 }
 
 fn cgroup(path: &Path) -> Result<Cgroup, Failure> {

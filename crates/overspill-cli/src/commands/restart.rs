@@ -10,8 +10,8 @@ use crate::failure::{Failure, Outcome};
 use crate::help;
 use crate::nearest;
 use crate::output;
-use crate::supervisor::control::{self, Client, Request};
-use crate::supervisor::services::worker_cgroup;
+use overspill_supervisor::control::{self, Client, Request};
+use overspill_supervisor::services::worker_cgroup;
 
 /// Replace the workers of overspill run, one after another
 ///

@@ -15,9 +15,9 @@ use crate::args::{self, RuleArgs};
 use crate::config::Config;
 use crate::failure::{Failure, Outcome};
 use crate::help;
-use crate::supervisor::relay::Output;
-use crate::supervisor::{self, Plan};
 use crate::usage;
+use overspill_supervisor::relay::Output;
+use overspill_supervisor::{self as supervisor, Plan};
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -147,11 +147,12 @@ struct Clash {
 pub(crate) fn run(args: Args) -> Outcome {
     if let Some(file) = args.config {
         let plan = plan_of(&file)?;
-        return supervisor::run(plan, Some(Box::new(move || plan_of(&file))));
+        let reread = move || plan_of(&file).map_err(|failure| failure.lines().to_vec());
+        return Ok(supervisor::run(plan, Some(Box::new(reread)))?);
     }
     args.rules.check_dispatcher()?;
     match args.plan() {
-        Ok(plan) => supervisor::run(plan, None),
+        Ok(plan) => Ok(supervisor::run(plan, None)?),
         Err(clash) => usage::refuse(&clash.message),
     }
 }

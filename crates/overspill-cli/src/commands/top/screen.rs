@@ -23,7 +23,7 @@ use super::draw::draw;
 use super::look::Look;
 use super::state::State;
 use crate::failure::{Failure, Outcome};
-use crate::supervisor::ignored::Ignored;
+use overspill_supervisor::ignored::Ignored;
 
 /// What is waited for.
 pub(super) enum Event {

@@ -12,8 +12,9 @@ use nix::unistd::{Pid, getpgid};
 use overspill::Cgroup;
 use overspill::adopt::Adopted;
 
-use super::{Event, log, start_thread};
-use crate::failure::Outcome;
+use super::{Event, log};
+use crate::error::Result;
+use crate::threads::start_thread;
 
 /// An instance's number, which no other ever has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -106,7 +107,7 @@ impl Instance {
     }
 
     /// Sends word when its process ends, and leaves it to be reaped.
-    pub(crate) fn watch_end(&self, sender: Sender<Event>) -> Outcome {
+    pub(crate) fn watch_end(&self, sender: Sender<Event>) -> Result<()> {
         let (id, pid) = (self.id, self.group());
         start_thread(move || {
             let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;

@@ -16,22 +16,22 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use command_fds::{CommandFdExt, FdMapping};
+use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Uid, User, initgroups, setgid, setuid};
 
-use overspill::{Cgroup, Words};
+use overspill::{Cgroup, Words, nearest};
 
 use super::notify;
 use super::sockets::descriptor_name;
-use crate::failure::{Failure, Outcome};
-use crate::nearest;
+use crate::error::{Error, Result};
 
 /// The first of the descriptors handed over (`SD_LISTEN_FDS_START`).
 const FIRST_DESCRIPTOR: i32 = 3;
 
 /// Become a worker (for `overspill run`)
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     #[arg(long)]
     user: Option<String>,
     #[arg(long)]
@@ -43,12 +43,12 @@ pub(crate) struct Args {
 /// A worker that could not become COMMAND.
 pub(crate) struct NotStarted {
     pub(crate) pid: Option<u32>,
-    pub(crate) failure: Failure,
+    pub(crate) error: Error,
 }
 
 impl NotStarted {
-    pub(crate) fn new(failure: Failure) -> Self {
-        Self { pid: None, failure }
+    pub(crate) fn new(error: Error) -> Self {
+        Self { pid: None, error }
     }
 }
 
@@ -72,9 +72,8 @@ impl Start<'_> {
         outputs: io::Result<[Stdio; 2]>,
     ) -> Result<Child, NotStarted> {
         let spawned = outputs.and_then(|outputs| self.spawn(sockets, outputs));
-        let (mut child, mut report) = spawned.map_err(|error| {
-            NotStarted::new(Failure::new(format!("cannot start a worker: {error}")))
-        })?;
+        let (mut child, mut report) =
+            spawned.map_err(|error| NotStarted::new(Error::system("start a worker", error)))?;
         let mut failure = String::new();
         // A report that breaks off is one that COMMAND's start has closed.
         let _ = report.read_to_string(&mut failure);
@@ -84,7 +83,7 @@ impl Start<'_> {
         let pid = Some(child.id());
         // It ends by itself after its report.
         let _ = child.wait();
-        Err(NotStarted { pid, failure: Failure::new(failure) })
+        Err(NotStarted { pid, error: Error::NotStarted(failure) })
     }
 
     fn spawn<'a>(
@@ -150,10 +149,10 @@ fn go_debug() -> String {
 }
 
 /// Becomes COMMAND. Returns never: what fails is reported to the supervisor.
-pub(crate) fn run(args: &Args) -> Outcome {
+pub fn run(args: &Args) -> Result<()> {
     let report = io::stdin().as_fd().try_clone_to_owned();
     let Err(failure) = become_command(args);
-    let report = report.map_err(|error| Failure::new(format!("cannot use stdin: {error}")))?;
+    let report = report.map_err(|error| Error::system("use stdin", error))?;
     // Without a supervisor to read it, it is told as any other failure.
     if File::from(report).write_all(failure.to_string().as_bytes()).is_err() {
         return Err(failure);
@@ -161,11 +160,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     std::process::exit(1)
 }
 
-fn become_command(args: &Args) -> Result<Infallible, Failure> {
+fn become_command(args: &Args) -> Result<Infallible> {
     // The supervisor blocks the signals that it waits for; a worker is to get them.
-    SigSet::empty()
-        .thread_set_mask()
-        .map_err(|error| Failure::new(format!("cannot unblock signals: {error}")))?;
+    SigSet::empty().thread_set_mask().map_err(|error| Error::system("unblock signals", error))?;
     if let Some(cgroup) = &args.cgroup {
         Cgroup::at(cgroup.clone()).enter(std::process::id())?;
     }
@@ -181,17 +178,14 @@ fn become_command(args: &Args) -> Result<Infallible, Failure> {
         become_user(&user)?;
         command.env("USER", &user.name).env("LOGNAME", &user.name).env("HOME", &user.dir);
     }
-    let error = command.exec();
-    Err(Failure::new(format!(
-        "cannot start {}: {error}; give a program in PATH, or its path",
-        program.display()
-    )))
+    let operation = format!("start {}", program.display());
+    Err(Error::helped(operation, command.exec(), "; give a program in PATH, or its path"))
 }
 
 /// The user of that name or number.
-pub(crate) fn find_user(name: &str) -> Result<User, Failure> {
+pub(crate) fn find_user(name: &str) -> Result<User> {
     let failed =
-        |error| Failure::new(format!("cannot look up user {name}: {error}; look with getent"));
+        |error: Errno| Error::helped(format!("look up user {name}"), error, "; look with getent");
     let user = User::from_name(name).map_err(failed)?;
     let user = match (user, name.parse()) {
         (None, Ok(number)) => User::from_uid(Uid::from_raw(number)).map_err(failed)?,
@@ -201,20 +195,17 @@ pub(crate) fn find_user(name: &str) -> Result<User, Failure> {
         // Users that are kept elsewhere, such as in LDAP, are not offered.
         let local = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         let local = local.lines().filter_map(|line| line.split(':').next().map(str::to_owned));
-        let hint = nearest::hint(name, local);
-        Failure::new(format!("there is no user {name}{hint}; look with getent passwd"))
+        Error::NoSuchUser { name: name.to_owned(), near: nearest(name, local) }
     })
 }
 
-fn become_user(user: &User) -> Result<(), Failure> {
+fn become_user(user: &User) -> Result<()> {
     let name = CString::new(user.name.as_str()).expect("a name from the system has no NUL");
     initgroups(&name, user.gid)
         .and_then(|()| setgid(user.gid))
         .and_then(|()| setuid(user.uid))
         .map_err(|error| {
-            Failure::new(format!(
-                "cannot become user {}: {error}; run as root, or without --user",
-                user.name
-            ))
+            let operation = format!("become user {}", user.name);
+            Error::helped(operation, error, "; run as root, or without --user")
         })
 }

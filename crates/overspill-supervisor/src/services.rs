@@ -10,11 +10,12 @@ use overspill::adopt::Adopted;
 use overspill::{Address, Cgroup, Error, MemberId, MemberState, Name, Namespace, Rules, Service};
 use procfs::process::Process;
 
-use super::allow::Peers;
 use super::sockets::{Sockets, sockets_of};
 use super::watching::Watching;
-use super::{InstanceId, Plan, log};
-use crate::failure::Failure;
+use super::{InstanceId, log};
+use crate::error;
+use crate::plan::Peers;
+use crate::plan::Plan;
 
 /// The services, and whose sockets their members are.
 #[derive(Debug)]
@@ -723,7 +724,7 @@ impl Services {
 }
 
 pub(super) fn tell(error: Error) {
-    log::line(format_args!("{}", Failure::from(error)));
+    log::line(format_args!("{}", error::Error::from(error)));
 }
 
 /// Whether a process's descriptor is the socket with that inode number.
@@ -747,7 +748,8 @@ fn no_descriptor(error: &std::io::Error) -> Error {
 }
 
 /// The control group of a worker: the one that a supervisor of that name has made.
-pub(crate) fn worker_cgroup(pid: u32, name: &Name) -> Option<Cgroup> {
+#[must_use]
+pub fn worker_cgroup(pid: u32, name: &Name) -> Option<Cgroup> {
     let prefix = super::cgroup_prefix(name);
     let mut cgroup = Cgroup::of_process(pid).ok()?;
     loop {

@@ -2,17 +2,17 @@
 
 use nix::sys::signal::Signal;
 
-use crate::failure::Failure;
+use crate::error::{Error, Result};
 
 /// A set of signals: bit 0 is signal 1.
 #[derive(Debug)]
-pub(crate) struct Ignored(u64);
+pub struct Ignored(u64);
 
 impl Ignored {
     /// Those of this process, from /proc: to ask the kernel by `sigaction(2)` is unsafe.
-    pub(crate) fn read() -> Result<Self, Failure> {
+    pub fn read() -> Result<Self> {
         let path = "/proc/self/status";
-        let failed = |why: &str| Failure::new(format!("cannot read {path}: {why}; mount /proc"));
+        let failed = |why: &str| Error::Unreadable { path, why: why.to_owned() };
         let status = std::fs::read_to_string(path).map_err(|error| failed(&error.to_string()))?;
         Self::parse(&status).ok_or_else(|| failed("it has no SigIgn"))
     }
@@ -22,7 +22,9 @@ impl Ignored {
         u64::from_str_radix(mask.trim(), 16).ok().map(Self)
     }
 
-    pub(crate) fn contains(&self, signal: Signal) -> bool {
+    /// Whether a signal is among them.
+    #[must_use]
+    pub fn contains(&self, signal: Signal) -> bool {
         self.0 & (1 << (signal as u32 - 1)) != 0
     }
 }

@@ -30,8 +30,8 @@ use nix::unistd::geteuid;
 use overspill::Name;
 use rustix::io::fcntl_dupfd_cloexec;
 
-use super::start_thread;
-use crate::failure::{Failure, Outcome};
+use crate::error::{Error, Result};
+use crate::threads::start_thread;
 
 /// All names of control sockets begin with it.
 const PREFIX: &str = "overspill/";
@@ -50,7 +50,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a supervisor can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Request {
+pub enum Request {
     /// Replace the workers, one after another.
     Restart,
 }
@@ -142,7 +142,7 @@ pub(crate) struct Control {
 impl Control {
     /// Takes the name. The first descriptors that are handed to workers, `reserved` of them,
     /// are left free.
-    pub(crate) fn bind(name: &Name, reserved: usize) -> Result<Self, Failure> {
+    pub(crate) fn bind(name: &Name, reserved: usize) -> Result<Self> {
         let start = Instant::now();
         loop {
             match listen(name, reserved) {
@@ -154,17 +154,17 @@ impl Control {
                 Ok(holder) => return Err(taken(name, holder)),
                 Err(_) if start.elapsed() < LOOKING => thread::sleep(PAUSE),
                 Err(error) => {
-                    return Err(Failure::new(format!(
-                        "a process that does not answer ({error}) holds the control socket of \
-                         {name}; choose another --name, or find it with ss -xp"
-                    )));
+                    return Err(Error::NameHeld { name: name.clone(), source: error.into() });
                 }
             }
         }
     }
 
     /// Hands each request on, from now on.
-    pub(crate) fn serve(self, hand_on: impl Fn(Request, Reply) + Send + Sync + 'static) -> Outcome {
+    pub(crate) fn serve(
+        self,
+        hand_on: impl Fn(Request, Reply) + Send + Sync + 'static,
+    ) -> Result<()> {
         start_thread(move || self.serve_all(&Arc::new(hand_on)))
     }
 
@@ -254,16 +254,16 @@ fn read_request(mut client: &UnixStream, patience: Duration) -> Result<String, S
 
 /// The client's end: a conversation with the supervisor of a name.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub struct Client {
     name: Name,
     stream: UnixStream,
 }
 
 impl Client {
     /// With the one of this network namespace, if it has one.
-    pub(crate) fn connect(name: &Name) -> Result<Option<Self>, Failure> {
+    pub fn connect(name: &Name) -> Result<Option<Self>> {
         let failed =
-            |error| Failure::new(format!("cannot connect to the supervisor of {name}: {error}"));
+            |error: Errno| Error::system(format!("connect to the supervisor of {name}"), error);
         let stream = match connect(name) {
             Ok(stream) => stream,
             Err(Errno::ECONNREFUSED) => return Ok(None),
@@ -271,19 +271,27 @@ impl Client {
         };
         let holder = peer(&stream).map_err(failed)?;
         if !trusted(holder) {
-            return Err(Failure::new(format!(
-                "the supervisor of {name} ({}) is not root's nor your own; ask as that user, if \
-                 you trust it",
-                describe(holder)
-            )));
+            return Err(Error::NotTrusted { name: name.clone(), holder: describe(holder) });
         }
         Ok(Some(Self { name: name.clone(), stream }))
     }
 
     /// Asks, and returns when it is done.
-    pub(crate) fn ask(self, request: Request, progress: impl Fn(&str) -> Outcome) -> Outcome {
+    ///
+    /// # Errors
+    ///
+    /// When the supervisor says why it can't, or hangs up; and those of `progress`, which is
+    /// called with each line that it says meanwhile.
+    pub fn ask<E: From<Error>>(
+        self,
+        request: Request,
+        progress: impl Fn(&str) -> Result<(), E>,
+    ) -> Result<(), E> {
         let Self { name, stream } = self;
-        let failed = |why: &str| Err(Failure::new(format!("cannot {request} {name}: {why}")));
+        let failed = |why: &str| {
+            let (request, name) = (request.name(), name.clone());
+            Err(Error::Refused { request, name, why: why.to_owned() }.into())
+        };
         // A supervisor that refuses has not waited for the request: its answer says why.
         let _ = (&stream).write_all(format!("{request}\n").as_bytes());
         for line in BufReader::new(stream).lines().map_while(Result::ok) {
@@ -299,7 +307,8 @@ impl Client {
 }
 
 /// The names whose supervisors run in this network namespace.
-pub(crate) fn names() -> Vec<Name> {
+#[must_use]
+pub fn names() -> Vec<Name> {
     // It serves hints alone: where it can't be read there are none.
     let sockets = std::fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
     parse_names(&sockets)
@@ -353,16 +362,9 @@ fn trusted(peer: UnixCredentials) -> bool {
     peer.uid() == 0 || peer.uid() == geteuid().as_raw()
 }
 
-fn taken(name: &Name, holder: UnixCredentials) -> Failure {
-    let end = match holder.pid() {
-        0 => "end it there".to_owned(),
-        pid => format!("end it with kill {pid}"),
-    };
-    Failure::new(format!(
-        "a supervisor of {name} already runs ({}); choose another --name, replace its workers \
-         with overspill restart {name}, or {end}",
-        describe(holder)
-    ))
+fn taken(name: &Name, holder: UnixCredentials) -> Error {
+    let pid = Some(holder.pid()).filter(|&pid| pid != 0);
+    Error::NameTaken { name: name.clone(), holder: describe(holder), pid }
 }
 
 fn describe(process: UnixCredentials) -> String {
@@ -374,15 +376,13 @@ fn describe(process: UnixCredentials) -> String {
     if trusted(process) { pid } else { format!("{pid}, of user {}", process.uid()) }
 }
 
-fn not_made(name: &Name, error: Errno) -> Failure {
-    let line = format!("cannot make the control socket of {name}: {error}");
-    Failure::new(match error {
+fn not_made(name: &Name, error: Errno) -> Error {
+    let remedy = match error {
         // EINVAL is the answer to a number beyond the limit.
-        Errno::EMFILE | Errno::EINVAL => {
-            format!("{line}; raise the limit of open files (ulimit -n)")
-        }
-        _ => line,
-    })
+        Errno::EMFILE | Errno::EINVAL => "; raise the limit of open files (ulimit -n)",
+        _ => "",
+    };
+    Error::helped(format!("make the control socket of {name}"), error, remedy)
 }
 
 #[cfg(test)]
@@ -468,7 +468,10 @@ mod tests {
     }
 
     /// What a client is told by a supervisor that answers in this way.
-    fn told(name: &Name, answer: impl Fn(Reply) + Send + Sync + 'static) -> (Vec<String>, Outcome) {
+    fn told(
+        name: &Name,
+        answer: impl Fn(Reply) + Send + Sync + 'static,
+    ) -> (Vec<String>, Result<()>) {
         let control = Control::bind(name, 0).unwrap();
         control.serve(move |_, reply| answer(reply)).unwrap();
         let lines = RefCell::new(Vec::new());
@@ -509,7 +512,7 @@ mod tests {
         Answer::Progress("one".to_owned()).send(&supervisor).unwrap();
         drop(supervisor);
         let client = Client { name: name("gone"), stream };
-        let line = client.ask(Request::Restart, |_| Ok(())).unwrap_err().to_string();
+        let line = client.ask(Request::Restart, |_| Ok::<(), Error>(())).unwrap_err().to_string();
         assert!(line.contains("without an answer"), "{line}");
     }
 

@@ -9,7 +9,7 @@ use super::control::Reply;
 use super::reload::Recipe;
 use super::worker::NotStarted;
 use super::{InstanceId, Supervisor, log};
-use crate::failure::Failure;
+use crate::error;
 
 /// Who is handed its sockets and has run for this long is taken for ready: nothing else
 /// tells, and what it does not accept yet waits in the queue that it shares with its
@@ -94,7 +94,7 @@ impl Supervisor {
                 }
                 true
             }
-            Err(NotStarted { failure, .. }) => {
+            Err(NotStarted { error: failure, .. }) => {
                 self.restart_failed(&format!("worker {worker}: {failure}"));
                 false
             }
@@ -123,7 +123,7 @@ impl Supervisor {
         let old = self.current[worker];
         for socket in std::mem::take(&mut self.instance(successor).pending) {
             if let Err(error) = self.services.seat(worker, successor, old, socket) {
-                let failure = Failure::from(error);
+                let failure = error::Error::from(error);
                 self.instance(successor).kill();
                 self.restart_failed(&format!("worker {worker}: {failure}"));
                 return false;

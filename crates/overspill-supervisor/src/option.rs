@@ -12,7 +12,6 @@ use rustix::io::Errno;
 use super::instance::InstanceId;
 use super::log;
 use super::services::{Services, tell};
-use crate::failure::Failure;
 
 /// How often it is looked at whether others have changed the services.
 const LOOK: Duration = Duration::from_secs(1);
@@ -165,7 +164,7 @@ pub(crate) fn errno(error: &Error) -> Errno {
     if let Error::System { source, .. } | Error::Permission { source, .. } = error {
         return Errno::from_io_error(source).unwrap_or(Errno::IO);
     }
-    log::line(format_args!("{}", Failure::new(error.with_causes())));
+    log::line(format_args!("{}", error.with_causes()));
     match error {
         Error::AddressTaken { .. } | Error::NameTaken { .. } => Errno::ADDRINUSE,
         Error::AlreadyMember { .. } | Error::HeldElsewhere { .. } => Errno::BUSY,

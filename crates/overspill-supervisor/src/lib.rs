@@ -5,53 +5,52 @@
 //! and send what they see as [`Event`]s; all that is decided and done is done by one thread,
 //! in [`Supervisor`].
 
-pub(crate) mod allow;
-pub(crate) mod control;
+pub mod allow;
+pub mod control;
 mod crew;
-pub(crate) mod ignored;
+mod error;
+pub mod ignored;
 mod instance;
 mod leaving;
 mod log;
 mod notify;
 mod option;
-pub(crate) mod relay;
+mod plan;
+pub mod relay;
 mod reload;
 mod restart;
-pub(crate) mod services;
+pub mod services;
 mod sockets;
+mod threads;
 mod watching;
-pub(crate) mod worker;
+pub mod worker;
 
-use std::ffi::OsString;
 use std::fs::File;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use overspill::adopt::Adopted;
-use overspill::{
-    Capacity, Cgroup, Error, Hooks, HooksEvent, Listening, Name, Namespace, Request, Rules, Words,
-};
+use overspill::{Cgroup, Hooks, HooksEvent, Listening, Name, Namespace, Request, Rules, Words};
 use rustix::io::Errno;
 
-use crate::failure::{Failure, Outcome};
 use control::{Control, Reply};
 use crew::Crew;
+pub use error::{Error, Result};
 use ignored::Ignored;
 use instance::{Instance, InstanceId};
 use leaving::Leaving;
-pub(crate) use leaving::stop_signal;
+pub use leaving::stop_signal;
 use option::Given;
-use relay::{Output, Relay};
-use reload::Reread;
-#[cfg(test)]
-pub(crate) use reload::keep;
+pub use plan::{Peers, Plan};
+use relay::Relay;
+pub use reload::Reread;
+pub use reload::keep;
 use restart::Restart;
 use services::Services;
 use sockets::Sockets;
+use threads::start_thread;
 use worker::NotStarted;
 
 /// A signal this soon after the first is the same one: `timeout`, for one, sends it to the
@@ -64,44 +63,6 @@ const SILENT: Duration = Duration::from_secs(10);
 const ENDING: Duration = Duration::from_secs(5);
 /// How often to look for sockets that their workers have closed.
 const CLOSED: Duration = Duration::from_millis(500);
-
-/// What is to be run.
-#[derive(Debug)]
-pub(crate) struct Plan {
-    pub(crate) name: Name,
-    pub(crate) workers: usize,
-    /// For each socket that is handed to a worker, the address that it has in each worker;
-    /// nothing where the workers make their sockets themselves.
-    pub(crate) addresses: Vec<Vec<SocketAddr>>,
-    /// Ports that each worker is to have for itself.
-    pub(crate) private: Vec<u16>,
-    pub(crate) backlog: u32,
-    pub(crate) rules: Rules,
-    pub(crate) dispatcher: Option<PathBuf>,
-    pub(crate) capacity: Option<Capacity>,
-    /// Whether the workers get the words of the members, to write their own.
-    pub(crate) words: bool,
-    pub(crate) user: Option<String>,
-    pub(crate) grace: Duration,
-    /// How long a worker that is replaced may go on with the connections it has.
-    pub(crate) drain: Duration,
-    /// How long a worker's successor may take until it listens.
-    pub(crate) ready: Duration,
-    /// What tells a worker that is replaced to end.
-    pub(crate) stop_signal: Signal,
-    /// How long a request may wait at the head of a worker's queue, while others accept,
-    /// until the worker is taken to hang; zero is for ever.
-    pub(crate) patience: Duration,
-    pub(crate) output: Output,
-    pub(crate) command: Vec<OsString>,
-}
-
-impl Plan {
-    /// Whether the sockets are made here and handed to the workers.
-    fn hands_over(&self) -> bool {
-        !self.addresses.is_empty()
-    }
-}
 
 enum Event {
     Signal(Signal),
@@ -120,14 +81,16 @@ fn cgroup_prefix(name: &Name) -> String {
 
 /// Runs the workers until a signal ends them. Nothing is left behind, whatever happens. A
 /// plan that can be read again is, at each restart.
-pub(crate) fn run(plan: Plan, reread: Option<Reread>) -> Outcome {
+///
+/// # Errors
+///
+/// When what the workers need can't be had, at the beginning; and where a worker of the first
+/// start ends before it listens.
+pub fn run(plan: Plan, reread: Option<Reread>) -> Result<()> {
     let (sender, events) = channel();
     let ignored = Ignored::read()?;
     if ignored.contains(Signal::SIGCHLD) {
-        return Err(Failure::new(
-            "cannot wait for workers: SIGCHLD is ignored; start overspill with env \
-             --default-signal=CHLD",
-        ));
+        return Err(Error::ChildrenIgnored);
     }
     watch_signals(&ignored, sender.clone())?;
     let user = plan.user.as_deref().map(worker::find_user).transpose()?;
@@ -141,7 +104,7 @@ pub(crate) fn run(plan: Plan, reread: Option<Reread>) -> Outcome {
         .words
         .then(|| File::open("/dev/null"))
         .transpose()
-        .map_err(|error| Failure::new(format!("cannot open /dev/null: {error}; mount /dev")))?;
+        .map_err(|error| Error::helped("open /dev/null", error, "; mount /dev"))?;
     let asked = sender.clone();
     control.serve(move |request, reply| {
         // Nobody listens any more once the supervisor has ended.
@@ -176,7 +139,7 @@ pub(crate) fn run(plan: Plan, reread: Option<Reread>) -> Outcome {
     ended.and(removed)
 }
 
-fn make_cgroup(name: &Name) -> Result<Cgroup, Failure> {
+fn make_cgroup(name: &Name) -> Result<Cgroup> {
     let own = format!("{}{}", cgroup_prefix(name), std::process::id());
     Ok(Cgroup::own()?.make(&own)?)
 }
@@ -213,7 +176,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn supervise(&mut self) -> Outcome {
+    fn supervise(&mut self) -> Result<()> {
         if let Err(failure) = self.begin() {
             self.stop(Signal::SIGTERM);
             return Err(failure);
@@ -253,7 +216,7 @@ impl Supervisor {
     }
 
     /// Makes what the workers need, and starts them.
-    fn begin(&mut self) -> Outcome {
+    fn begin(&mut self) -> Result<()> {
         if self.plan.hands_over() {
             self.services.make(&self.sockets)?;
             if self.plan.words {
@@ -281,7 +244,7 @@ impl Supervisor {
 
     /// Takes over the workers of a supervisor of this name that was killed: they are replaced
     /// one after another. False where there are none.
-    fn take_over(&mut self) -> Result<bool, Failure> {
+    fn take_over(&mut self) -> Result<bool> {
         let next_id = &mut self.next_id;
         let left = self.services.take_over(|| next_id.take())?;
         if left.is_empty() {
@@ -329,18 +292,18 @@ impl Supervisor {
     }
 
     /// The first start of all workers, which must succeed.
-    fn start_all(&mut self) -> Outcome {
+    fn start_all(&mut self) -> Result<()> {
         (0..self.plan.workers)
-            .try_for_each(|worker| self.start(worker).map_err(|not_started| not_started.failure))
+            .try_for_each(|worker| self.start(worker).map_err(|not_started| not_started.error))
     }
 
     fn start_due(&mut self) {
         while let Some(worker) = self.crew.due(Instant::now()) {
             self.revive(worker);
-            if let Err(NotStarted { pid, failure }) = self.start(worker) {
+            if let Err(NotStarted { pid, error }) = self.start(worker) {
                 let pause = log::after(self.crew.ended(worker, Instant::now()));
                 let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
-                log::line(format_args!("worker {worker}{pid}: {failure}; next start {pause}"));
+                log::line(format_args!("worker {worker}{pid}: {error}; next start {pause}"));
             }
         }
     }
@@ -398,11 +361,11 @@ impl Supervisor {
             let _ = cgroup.as_ref().map(Cgroup::remove);
         })?;
         let mut instance = Instance::new(id, worker, child, cgroup);
-        if let Err(failure) = instance.watch_end(self.sender.clone()) {
+        if let Err(error) = instance.watch_end(self.sender.clone()) {
             // Unwatched, it would never be started again.
             let pid = Some(instance.pid());
             instance.end();
-            return Err(NotStarted { pid, failure });
+            return Err(NotStarted { pid, error });
         }
         self.instances.push(instance);
         Ok(id)
@@ -418,7 +381,7 @@ impl Supervisor {
         Some(self.instances.remove(position))
     }
 
-    fn handle(&mut self, event: Option<Event>) -> Outcome {
+    fn handle(&mut self, event: Option<Event>) -> Result<()> {
         match event {
             Some(Event::Ended(id)) => self.ended(id)?,
             Some(Event::Hooks(HooksEvent::Listening(listening))) => {
@@ -436,7 +399,7 @@ impl Supervisor {
 
     /// The workers that were taken over are not children of this process: nothing tells
     /// when they end.
-    fn look_for_ended_strangers(&mut self) -> Outcome {
+    fn look_for_ended_strangers(&mut self) -> Result<()> {
         let ended = self.instances.iter().filter(|it| it.has_left());
         for id in ended.map(|it| it.id).collect::<Vec<_>>() {
             self.ended(id)?;
@@ -445,7 +408,7 @@ impl Supervisor {
     }
 
     /// A process ended.
-    fn ended(&mut self, id: InstanceId) -> Outcome {
+    fn ended(&mut self, id: InstanceId) -> Result<()> {
         let Some(mut instance) = self.take_out(id) else { return Ok(()) };
         let worker = instance.worker;
         let told = instance.to_string();
@@ -463,10 +426,7 @@ impl Supervisor {
         }
         self.current[worker] = None;
         if !self.begun && !instance.listened {
-            return Err(Failure::new(format!(
-                "{told} {ending} before it listened on a TCP port; run the command by itself to \
-                 see why (it has to stay in the foreground)"
-            )));
+            return Err(Error::NeverListened { worker: told, ending });
         }
         let now = Instant::now();
         let pause = if instance.listened {
@@ -479,7 +439,7 @@ impl Supervisor {
     }
 
     /// A socket of a worker listens: it becomes a member.
-    fn listening(&mut self, listening: Listening) -> Outcome {
+    fn listening(&mut self, listening: Listening) -> Result<()> {
         let Some((id, socket)) = self.find_listener(listening) else { return Ok(()) };
         let worker = self.instance(id).worker;
         if !socket.shares_port() {
@@ -488,8 +448,8 @@ impl Supervisor {
             return Ok(());
         }
         if let Err(error) = self.take_in(id, socket) {
-            let locked = matches!(error, Error::Locked { .. });
-            let failure = Failure::from(error);
+            let locked = matches!(error, overspill::Error::Locked { .. });
+            let failure = Error::from(error);
             if !self.begun {
                 return Err(failure);
             }
@@ -648,7 +608,7 @@ impl Supervisor {
     }
 
     /// Takes away all that was made for the workers.
-    fn clean_up(&mut self) -> Outcome {
+    fn clean_up(&mut self) -> Result<()> {
         let services = self.services.remove();
         self.hooks = None;
         let cgroup = self.cgroup.as_ref().map_or(Ok(()), |cgroup| {
@@ -696,13 +656,11 @@ impl Supervisor {
 
 /// Sends the signals that the supervisor acts on. They are blocked in all its threads and
 /// taken one by one; one that is ignored (`nohup`) stays ignored.
-fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Outcome {
+fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Result<()> {
     let known = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
     // A blocked signal would be taken even where it is ignored.
     let signals: SigSet = known.into_iter().filter(|&it| !ignored.contains(it)).collect();
-    signals
-        .thread_block()
-        .map_err(|error| Failure::new(format!("cannot block signals: {error}")))?;
+    signals.thread_block().map_err(|error| Error::system("block signals", error))?;
     let watch = move || {
         while let Ok(signal) = signals.wait() {
             if sender.send(Event::Signal(signal)).is_err() {
@@ -714,16 +672,9 @@ fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Outcome {
 }
 
 /// Sends what the hooks tell of.
-fn hand_on(hooks: &Hooks, sender: Sender<Event>) -> Outcome {
+fn hand_on(hooks: &Hooks, sender: Sender<Event>) -> Result<()> {
     let events = hooks.events()?;
     start_thread(move || {
         events.each(|it| sender.send(Event::Hooks(it)).is_ok()).unwrap_or_else(services::tell);
-    })
-}
-
-fn start_thread(body: impl FnOnce() + Send + 'static) -> Outcome {
-    let started = thread::Builder::new().spawn(body);
-    started.map(drop).map_err(|error| {
-        Failure::new(format!("cannot start a thread: {error}; raise the limit of processes"))
     })
 }

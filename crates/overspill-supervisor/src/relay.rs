@@ -24,8 +24,8 @@ use clap::ValueEnum;
 use nix::unistd::Uid;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-use crate::failure::Failure;
-pub(crate) use process::run;
+use crate::error::{Error, Result};
+pub use process::run;
 
 /// How long to wait for those who read the output.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ type Number = u32;
 
 /// How what the workers write comes out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Output {
+pub enum Output {
     /// Each line with the worker's number before it; to the worker it is a pipe
     #[default]
     Prefixed,
@@ -45,7 +45,7 @@ pub(crate) enum Output {
 
 /// Pass on what workers write (for `overspill run`)
 #[derive(Debug, clap::Args)]
-pub(crate) struct Args {
+pub struct Args {
     /// How many there are
     #[arg(long)]
     workers: usize,
@@ -75,23 +75,18 @@ struct Place {
 impl Relay {
     /// Starts what is needed: nothing where the output stays as it is. The pipes are the
     /// owner's, who may want to open /dev/stdout.
-    pub(crate) fn start(
-        output: Output,
-        workers: usize,
-        owner: Option<Uid>,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn start(output: Output, workers: usize, owner: Option<Uid>) -> Result<Self> {
         let mut relay = Self { places: Vec::new(), workers, output, owner };
         relay.change(output, owner)?;
         Ok(relay)
     }
 
     /// What is started from now on writes in this way. Who writes in another goes on.
-    pub(crate) fn change(&mut self, output: Output, owner: Option<Uid>) -> Result<(), Failure> {
+    pub(crate) fn change(&mut self, output: Output, owner: Option<Uid>) -> Result<()> {
         if output == Output::Prefixed && self.places.is_empty() {
             self.places = Self::places(self.workers).map_err(|error| {
-                Failure::new(format!(
-                    "cannot start passing on the output of workers: {error}; try --output as-is"
-                ))
+                let operation = "start passing on the output of workers";
+                Error::helped(operation, error, "; try --output as-is")
             })?;
         }
         (self.output, self.owner) = (output, owner);

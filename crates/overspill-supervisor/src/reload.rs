@@ -3,11 +3,16 @@
 use std::ffi::OsString;
 
 use super::control::Reply;
-use super::{Plan, Supervisor, log, worker};
-use crate::failure::Failure;
+use super::{Supervisor, log, worker};
+use crate::error::Result;
+use crate::plan::Plan;
 
 /// Reads a plan anew from where it came from.
-pub(crate) type Reread = Box<dyn Fn() -> Result<Plan, Failure>>;
+///
+/// # Errors
+///
+/// All that is wrong with it, a line each.
+pub type Reread = Box<dyn Fn() -> Result<Plan, Vec<String>>>;
 
 /// How a worker is started.
 #[derive(Debug, Clone)]
@@ -34,21 +39,25 @@ impl Supervisor {
                 }
                 self.ask_restart(reply, Some(before));
             }
-            Err(failure) => {
-                for line in failure.lines() {
+            Err(lines) => {
+                for line in &lines {
                     log::line(format_args!("{line}; nothing is changed"));
                 }
                 if let Some(reply) = reply {
-                    reply.failed(format!("{}; nothing is changed", failure.lines().join("; ")));
+                    reply.failed(format!("{}; nothing is changed", lines.join("; ")));
                 }
             }
         }
     }
 
     /// Takes over what can be changed, and gives the keys of what has changed and can't be.
-    fn reread(&mut self) -> Result<Vec<&'static str>, Failure> {
+    fn reread(&mut self) -> Result<Vec<&'static str>, Vec<String>> {
         let Some(reread) = &self.reread else { return Ok(Vec::new()) };
-        let mut new = reread()?;
+        let new = reread()?;
+        self.adopt(new).map_err(|error| vec![error.to_string()])
+    }
+
+    fn adopt(&mut self, mut new: Plan) -> Result<Vec<&'static str>> {
         let mut kept = keep(&self.plan, &mut new);
         if new.rules.redirect && !self.services.redirected() {
             new.rules.redirect = false;
@@ -75,7 +84,8 @@ impl Supervisor {
 }
 
 /// Keeps in a new plan what can't be changed any more, and gives the keys of what differs.
-pub(crate) fn keep(old: &Plan, new: &mut Plan) -> Vec<&'static str> {
+#[must_use]
+pub fn keep(old: &Plan, new: &mut Plan) -> Vec<&'static str> {
     fn one<T: PartialEq + Clone>(old: &T, new: &mut T, key: &'static str) -> Option<&'static str> {
         let differs = old != new;
         new.clone_from(old);

@@ -2,12 +2,11 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use overspill::adopt::{self, Adopted};
-use overspill::{Capacity, Cgroup, Error, Hooks, HooksEvent, Listening, Name, Request, Rules};
+use overspill::{Cgroup, Error, Hooks, HooksEvent, Listening, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -17,25 +16,18 @@ use super::instance::InstanceId;
 use super::option::{self, Given};
 use super::services::{Services, tell};
 use super::{Event, hand_on, log, sockets, watch_signals};
-use crate::failure::Outcome;
+use crate::error::Result;
+use crate::plan::Peers;
 
 /// How often it is looked at who has ended.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Who may join what.
-#[derive(Debug)]
-pub(crate) struct Peers {
-    pub(crate) name: Name,
-    pub(crate) cgroups: Vec<Cgroup>,
-    pub(crate) ports: Vec<u16>,
-    pub(crate) rules: Rules,
-    pub(crate) dispatcher: Option<PathBuf>,
-    pub(crate) capacity: Option<Capacity>,
-    pub(crate) patience: Duration,
-}
-
 /// Keeps them until a signal comes. What serves then is left as it is.
-pub(crate) fn run(peers: Peers) -> Outcome {
+///
+/// # Errors
+///
+/// When the hooks can't be attached.
+pub fn run(peers: Peers) -> Result<()> {
     let (sender, events) = channel();
     watch_signals(&Ignored::read()?, sender.clone())?;
     let grounds =
@@ -86,7 +78,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn keep(&mut self) -> Outcome {
+    fn keep(&mut self) -> Result<()> {
         self.attach()?;
         log::line(format_args!("service {}: peers may join", self.services.name()));
         loop {
@@ -111,7 +103,7 @@ impl Keeper {
     }
 
     /// Attaches hooks where there are none: at first, and when a unit was started again.
-    fn attach(&mut self) -> Outcome {
+    fn attach(&mut self) -> Result<()> {
         let mut new = Vec::new();
         for ground in &mut self.grounds {
             let inode = ground.cgroup.path().metadata().map(|folder| folder.ino()).ok();

@@ -17,18 +17,23 @@ use rustix::io::ioctl_fionbio;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::super::log;
 use super::lines::Lines;
 use super::{Args, Number};
-use crate::failure::{Failure, Outcome};
+use crate::error::{Error, Result};
+use crate::log;
 
 /// What a pipe holds, unless its writer made it larger.
 const PIPE: usize = 64 << 10;
 /// What is written at once to a pipe is not mixed with what others write (`PIPE_BUF`).
 const UNMIXED: usize = 4096;
 
-pub(crate) fn run(args: &Args) -> Outcome {
-    let failed = |error| Failure::new(format!("cannot pass on the output of workers: {error}"));
+/// Passes on what workers write until nobody can write any more.
+///
+/// # Errors
+///
+/// When the system refuses what it needs.
+pub fn run(args: &Args) -> Result<()> {
+    let failed = |error| Error::system("pass on the output of workers", error);
     stand_apart().map_err(failed)?;
     let stdin = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;

@@ -8,7 +8,6 @@ use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
 
 use super::sockets::sockets_of;
 use super::{InstanceId, Supervisor, log};
-use crate::nearest;
 
 /// How often to look whether they have ended, or have nothing left to do.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
@@ -84,12 +83,17 @@ impl Supervisor {
 }
 
 /// What tells a worker that is replaced to end: `TERM`, `SIGQUIT`, ...
-pub(crate) fn stop_signal(text: &str) -> Result<Signal, String> {
+///
+/// # Errors
+///
+/// When there is no such signal; a sentence for people.
+pub fn stop_signal(text: &str) -> Result<Signal, String> {
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);
     format!("SIG{name}").parse().map_err(|_| {
         let known = Signal::iterator().map(|it| it.as_str().trim_start_matches("SIG").to_owned());
-        let hint = nearest::hint(name, known);
+        let near = overspill::nearest(name, known);
+        let hint = near.map(|name| format!("; there is {name}")).unwrap_or_default();
         format!("there is no signal {name}{hint}; give its name, such as TERM, QUIT or USR2")
     })
 }
