@@ -1,26 +1,36 @@
 //! The keeper of `overspill allow`: looks after sockets of processes that it has not started.
 
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use overspill::adopt::{self, Adopted};
-use overspill::{Cgroup, Error, Hooks, HooksEvent, Listening, Request};
+use overspill::{Cgroup, Hooks, Request, Service, wake};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::ignored::Ignored;
-use super::instance::InstanceId;
-use super::option::{self, Given};
-use super::services::{Services, tell};
-use super::{Event, hand_on, log, sockets, watch_signals};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::hand::{Copies, Hand, Job, Report};
+use crate::ignored::Ignored;
+use crate::instance_id::InstanceId;
+use crate::log;
+use crate::option::{Asked, Given, There};
 use crate::plan::Peers;
+use crate::run::watch_signals;
+use crate::seats::{Action, Around, Listing, Member, Present, Seats, ServiceNumber};
+use crate::services::Services;
+use crate::sight::{Group, Held, Sight};
+use crate::supervisor::{Event, hand_on};
+use crate::watching::Watching;
 
 /// How often it is looked at who has ended.
-const LOOK: Duration = Duration::from_millis(50);
+const ENDED: Duration = Duration::from_millis(50);
+/// How often it is looked at what processes hold, if nothing happens; and at most.
+const LOOK: Duration = Duration::from_secs(1);
+const APART: Duration = Duration::from_millis(5);
 
 /// Keeps them until a signal comes. What serves then is left as it is.
 ///
@@ -30,18 +40,34 @@ const LOOK: Duration = Duration::from_millis(50);
 pub fn run(peers: Peers) -> Result<()> {
     let (sender, events) = channel();
     watch_signals(&Ignored::read()?, sender.clone())?;
-    let grounds =
-        peers.cgroups.iter().map(|cgroup| Ground { cgroup: cgroup.clone(), hooked: None });
+    let report = sender.clone();
+    let hand = Hand::start(Services::of_peers(&peers), move |done| {
+        let _ = report.send(Event::Done(done));
+    })?;
+    let grounds = peers.cgroups.into_iter().map(|cgroup| Ground { cgroup, hooked: None });
     let mut keeper = Keeper {
         grounds: grounds.collect(),
-        services: Services::of_peers(&peers),
         ports: peers.ports,
         given: Given::default(),
+        asked: Asked::default(),
         owners: Vec::new(),
         next_id: InstanceId::default(),
+        sight: Sight::default(),
+        seats: Seats::default(),
+        copies: Copies::new(),
+        listing: Listing::new(),
+        services: Vec::new(),
+        watching: Watching::new(peers.patience, "process"),
+        hand,
+        busy: false,
+        looked: None,
+        hinted: true,
+        hint: Arc::default(),
         sender,
         events,
     };
+    keeper.attach()?;
+    log::line(format_args!("service {}: peers may join", peers.name));
     keeper.keep()
 }
 
@@ -52,7 +78,7 @@ struct Ground {
     hooked: Option<(u64, Hooks)>,
 }
 
-/// A process that has a member.
+/// A process of a control group.
 struct Owner {
     id: InstanceId,
     pid: u32,
@@ -68,43 +94,57 @@ impl Owner {
 
 struct Keeper {
     grounds: Vec<Ground>,
-    services: Services,
     ports: Vec<u16>,
     given: Given,
+    asked: Asked,
     owners: Vec<Owner>,
     next_id: InstanceId,
+    sight: Sight,
+    seats: Seats,
+    copies: Copies,
+    listing: Listing,
+    services: Vec<(ServiceNumber, Service)>,
+    watching: Watching,
+    hand: Hand,
+    busy: bool,
+    looked: Option<Instant>,
+    hinted: bool,
+    hint: Arc<AtomicBool>,
     sender: Sender<Event>,
     events: Receiver<Event>,
 }
 
 impl Keeper {
     fn keep(&mut self) -> Result<()> {
-        self.attach()?;
-        log::line(format_args!("service {}: peers may join", self.services.name()));
         loop {
-            match self.events.recv_timeout(LOOK) {
+            match self.events.recv_timeout(self.next_wait()) {
                 Ok(Event::Signal(signal)) => {
                     log::line(format_args!("{signal}: the service stays as it is"));
                     return Ok(());
                 }
-                Ok(Event::Hooks(HooksEvent::Listening(it))) => {
-                    self.listening(it);
-                    self.tend();
-                }
-                Ok(Event::Hooks(HooksEvent::Request(request))) => self.requested(&request),
+                Ok(Event::Hint) => self.hinted = true,
+                Ok(Event::Given(request)) => self.requested(&request),
+                Ok(Event::Done(report)) => self.reported(report),
                 Ok(Event::Ended(_) | Event::Asked(..)) | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the keeper holds a sender"),
             }
             self.bury();
             self.attach()?;
-            self.services.watch();
-            self.given.look(&self.services, &hooks(&self.grounds));
+            self.look();
+            self.watching.look(&self.services, &self.seats, &self.copies);
         }
+    }
+
+    fn next_wait(&self) -> Duration {
+        let now = Instant::now();
+        let watching = self.watching.next(&self.services, now);
+        let hinted = self.hinted.then_some(now + APART);
+        let next = [watching, hinted].into_iter().flatten().min();
+        next.map_or(ENDED, |next| next.saturating_duration_since(now).min(ENDED))
     }
 
     /// Attaches hooks where there are none: at first, and when a unit was started again.
     fn attach(&mut self) -> Result<()> {
-        let mut new = Vec::new();
         for ground in &mut self.grounds {
             let inode = ground.cgroup.path().metadata().map(|folder| folder.ino()).ok();
             if inode == ground.hooked.as_ref().map(|(inode, _)| *inode) {
@@ -113,116 +153,194 @@ impl Keeper {
             ground.hooked = None;
             let Some(inode) = inode else { continue };
             let hooks = Hooks::attach_sharing(&ground.cgroup, &self.ports)?;
-            hand_on(&hooks, self.sender.clone())?;
+            hand_on(&hooks, self.sender.clone(), Arc::clone(&self.hint))?;
             ground.hooked = Some((inode, hooks));
             self.given.renew();
-            new.push(ground.cgroup.clone());
-        }
-        // What listens from now on is told of; what listens already is looked for.
-        for pid in new.iter().flat_map(|cgroup| cgroup.processes().unwrap_or_default()) {
-            self.take_from(pid);
-        }
-        if !new.is_empty() {
-            self.tend();
+            self.sight.hurry();
+            self.hinted = true;
         }
         Ok(())
-    }
-
-    /// Takes what a process listens on already.
-    fn take_from(&mut self, pid: u32) {
-        for port in self.ports.clone() {
-            // It has none there, or ends.
-            let Ok(sockets) = adopt::fit_listeners(&[pid], port) else { continue };
-            for socket in sockets {
-                self.welcome(socket, port);
-            }
-        }
     }
 
     fn processes(&self) -> Vec<u32> {
         self.grounds.iter().flat_map(|it| it.cgroup.processes().unwrap_or_default()).collect()
     }
 
-    fn listening(&mut self, Listening { pid, cookie, port }: Listening) {
-        let wanted = self.ports.contains(&port) || self.given.has(cookie);
-        if pid == std::process::id() || !wanted || self.services.has(cookie) {
+    /// Looks at what processes hold, if it is time to, and does what follows from it.
+    fn look(&mut self) {
+        let now = Instant::now();
+        let wait = match self.seats.next_attempt() {
+            _ if self.hinted => APART,
+            Some(_) if !self.busy => ENDED,
+            _ => LOOK,
+        };
+        if self.busy || self.looked.is_some_and(|looked| now < looked + wait) {
             return;
         }
-        if let Some(socket) = sockets::find(cookie, Some(pid), || self.processes()) {
-            self.welcome(socket, port);
+        (self.looked, self.hinted) = (Some(now), false);
+        self.hint.store(false, Ordering::Release);
+        let processes = self.processes();
+        for &pid in &processes {
+            self.meet(pid);
         }
+        let group = |it: &Owner| Group { id: it.id, processes: vec![it.pid] };
+        let groups: Vec<Group> = self.owners.iter().map(group).collect();
+        let (held, fresh) = self.sight.look(now, &groups);
+        for socket in fresh {
+            if let Ok(cookie) = socket.cookie() {
+                self.copies.insert(cookie, Arc::new(socket));
+            }
+        }
+        let wanted =
+            |it: &&Held| self.ports.contains(&it.address.port) || self.given.has(it.cookie);
+        let present = |it: &Held| {
+            let Held { owner, pid, cookie, address, .. } = *it;
+            Present { cookie, address, worker: pid as usize, owner, pid }
+        };
+        let mut present: Vec<Present> = held.iter().filter(wanted).map(present).collect();
+        present.sort_by_key(|it| (it.address.port, it.pid));
+        self.decide(now, &present);
+        let seats = &self.seats;
+        self.copies.retain(|&cookie, _| seats.by_cookie(cookie).is_some_and(|it| it.kept));
     }
 
-    /// Takes a socket in; if another writer stands in the way, again behind all that waits.
-    fn welcome(&mut self, socket: Adopted, port: u16) {
-        let (pid, cookie) = (socket.pid(), socket.cookie());
-        let Err(error) = self.take_in(socket) else { return };
-        if let (Error::Locked { .. }, Ok(cookie)) = (&error, cookie) {
-            let again = HooksEvent::Listening(Listening { pid, cookie, port });
-            let _ = self.sender.send(Event::Hooks(again));
+    fn decide(&mut self, now: Instant, present: &[Present]) {
+        let owners = &self.owners;
+        // Who runs and does not hold it any more has closed it.
+        let closed = |pid: usize| owners.iter().any(|it| it.pid as usize == pid);
+        let around = Around { awaited: &|_| true, dismissed: &closed, peers: true };
+        let mut job = Job::default();
+        let mut emptied = Vec::new();
+        for action in self.seats.decide(now, present, &self.listing, &around) {
+            match action {
+                Action::Release { cookie } => {
+                    emptied.extend(self.seats.by_cookie(cookie).map(|seat| seat.address));
+                    self.copies.remove(&cookie);
+                    self.seats.done(now, action, Ok(None));
+                    continue;
+                }
+                Action::Succeed { cookie, .. } | Action::Join { cookie } => {
+                    let Some(copy) = self.copies.get(&cookie) else {
+                        // It is taken again at the next look.
+                        self.sight.forget(cookie);
+                        self.hinted = true;
+                        continue;
+                    };
+                    job.copies.insert(cookie, Arc::clone(copy));
+                }
+                _ => {}
+            }
+            job.actions.push(action);
         }
-        tell(error);
+        // Older kernels wake nobody for a connection that was moved.
+        for seat in self.seats.all().iter().filter(|seat| emptied.contains(&seat.address)) {
+            if let Some(copy) = self.copies.get(&seat.cookie) {
+                let _ = wake(copy);
+            }
+        }
+        self.hand.give(job);
+        self.busy = true;
     }
 
-    /// A socket listens: it becomes a member.
-    fn take_in(&mut self, socket: Adopted) -> overspill::Result<()> {
-        if self.services.has(socket.cookie()?) {
-            return Ok(());
-        }
-        let pid = socket.pid();
-        let owner = self.owner(pid)?;
-        self.services.seat(usize::try_from(pid).unwrap_or(usize::MAX), owner, None, socket)
-    }
-
-    fn owner(&mut self, pid: u32) -> overspill::Result<InstanceId> {
-        if let Some(owner) = self.owners.iter().find(|owner| owner.pid == pid) {
-            return Ok(owner.id);
+    /// A process of a control group; it is looked after until it ends.
+    fn meet(&mut self, pid: u32) {
+        if self.owners.iter().any(|owner| owner.pid == pid) {
+            return;
         }
         let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let pidfd = number.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-        let pidfd = pidfd.ok_or(Error::NoSuchProcess { pid })?;
-        let id = self.next_id.take();
-        self.owners.push(Owner { id, pid, pidfd });
-        Ok(id)
+        if let Some(pidfd) = pidfd {
+            let id = self.next_id.take();
+            self.owners.push(Owner { id, pid, pidfd });
+            self.sight.hurry();
+        }
+    }
+
+    fn reported(&mut self, report: Report) {
+        let now = Instant::now();
+        let Report { outcomes, troubles, listing, services, .. } = report;
+        self.busy = false;
+        (self.listing, self.services) = (listing, services);
+        self.hinted |= !outcomes.is_empty();
+        for (action, result) in outcomes {
+            match result {
+                Ok(member) => {
+                    self.seats.done(now, action, Ok(member));
+                    self.tell_joined(action, member);
+                }
+                Err(error) => {
+                    self.asked.fail(action, &error);
+                    let why = Error::from(error).to_string();
+                    if let Some(told) = self.seats.done(now, action, Err(why)) {
+                        log::line(format_args!("{told}; it is tried again"));
+                    }
+                }
+            }
+        }
+        for why in troubles {
+            log::line(format_args!("{why}"));
+        }
+        self.tend();
+    }
+
+    /// Notes where members are, and answers the calls of the socket option that are done.
+    fn tend(&mut self) {
+        let hooks = hooks(&self.grounds);
+        let there = There {
+            services: &self.services,
+            listing: &self.listing,
+            seats: &self.seats,
+            copies: &self.copies,
+        };
+        let orders = self.given.tend(&there, &hooks);
+        if orders.is_empty() {
+            self.asked.answer(&self.seats, &hooks);
+        } else {
+            self.hand.give(Job { orders, ..Job::default() });
+            self.busy = true;
+        }
+    }
+
+    fn tell_joined(&mut self, action: Action, member: Option<Member>) {
+        let (Action::Succeed { cookie, .. } | Action::Join { cookie }, Some(member)) =
+            (action, member)
+        else {
+            return;
+        };
+        self.watching.forget(member);
+        let name = self.services.iter().find(|it| it.0 == member.service).map(|it| it.1.name());
+        if let (Some(seat), Some(name)) = (self.seats.by_cookie(cookie), name) {
+            let (pid, address, id) = (seat.pid, seat.address, member.id);
+            log::line(format_args!("process {pid} listens on {address}: member {id} of {name}"));
+        }
     }
 
     fn requested(&mut self, request: &Request) {
-        let result = self.fulfil(request);
+        self.meet(request.pid);
+        let owner = self.owners.iter().find(|owner| owner.pid == request.pid).map(|it| it.id);
+        let owner = owner.ok_or(rustix::io::Errno::SRCH);
+        let listening = owner.and_then(|owner| self.given.accept(owner, request));
+        self.asked.begin(request, listening);
         self.tend();
-        for hooks in hooks(&self.grounds) {
-            option::answer(hooks, request, result);
-        }
+        self.hinted = true;
+        self.sight.hurry();
     }
 
-    fn fulfil(&mut self, request: &Request) -> Result<(), Errno> {
-        let owner = self.owner(request.pid).map_err(|_| Errno::SRCH)?;
-        for socket in self.given.accept(owner, request)? {
-            self.take_in(socket).map_err(|error| option::errno(&error))?;
-        }
-        Ok(())
-    }
-
-    fn tend(&mut self) {
-        self.given.tend(&self.services, &hooks(&self.grounds));
-    }
-
-    /// Sees who has ended. A socket that another process has as well is that one's now;
-    /// any other waits for a successor.
+    /// Sees who has ended. A socket that another process has as well is that one's at the next
+    /// look; any other waits for a successor.
     fn bury(&mut self) {
         let (ended, owners): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.owners).into_iter().partition(Owner::has_ended);
         self.owners = owners;
+        let seated: HashSet<InstanceId> =
+            self.seats.all().iter().filter_map(|seat| seat.owner).collect();
         for Owner { id, pid, .. } in ended {
-            log::line(format_args!("process {pid} has ended"));
-            for cookie in self.services.cookies(id) {
-                let heir = sockets::find(cookie, None, || self.processes());
-                let heir = heir.map(|socket| socket.pid());
-                if let Some(heir) = heir.and_then(|pid| Some((pid, self.owner(pid).ok()?))) {
-                    self.services.inherit(cookie, heir);
-                }
+            if seated.contains(&id) {
+                log::line(format_args!("process {pid} has ended"));
             }
-            self.services.vacate(id);
             self.given.forget(id);
+            self.sight.hurry();
+            self.hinted = true;
         }
     }
 }

@@ -95,6 +95,15 @@ pub enum Error {
         /// Who it is.
         holder: String,
     },
+    /// Somebody else has held the right to change services until the end.
+    #[error(
+        "cannot remove the services of {name}: another process is changing services, and does not \
+         end; remove them with overspill rm"
+    )]
+    NotRemoved {
+        /// The supervisor's name.
+        name: Name,
+    },
     /// A supervisor has not done what it was asked.
     #[error("cannot {request} {name}: {why}")]
     Refused {
@@ -114,6 +123,18 @@ impl From<overspill::Error> for Error {
 }
 
 impl Error {
+    /// Whether the same may succeed later, without anybody's doing.
+    pub(crate) fn may_pass(&self) -> bool {
+        use overspill::Error::{Locked, System, Unfinished};
+
+        match self {
+            Self::Library(error) => {
+                matches!(**error, Locked { .. } | System { .. } | Unfinished { .. })
+            }
+            _ => false,
+        }
+    }
+
     /// The system refused something; nothing is known that helps.
     pub(crate) fn system(operation: impl Into<String>, source: impl Into<io::Error>) -> Self {
         Self::helped(operation, source, "")

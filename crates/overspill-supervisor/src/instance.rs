@@ -2,38 +2,19 @@
 
 use std::fmt;
 use std::process::Child;
-use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::{Pid, getpgid};
-use overspill::Cgroup;
-use overspill::adopt::Adopted;
+use overspill::{Address, Cgroup};
 
-use super::{Event, log};
 use crate::error::Result;
+use crate::instance_id::InstanceId;
+use crate::log;
+use crate::services::tell;
 use crate::threads::start_thread;
-
-/// An instance's number, which no other ever has.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct InstanceId(u64);
-
-impl InstanceId {
-    /// Gives this number away, and becomes the next one.
-    pub(crate) fn take(&mut self) -> Self {
-        let own = *self;
-        self.0 += 1;
-        own
-    }
-}
-
-impl fmt::Display for InstanceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
 
 /// A process of a worker. There are two of a worker while one replaces the other.
 #[derive(Debug)]
@@ -48,10 +29,8 @@ pub(crate) struct Instance {
     pub(crate) listened: bool,
     /// That it has not was told.
     pub(crate) told: bool,
-    /// Its sockets, as far as they are known (`SO_COOKIE`).
-    pub(crate) cookies: Vec<u64>,
-    /// Those that wait to take over from its predecessor.
-    pub(crate) pending: Vec<Adopted>,
+    /// Where it listens now and others can, too.
+    pub(crate) holds: Vec<Address>,
 }
 
 impl Instance {
@@ -64,8 +43,7 @@ impl Instance {
             started: Instant::now(),
             listened: false,
             told: false,
-            cookies: Vec::new(),
-            pending: Vec::new(),
+            holds: Vec::new(),
         }
     }
 
@@ -79,8 +57,7 @@ impl Instance {
             started: Instant::now(),
             listened: true,
             told: false,
-            cookies: Vec::new(),
-            pending: Vec::new(),
+            holds: Vec::new(),
         }
     }
 
@@ -106,14 +83,13 @@ impl Instance {
         self.child.is_none() && self.cgroup.as_ref().is_none_or(|it| it.is_empty().unwrap_or(true))
     }
 
-    /// Sends word when its process ends, and leaves it to be reaped.
-    pub(crate) fn watch_end(&self, sender: Sender<Event>) -> Result<()> {
-        let (id, pid) = (self.id, self.group());
+    /// Calls this when its process ends, and leaves it to be reaped.
+    pub(crate) fn watch_end(&self, ended: impl FnOnce() + Send + 'static) -> Result<()> {
+        let pid = self.group();
         start_thread(move || {
             let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
             while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
-            // Nobody listens any more once the supervisor has ended.
-            let _ = sender.send(Event::Ended(id));
+            ended();
         })
     }
 
@@ -143,7 +119,7 @@ impl Instance {
     pub(crate) fn kill(&self) {
         self.send(Signal::SIGKILL);
         if let Some(cgroup) = &self.cgroup {
-            cgroup.kill().unwrap_or_else(super::services::tell);
+            cgroup.kill().unwrap_or_else(tell);
         }
     }
 

@@ -6,44 +6,35 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
 
-use super::sockets::sockets_of;
-use super::{InstanceId, Supervisor, log};
+use crate::instance_id::InstanceId;
+use crate::log;
+use crate::sight::sockets_of;
+use crate::supervisor::{Leaving, Phase, Supervisor};
 
 /// How often to look whether they have ended, or have nothing left to do.
-pub(super) const LOOK: Duration = Duration::from_millis(50);
-
-/// An instance that is to end.
-#[derive(Debug)]
-pub(crate) struct Leaving {
-    pub(crate) id: InstanceId,
-    phase: Phase,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// It gets no new requests, and may finish what it has until then.
-    Drains(Instant),
-    /// It was told to end, and may take until then.
-    Ends(Instant),
-    Killed,
-}
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
+/// To read what connections there are takes a fraction of the time of no more than this.
+const SHARE: u32 = 50;
 
 impl Supervisor {
     /// Lets an instance that serves no member any more finish what it has, and end.
-    pub(super) fn take_leave(&mut self, id: InstanceId) {
+    pub(crate) fn take_leave(&mut self, id: InstanceId) {
+        let now = Instant::now();
         // Who shares its socket with its successor would go on taking requests.
         let drain = if self.plan.hands_over() { Duration::ZERO } else { self.plan.drain };
-        self.leaving.push(Leaving { id, phase: Phase::Drains(Instant::now() + drain) });
+        let until = now.checked_add(drain);
+        self.leaving.push(Leaving { id, phase: Phase::Drains(until), look: now });
     }
 
     /// Goes on with those that are to end.
-    pub(super) fn tend_leaving(&mut self) {
+    pub(crate) fn tend_leaving(&mut self) {
         let now = Instant::now();
         let mut leaving = std::mem::take(&mut self.leaving);
         for it in &mut leaving {
             let id = it.id;
+            let idle = matches!(it.phase, Phase::Drains(_)) && self.is_idle(it);
             match it.phase {
-                Phase::Drains(until) if until <= now || self.is_idle(id) => {
+                Phase::Drains(until) if idle || until.is_some_and(|until| until <= now) => {
                     let signal = self.plan.stop_signal;
                     self.instance(id).send(signal);
                     it.phase = Phase::Ends(now + self.plan.grace);
@@ -63,11 +54,15 @@ impl Supervisor {
         self.leaving = leaving;
     }
 
-    /// Whether an instance has neither connections nor any that wait to be accepted.
-    fn is_idle(&mut self, id: InstanceId) -> bool {
-        let pids = self.instance(id).processes();
-        let sockets: HashSet<u64> =
-            pids.into_iter().flat_map(sockets_of).map(|(_, inode)| inode).collect();
+    /// Whether an instance has neither connections nor any that wait to be accepted, as far as it
+    /// is time to look.
+    fn is_idle(&self, leaving: &mut Leaving) -> bool {
+        let now = Instant::now();
+        let Some(instance) = self.find(leaving.id).filter(|_| leaving.look <= now) else {
+            return false;
+        };
+        let sockets = instance.processes().into_iter().flat_map(sockets_of);
+        let sockets: HashSet<u64> = sockets.map(|(_, inode)| inode).collect();
         let busy = |entry: &TcpNetEntry| match entry.state {
             TcpState::Established | TcpState::CloseWait => sockets.contains(&entry.inode),
             // What waits in its queue belongs to no descriptor yet.
@@ -75,10 +70,12 @@ impl Supervisor {
             _ => false,
         };
         // What can't be read is no reason to end it early.
-        match (tcp(), tcp6()) {
+        let idle = match (tcp(), tcp6()) {
             (Ok(ipv4), Ok(ipv6)) => !ipv4.iter().chain(&ipv6).any(busy),
             _ => false,
-        }
+        };
+        leaving.look = now + LOOK.max(now.elapsed() * SHARE);
+        idle
     }
 }
 

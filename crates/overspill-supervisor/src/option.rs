@@ -3,18 +3,17 @@
 //! sleep: binding them, and changing the service.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
 
 use overspill::adopt::Adopted;
-use overspill::{Error, Hooks, MemberId, Name, Request};
+use overspill::{Error, Hooks, MemberId, Name, Request, Service};
 use rustix::io::Errno;
 
-use super::instance::InstanceId;
-use super::log;
-use super::services::{Services, tell};
+use crate::hand::Copies;
+use crate::instance_id::InstanceId;
+use crate::log;
+use crate::seats::{Action, Listing, Seats, ServiceNumber};
+use crate::services::tell;
 
-/// How often it is looked at whether others have changed the services.
-const LOOK: Duration = Duration::from_secs(1);
 /// `CAP_NET_BIND_SERVICE` (`include/uapi/linux/capability.h`).
 const BIND_SERVICE: u32 = 10;
 
@@ -23,7 +22,6 @@ const BIND_SERVICE: u32 = 10;
 pub(crate) struct Given {
     sockets: Vec<Socket>,
     told: Vec<Told>,
-    looked: Option<Instant>,
 }
 
 /// A socket given; it may be no member yet.
@@ -36,6 +34,7 @@ struct Socket {
 /// Where `getsockopt(2)` says that a socket is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Told {
+    service: ServiceNumber,
     cookie: u64,
     place: Option<(Name, u32)>,
 }
@@ -80,32 +79,31 @@ impl Given {
         self.sockets.retain(|socket| socket.owner != owner);
     }
 
-    /// Looks now and then for what others have changed.
-    pub(crate) fn look(&mut self, services: &Services, hooks: &[&Hooks]) {
-        if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK) {
-            self.tend(services, hooks);
-        }
-    }
-
-    /// Puts the members into the order given, and notes where each is.
-    pub(crate) fn tend(&mut self, services: &Services, hooks: &[&Hooks]) {
-        self.looked = Some(Instant::now());
+    /// Notes where each member is, if it is time to, and gives the orders that services are to be
+    /// put into.
+    pub(crate) fn tend(
+        &mut self,
+        there: &There<'_>,
+        hooks: &[&Hooks],
+    ) -> Vec<(ServiceNumber, Vec<MemberId>)> {
         let told = std::mem::take(&mut self.told);
-        for (number, service) in services.made().iter().enumerate() {
-            // One that was taken away with overspill rm has no members any more.
-            let mut list = members(service);
-            let order = self.order(services, number);
+        let mut orders = Vec::new();
+        for (number, service) in there.services {
+            let list = there.listing.get(number);
+            let list: Vec<MemberId> = list.into_iter().flatten().map(|it| it.id).collect();
+            let order = self.order(there.seats, *number);
             let places = order.iter().filter_map(|id| list.iter().position(|own| own == id));
             if !places.is_sorted() {
-                service.arrange(&order).unwrap_or_else(tell);
-                list = members(service);
+                orders.push((*number, order));
+                self.told.extend(told.iter().filter(|it| it.service == *number).cloned());
+                continue;
             }
-            for seat in services.members_of(number) {
-                let (Some(socket), Some(cookie)) = (&seat.socket, seat.cookie()) else { continue };
-                let position = list.iter().position(|&own| seat.member == Some((number, own)));
+            for (id, seat) in there.seats.of(*number) {
+                let Some(socket) = there.copies.get(&seat.cookie) else { continue };
+                let position = list.iter().position(|&own| own == id);
                 let position = position.and_then(|position| u32::try_from(position).ok());
                 let place = position.map(|position| (service.name().clone(), position));
-                let new = Told { cookie, place };
+                let new = Told { service: *number, cookie: seat.cookie, place };
                 if !told.contains(&new) {
                     let place = new.place.as_ref().map(|(name, position)| (name, *position));
                     for hooks in hooks {
@@ -115,28 +113,74 @@ impl Given {
                 self.told.push(new);
             }
         }
+        orders
     }
 
     /// The members of a service that were given, in that order.
-    fn order(&self, services: &Services, service: usize) -> Vec<MemberId> {
-        let seats: Vec<(u64, MemberId)> = services
-            .members_of(service)
-            .filter_map(|seat| Some((seat.cookie()?, seat.member?.1)))
-            .collect();
+    fn order(&self, seats: &Seats, service: ServiceNumber) -> Vec<MemberId> {
+        let seated: Vec<(u64, MemberId)> =
+            seats.of(service).map(|(id, seat)| (seat.cookie, id)).collect();
         let member = |socket: &Socket| {
-            seats.iter().find(|(cookie, _)| *cookie == socket.cookie).map(|&(_, member)| member)
+            seated.iter().find(|(cookie, _)| *cookie == socket.cookie).map(|&(_, member)| member)
         };
         self.sockets.iter().filter_map(member).collect()
     }
 }
 
-fn members(service: &overspill::Service) -> Vec<MemberId> {
-    let queues = service.queues().unwrap_or_default();
-    queues.into_iter().map(|queue| queue.member).collect()
+/// What is there to be noted.
+pub(crate) struct There<'a> {
+    pub(crate) services: &'a [(ServiceNumber, Service)],
+    pub(crate) listing: &'a Listing,
+    pub(crate) seats: &'a Seats,
+    pub(crate) copies: &'a Copies,
+}
+
+/// Calls that are not answered yet: their sockets are bound, and are to be members.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    calls: Vec<(Request, Result<Vec<u64>, Errno>)>,
+}
+
+impl Asked {
+    /// A call whose sockets that listen are these, or that has failed.
+    pub(crate) fn begin(&mut self, request: &Request, listening: Result<Vec<Adopted>, Errno>) {
+        let cookies = |sockets: &[Adopted]| {
+            let fit = |socket: &Adopted| socket.address().and_then(|_| socket.cookie());
+            sockets.iter().map(fit).collect::<overspill::Result<_>>().map_err(|error| errno(&error))
+        };
+        self.calls.push((request.clone(), listening.and_then(|sockets| cookies(&sockets))));
+    }
+
+    /// A socket could not be made a member.
+    pub(crate) fn fail(&mut self, action: Action, error: &Error) {
+        let (Action::Join { cookie } | Action::Succeed { cookie, .. }) = action else { return };
+        for (_, result) in &mut self.calls {
+            if result.as_ref().is_ok_and(|cookies| cookies.contains(&cookie)) {
+                *result = Err(errno(error));
+            }
+        }
+    }
+
+    /// Answers those whose sockets are all members, and those that have failed.
+    pub(crate) fn answer(&mut self, seats: &Seats, hooks: &[&Hooks]) {
+        let is_member =
+            |&cookie: &u64| seats.by_cookie(cookie).is_some_and(|seat| seat.member.is_some());
+        self.calls.retain(|(request, result)| {
+            let result = match result {
+                Ok(cookies) if !cookies.iter().all(is_member) => return true,
+                Ok(_) => Ok(()),
+                Err(errno) => Err(*errno),
+            };
+            for hooks in hooks {
+                answer(hooks, request, result);
+            }
+            false
+        });
+    }
 }
 
 /// Says what has become of a request.
-pub(crate) fn answer(hooks: &Hooks, request: &Request, result: Result<(), Errno>) {
+fn answer(hooks: &Hooks, request: &Request, result: Result<(), Errno>) {
     if let Err(errno) = result {
         let Request { pid, port, .. } = request;
         let errno = std::io::Error::from(errno);
@@ -164,7 +208,6 @@ pub(crate) fn errno(error: &Error) -> Errno {
     if let Error::System { source, .. } | Error::Permission { source, .. } = error {
         return Errno::from_io_error(source).unwrap_or(Errno::IO);
     }
-    log::line(format_args!("{}", error.with_causes()));
     match error {
         Error::AddressTaken { .. } | Error::NameTaken { .. } => Errno::ADDRINUSE,
         Error::AlreadyMember { .. } | Error::HeldElsewhere { .. } => Errno::BUSY,

@@ -1,11 +1,12 @@
 //! Reading the plan again for a restart: what can change does, and nothing if it is wrong.
 
-use std::ffi::OsString;
-
-use super::control::Reply;
-use super::{Supervisor, log, worker};
+use crate::control::Reply;
 use crate::error::Result;
+use crate::log;
 use crate::plan::Plan;
+use crate::supervisor::{Reload, Supervisor};
+use crate::watching::Watching;
+use crate::worker;
 
 /// Reads a plan anew from where it came from.
 ///
@@ -14,72 +15,76 @@ use crate::plan::Plan;
 /// All that is wrong with it, a line each.
 pub type Reread = Box<dyn Fn() -> Result<Plan, Vec<String>>>;
 
-/// How a worker is started.
-#[derive(Debug, Clone)]
-pub(super) struct Recipe {
-    command: Vec<OsString>,
-    user: Option<String>,
-}
-
 impl Supervisor {
     /// Replaces all workers, by what the file says now, where there is one.
-    pub(super) fn reload(&mut self, reply: Option<Reply>) {
+    pub(crate) fn reload(&mut self, reread: Option<&Reread>, reply: Option<Reply>) {
         let before = self.recipe();
-        match self.reread() {
-            Ok(kept) => {
-                if !kept.is_empty() {
-                    let what = format!(
-                        "{} changed in the file: left as before until overspill run is started anew",
-                        kept.join(", ")
-                    );
-                    log::line(format_args!("restart: {what}"));
-                    if let Some(reply) = &reply {
-                        reply.progress(&what);
-                    }
-                }
-                self.ask_restart(reply, Some(before));
-            }
-            Err(lines) => {
-                for line in &lines {
-                    log::line(format_args!("{line}; nothing is changed"));
-                }
-                if let Some(reply) = reply {
-                    reply.failed(format!("{}; nothing is changed", lines.join("; ")));
-                }
-            }
+        let Some(reread) = reread else { return self.ask_restart(reply, Some(before)) };
+        match reread().and_then(|new| self.prepare(new).map_err(|error| vec![error.to_string()])) {
+            Ok(reload) => self.set_rules(Reload { reply, ..reload }),
+            Err(lines) => refuse(&lines, reply),
         }
     }
 
-    /// Takes over what can be changed, and gives the keys of what has changed and can't be.
-    fn reread(&mut self) -> Result<Vec<&'static str>, Vec<String>> {
-        let Some(reread) = &self.reread else { return Ok(Vec::new()) };
-        let new = reread()?;
-        self.adopt(new).map_err(|error| vec![error.to_string()])
-    }
-
-    fn adopt(&mut self, mut new: Plan) -> Result<Vec<&'static str>> {
+    /// Takes what can't be changed from the old plan, and sees whether the rest can be had.
+    fn prepare(&mut self, mut new: Plan) -> Result<Reload> {
         let mut kept = keep(&self.plan, &mut new);
-        if new.rules.redirect && !self.services.redirected() {
+        if new.rules.redirect && !self.redirected {
             new.rules.redirect = false;
             kept.push("redirect");
         }
         let user = new.user.as_deref().map(worker::find_user).transpose()?;
         self.relay.change(new.output, user.map(|user| user.uid))?;
-        self.services.set_rules(new.rules, new.dispatcher.as_ref())?;
-        if new.patience != self.plan.patience {
-            self.services.set_patience(new.patience);
+        Ok(Reload { plan: new, kept, reply: None })
+    }
+
+    /// The services are the first to change: what they refuse changes nothing else.
+    fn set_rules(&mut self, reload: Reload) {
+        if !self.redirected {
+            return self.reload_by(reload);
         }
-        self.plan = new;
-        Ok(kept)
+        self.job.rules = Some((reload.plan.rules, reload.plan.dispatcher.clone()));
+        if let Some(earlier) = self.reload.replace(reload) {
+            refuse(&["another restart has come in between".to_owned()], earlier.reply);
+        }
+        self.give_job();
     }
 
-    fn recipe(&self) -> Recipe {
-        Recipe { command: self.plan.command.clone(), user: self.plan.user.clone() }
+    /// The services have the new rules, or refuse them.
+    pub(crate) fn rules_set(&mut self, result: Result<(), String>) {
+        let Some(reload) = self.reload.take() else { return };
+        match result {
+            Ok(()) => self.reload_by(reload),
+            Err(why) => refuse(&[why], reload.reply),
+        }
     }
 
-    /// Starts workers as before again.
-    pub(super) fn go_back(&mut self, Recipe { command, user }: Recipe) {
-        (self.plan.command, self.plan.user) = (command, user);
+    fn reload_by(&mut self, Reload { plan, kept, reply }: Reload) {
+        let before = self.recipe();
+        if plan.patience != self.plan.patience {
+            self.watching = Watching::new(plan.patience, "worker");
+        }
+        self.plan = plan;
+        if !kept.is_empty() {
+            let what = format!(
+                "{} changed in the file: left as before until overspill run is started anew",
+                kept.join(", ")
+            );
+            log::line(format_args!("restart: {what}"));
+            if let Some(reply) = &reply {
+                reply.progress(&what);
+            }
+        }
+        self.ask_restart(reply, Some(before));
+    }
+}
+
+fn refuse(lines: &[String], reply: Option<Reply>) {
+    for line in lines {
+        log::line(format_args!("{line}; nothing is changed"));
+    }
+    if let Some(reply) = reply {
+        reply.failed(format!("{}; nothing is changed", lines.join("; ")));
     }
 }
 

@@ -1,37 +1,23 @@
 //! The rolling restart: a worker's successor is started, and when it is ready it takes over.
 
-use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use overspill::adopt::Adopted;
+use overspill::Address;
 
-use super::control::Reply;
-use super::reload::Recipe;
-use super::worker::NotStarted;
-use super::{InstanceId, Supervisor, log};
-use crate::error;
+use crate::control::Reply;
+use crate::instance::Instance;
+use crate::instance_id::InstanceId;
+use crate::log;
+use crate::supervisor::{Recipe, Restart, Step, Supervisor};
+use crate::worker::NotStarted;
 
 /// Who is handed its sockets and has run for this long is taken for ready: nothing else
 /// tells, and what it does not accept yet waits in the queue that it shares with its
 /// predecessor.
 const SETTLED: Duration = Duration::from_secs(1);
 
-/// A restart under way.
-#[derive(Default)]
-pub(crate) struct Restart {
-    /// The workers yet to be replaced.
-    workers: VecDeque<usize>,
-    /// The one that is being replaced, by whom, and until when that must be ready.
-    step: Option<(usize, InstanceId, Instant)>,
-    replaced: usize,
-    /// How workers were started before, until one is replaced.
-    before: Option<Recipe>,
-    /// Those who want to know.
-    replies: Vec<Reply>,
-}
-
 impl Restart {
-    fn tell(&self, what: &str) {
+    pub(crate) fn tell(&self, what: &str) {
         log::line(format_args!("restart: {what}"));
         self.replies.iter().for_each(|reply| reply.progress(what));
     }
@@ -40,7 +26,7 @@ impl Restart {
 impl Supervisor {
     /// Begins a restart of all workers. One that is under way begins anew behind the worker
     /// that is being replaced: whatever has changed since then is to be seen by all.
-    pub(super) fn ask_restart(&mut self, reply: Option<Reply>, before: Option<Recipe>) {
+    pub(crate) fn ask_restart(&mut self, reply: Option<Reply>, before: Option<Recipe>) {
         let begun = self.restart.is_some();
         let restart = self.restart.get_or_insert_default();
         restart.workers = (0..self.plan.workers).collect();
@@ -54,9 +40,9 @@ impl Supervisor {
     }
 
     /// Goes on with a restart.
-    pub(super) fn tend_restart(&mut self) {
+    pub(crate) fn tend_restart(&mut self) {
         while let Some(restart) = &mut self.restart {
-            let Some((worker, successor, until)) = restart.step else {
+            let Some(step) = restart.step else {
                 let Some(worker) = restart.workers.pop_front() else {
                     return self.restart_done();
                 };
@@ -65,16 +51,14 @@ impl Supervisor {
                 }
                 continue;
             };
-            if self.is_ready(worker, successor) {
-                if !self.succeed(worker, successor) {
-                    return;
-                }
-            } else if until <= Instant::now() {
-                let seconds = self.plan.ready.as_secs();
-                let instance = self.instance(successor);
-                instance.kill();
-                let told = format!("{instance} was not ready within {seconds} s");
-                return self.restart_failed(&told);
+            if !step.takes_over && self.is_ready(step) {
+                self.hand_over(step);
+                return;
+            }
+            if step.takes_over && self.has_taken_over(step) {
+                self.succeeded(step);
+            } else if step.until <= Instant::now() {
+                return self.not_ready(step);
             } else {
                 return;
             }
@@ -83,77 +67,97 @@ impl Supervisor {
 
     /// Starts a worker's successor; a worker that does not run is started anew anyway.
     fn begin_step(&mut self, worker: usize) -> bool {
-        if self.current[worker].is_none() {
-            return true;
-        }
+        let Some(old) = self.current[worker] else { return true };
         match self.spawn(worker) {
             Ok(successor) => {
                 let until = Instant::now() + self.plan.ready;
                 if let Some(restart) = &mut self.restart {
-                    restart.step = Some((worker, successor, until));
+                    restart.step = Some(Step { worker, old, successor, until, takes_over: false });
                 }
                 true
             }
-            Err(NotStarted { error: failure, .. }) => {
-                self.restart_failed(&format!("worker {worker}: {failure}"));
+            Err(NotStarted { error, .. }) => {
+                self.restart_failed(&format!("worker {worker}: {error}"));
                 false
             }
         }
     }
 
     /// Whether a successor can take over: it listens wherever its predecessor does.
-    fn is_ready(&mut self, worker: usize, successor: InstanceId) -> bool {
-        let hands_over = self.plan.hands_over();
-        let old = self.current[worker].map(|old| self.services.addresses(old)).unwrap_or_default();
-        let successor = self.instance(successor);
-        if hands_over {
+    fn is_ready(&self, step: Step) -> bool {
+        let Some(successor) = self.find(step.successor) else { return false };
+        if self.plan.hands_over() {
             return successor.started.elapsed() >= SETTLED;
         }
-        let mut new: Vec<_> = successor.pending.iter().flat_map(Adopted::address).collect();
-        // Each of the old ones by one of the new.
-        successor.listened
-            && old.into_iter().all(|address| {
-                let found = new.iter().position(|&it| it == address);
-                found.map(|found| new.swap_remove(found)).is_some()
-            })
+        let old = self.find(step.old).map(|old| &old.holds[..]).unwrap_or_default();
+        successor.listened && covers(&successor.holds, old)
     }
 
-    /// Lets a successor take over.
-    fn succeed(&mut self, worker: usize, successor: InstanceId) -> bool {
-        let old = self.current[worker];
-        for socket in std::mem::take(&mut self.instance(successor).pending) {
-            if let Err(error) = self.services.seat(worker, successor, old, socket) {
-                let failure = error::Error::from(error);
-                self.instance(successor).kill();
-                self.restart_failed(&format!("worker {worker}: {failure}"));
-                return false;
-            }
+    /// The successor is the current one from now on: at the next look its sockets take the places
+    /// of its predecessor's.
+    fn hand_over(&mut self, step: Step) {
+        self.current[step.worker] = Some(step.successor);
+        self.hinted = true;
+        if let Some(restart) = &mut self.restart {
+            restart.step = Some(Step { takes_over: true, ..step });
         }
-        self.current[worker] = Some(successor);
+    }
+
+    fn has_taken_over(&self, step: Step) -> bool {
+        if !self.redirected {
+            return true;
+        }
+        if self.plan.hands_over() {
+            let pid = self.find(step.successor).map(Instance::pid);
+            return pid.is_none_or(|pid| self.seats.are_noted(step.worker, pid, &self.listing));
+        }
+        let holds = self.find(step.successor).map(|it| &it.holds[..]).unwrap_or_default();
+        let seated = self.seats.addresses(step.successor);
+        covers(&seated, holds) && self.seats.is_seated(step.successor)
+    }
+
+    fn succeeded(&mut self, step: Step) {
+        let Step { worker, old, successor, .. } = step;
         self.crew.started(worker, Instant::now());
-        if let Some(old) = old {
-            self.services.dismiss(old);
+        if self.find(old).is_some() {
             self.take_leave(old);
         }
         let pid = self.instance(successor).pid();
-        if self.plan.hands_over() {
-            self.services.count_start(worker);
-            self.services.set_pid(worker, pid);
-        }
         if let Some(restart) = &mut self.restart {
             restart.step = None;
             restart.replaced += 1;
             restart.before = None;
             restart.tell(&format!("worker {worker} replaced (pid {pid})"));
         }
-        true
     }
 
-    /// A successor ended before it was ready.
-    pub(super) fn successor_ended(&mut self, id: InstanceId, told: &str) {
-        if self.restart.as_ref().and_then(|restart| restart.step).is_some_and(|step| step.1 == id) {
-            self.restart_failed(told);
+    /// A successor takes too long. Its predecessor goes on, in all places that it had.
+    fn not_ready(&mut self, step: Step) {
+        self.give_back(step);
+        let seconds = self.plan.ready.as_secs();
+        let instance = self.instance(step.successor);
+        instance.kill();
+        let told = format!("{instance} was not ready within {seconds} s");
+        self.restart_failed(&told);
+    }
+
+    /// Makes a worker's predecessor the current one again.
+    fn give_back(&mut self, step: Step) {
+        if step.takes_over {
+            let old = self.find(step.old).map(|it| it.id);
+            self.current[step.worker] = old;
+            self.hinted = true;
         }
+    }
+
+    /// A successor ended before it was ready. False where it is none.
+    pub(crate) fn successor_ended(&mut self, id: InstanceId, told: &str) -> bool {
+        let step = self.restart.as_ref().and_then(|restart| restart.step);
+        let Some(step) = step.filter(|step| step.successor == id) else { return false };
+        self.give_back(step);
+        self.restart_failed(told);
+        // A predecessor that has ended as well is started again.
+        self.current[step.worker].is_some()
     }
 
     fn restart_done(&mut self) {
@@ -163,7 +167,7 @@ impl Supervisor {
     }
 
     /// Those that are replaced stay, and so do those that are not.
-    fn restart_failed(&mut self, why: &str) {
+    pub(crate) fn restart_failed(&mut self, why: &str) {
         let Some(restart) = self.restart.take() else { return };
         let kept = restart.workers.len() + 1;
         let why = format!(
@@ -177,4 +181,23 @@ impl Supervisor {
             self.go_back(before);
         }
     }
+
+    /// How workers are started now.
+    pub(crate) fn recipe(&self) -> Recipe {
+        Recipe { command: self.plan.command.clone(), user: self.plan.user.clone() }
+    }
+
+    /// Starts workers as before again.
+    fn go_back(&mut self, Recipe { command, user }: Recipe) {
+        (self.plan.command, self.plan.user) = (command, user);
+    }
+}
+
+/// Whether each of the addresses wanted is among those there, as often.
+fn covers(there: &[Address], wanted: &[Address]) -> bool {
+    let mut there = there.to_vec();
+    wanted.iter().all(|address| {
+        let found = there.iter().position(|it| it == address);
+        found.map(|found| there.swap_remove(found)).is_some()
+    })
 }

@@ -1,14 +1,15 @@
 //! The sockets of the workers.
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd as _;
 
 use nix::sys::socket::sockopt::AcceptConn;
 use nix::sys::socket::{Backlog, getsockopt, listen};
-use overspill::Error;
-use overspill::adopt::{self, Adopted};
-use procfs::process::{FDInfo, FDTarget, Process};
+use overspill::adopt::Adopted;
 
-use super::services::tell;
+use crate::instance_id::InstanceId;
+use crate::sight::Held;
 
 /// Every worker's listening sockets, kept open here as well, so that a socket and what
 /// waits in its queue outlive the worker.
@@ -77,47 +78,51 @@ impl Sockets {
         ports
     }
 
+    /// Copies of those on each port, in the order of the ports, for services to be made of them.
+    pub(crate) fn by_port(&self) -> Vec<(u16, Vec<Adopted>)> {
+        let copies = |port| self.on(port).filter_map(|(_, listener)| copy(listener, 0)).collect();
+        self.ports().into_iter().map(|port| (port, copies(port))).collect()
+    }
+
+    /// All of them as workers hold them, which have these processes; and copies of those that are
+    /// not known yet.
+    pub(crate) fn held(
+        &self,
+        pids: &HashMap<usize, u32>,
+        is_known: impl Fn(u64) -> bool,
+    ) -> (Vec<Held>, Vec<Adopted>) {
+        let (mut held, mut fresh) = (Vec::new(), Vec::new());
+        for (position, listener) in self.listeners.iter().enumerate() {
+            let worker = position % self.workers.max(1);
+            let pid = pids.get(&worker).copied().unwrap_or_default();
+            let Some(socket) = copy(listener, pid) else { continue };
+            let (Ok(cookie), Ok(address)) = (socket.cookie(), socket.address()) else { continue };
+            let shares_port = socket.shares_port();
+            held.push(Held {
+                owner: InstanceId::of_worker(worker),
+                pid,
+                descriptor: listener.as_raw_fd(),
+                cookie,
+                address,
+                shares_port,
+            });
+            if !is_known(cookie) {
+                fresh.push(socket);
+            }
+        }
+        (held, fresh)
+    }
+
     /// Lets go of them: each is now closed with its worker.
     pub(crate) fn close(&mut self) {
         self.listeners.clear();
     }
 }
 
-/// The descriptors of a process that are sockets, each with its inode number; none of one
-/// that has ended.
-pub(crate) fn sockets_of(pid: u32) -> Vec<(i32, u64)> {
-    let process = pid.try_into().ok().and_then(|pid| Process::new(pid).ok());
-    let descriptors = process.and_then(|process| process.fd().ok());
-    let socket = |it: FDInfo| match it.target {
-        FDTarget::Socket(inode) => Some((it.fd, inode)),
-        _ => None,
-    };
-    descriptors.into_iter().flatten().flatten().filter_map(socket).collect()
-}
-
-/// How often to look for a socket: who has it may hand it to a child and close it while
-/// processes are looked through; the child is there at the next look.
-const LOOKS: usize = 4;
-
-/// A listening socket of these processes. Who has called `listen(2)` has it, but may have
-/// ended and left it to another.
-pub(crate) fn find(
-    cookie: u64,
-    first: Option<u32>,
-    processes: impl Fn() -> Vec<u32>,
-) -> Option<Adopted> {
-    let look = |_| {
-        let mut pids = processes();
-        pids.sort_by_key(|&pid| Some(pid) != first);
-        pids.into_iter().find_map(|pid| match adopt::listener(pid, cookie) {
-            Err(Error::NoSuchProcess { .. }) => None,
-            found => found.unwrap_or_else(|error| {
-                tell(error);
-                None
-            }),
-        })
-    };
-    (0..LOOKS).find_map(look)
+fn copy(listener: &TcpListener, pid: u32) -> Option<Adopted> {
+    let copy = listener.try_clone().ok()?;
+    let descriptor = copy.as_raw_fd();
+    Some(Adopted::new(copy.into(), pid, descriptor))
 }
 
 /// A socket's name in `LISTEN_FDNAMES`, where `:` separates the names.

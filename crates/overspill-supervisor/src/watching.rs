@@ -1,12 +1,15 @@
 //! Watching the workers' queues: who hangs gets no requests, and what waits for it moves.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use overspill::hang::{Sample, Watch};
 use overspill::{Health, Looker, MemberId, Name, Queue, Service, empty_queue, wake};
 
-use super::log;
-use super::services::{Seat, tell};
+use crate::hand::Copies;
+use crate::log;
+use crate::seats::{Member, Seat, Seats, ServiceNumber};
+use crate::services::tell;
 
 /// A watch for each service.
 #[derive(Debug)]
@@ -14,26 +17,30 @@ pub(crate) struct Watching {
     patience: Duration,
     /// What messages call who has a seat.
     noun: &'static str,
-    watches: Vec<(Watch, Option<Looker>)>,
+    watches: HashMap<ServiceNumber, (Watch, Option<Looker>)>,
     /// The time of the last look.
     looked: Option<Instant>,
     /// Members that have another socket since: what was seen of them is of no use.
-    forgotten: Vec<(usize, MemberId)>,
+    forgotten: Vec<Member>,
 }
 
 impl Watching {
     /// Bears with a worker for that long; zero watches nothing.
     pub(crate) fn new(patience: Duration, noun: &'static str) -> Self {
-        Self { patience, noun, watches: Vec::new(), looked: None, forgotten: Vec::new() }
+        Self { patience, noun, watches: HashMap::new(), looked: None, forgotten: Vec::new() }
     }
 
     /// Another socket has taken a member's place.
-    pub(crate) fn forget(&mut self, member: (usize, MemberId)) {
+    pub(crate) fn forget(&mut self, member: Member) {
         self.forgotten.push(member);
     }
 
     /// When to look again, if there is anything to look at.
-    pub(crate) fn next(&self, services: &[Service], now: Instant) -> Option<Instant> {
+    pub(crate) fn next(
+        &self,
+        services: &[(ServiceNumber, Service)],
+        now: Instant,
+    ) -> Option<Instant> {
         if services.is_empty() || self.patience.is_zero() {
             return None;
         }
@@ -42,25 +49,29 @@ impl Watching {
     }
 
     /// Looks at all queues, if it is time to.
-    pub(crate) fn look(&mut self, services: &[Service], seats: &[Seat]) {
+    pub(crate) fn look(
+        &mut self,
+        services: &[(ServiceNumber, Service)],
+        seats: &Seats,
+        copies: &Copies,
+    ) {
         let now = Instant::now();
         if self.next(services, now).is_none_or(|next| now < next) {
             return;
         }
         self.looked = Some(now);
-        self.watches.resize_with(services.len(), || (Watch::new(self.patience), None));
-        for (number, (service, watch)) in services.iter().zip(&mut self.watches).enumerate() {
-            let (watch, looker) = watch;
+        self.watches.retain(|number, _| services.iter().any(|(there, _)| there == number));
+        for (number, service) in services {
+            let watch = self.watches.entry(*number);
+            let (watch, looker) = watch.or_insert_with(|| (Watch::new(self.patience), None));
             let Some(mut queues) = queues(service, looker) else { continue };
             // Who is left out of a look is unknown at the next one.
-            queues.retain(|queue| !self.forgotten.contains(&(number, queue.member)));
-            let seats: Vec<(MemberId, &Seat)> = seats
-                .iter()
-                .filter_map(|seat| Some((seat.member.filter(|own| own.0 == number)?.1, seat)))
-                .collect();
+            let forgotten = |id| self.forgotten.contains(&Member { service: *number, id });
+            queues.retain(|queue| !forgotten(queue.member));
+            let seats: Vec<(MemberId, &Seat)> = seats.of(*number).collect();
             let Some(looker) = looker else { continue };
             let (name, noun) = (service.name(), self.noun);
-            Look { looker, name, watch, queues, seats, noun }.act(now);
+            Look { looker, name, watch, queues, seats, copies, noun }.act(now);
         }
         self.forgotten.clear();
     }
@@ -83,6 +94,7 @@ struct Look<'a> {
     watch: &'a mut Watch,
     queues: Vec<Queue>,
     seats: Vec<(MemberId, &'a Seat)>,
+    copies: &'a Copies,
     noun: &'static str,
 }
 
@@ -121,7 +133,8 @@ impl Look<'_> {
     /// Moves what waits at a member to its siblings, where there is one at its address.
     fn relieve(&mut self, queue: &Queue) {
         let seat = |id| self.seats.iter().find(|(member, _)| *member == id).map(|(_, seat)| *seat);
-        let Some(Seat { address, socket: Some(socket), .. }) = seat(queue.member) else { return };
+        let Some(Seat { address, cookie, .. }) = seat(queue.member) else { return };
+        let Some(socket) = self.copies.get(cookie) else { return };
         let helps = |other: &&Queue| {
             other.member != queue.member
                 && !other.gone
@@ -138,7 +151,7 @@ impl Look<'_> {
         }
         // Older kernels wake nobody for a connection that was moved.
         let siblings = self.seats.iter().filter(|(_, seat)| seat.address == *address);
-        for socket in siblings.filter_map(|(_, seat)| seat.socket.as_ref()) {
+        for socket in siblings.filter_map(|(_, seat)| self.copies.get(&seat.cookie)) {
             let _ = wake(socket);
         }
     }

@@ -22,6 +22,12 @@ pub struct Adopted {
 }
 
 impl Adopted {
+    /// A socket of this process that another one serves, under that descriptor there.
+    #[must_use]
+    pub fn new(socket: OwnedFd, pid: u32, descriptor: i32) -> Self {
+        Self { socket, pid, descriptor }
+    }
+
     /// The process that it was taken from.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -160,6 +166,23 @@ pub fn listener(pid: u32, cookie: u64) -> Result<Option<Adopted>> {
         }
     })?;
     Ok(found)
+}
+
+/// The socket behind a descriptor of a process, if it has that inode number.
+///
+/// # Errors
+///
+/// [`Error::System`] where the process can't be opened, or its sockets can't be taken.
+pub fn at_descriptor(pid: u32, descriptor: i32, inode: u64) -> Result<Option<Adopted>> {
+    match by_descriptor(pid, pid, &[(descriptor, inode)]) {
+        Ok(mut taken) => Ok(taken.pop()),
+        Err(Error::System { source, .. })
+            if [libc::EBADF, libc::ESRCH].map(Some).contains(&source.raw_os_error()) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The sockets with these inode numbers behind these descriptors of a thread. One that is

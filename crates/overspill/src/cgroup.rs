@@ -1,5 +1,6 @@
 //! Control groups (cgroup v2): what a server and all that it starts belong to.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
@@ -53,6 +54,31 @@ impl Cgroup {
         folders.extend(mounts::points("cgroup2")?.into_iter().map(|point| point.join(below)));
         let found = folders.into_iter().find(|folder| folder.join("cgroup.procs").exists());
         Ok(found.map(Self::at))
+    }
+
+    /// All with a name of that kind, wherever they are.
+    ///
+    /// # Errors
+    ///
+    /// The mounts cannot be read.
+    pub fn all_named(is_it: impl Fn(&str) -> bool) -> Result<Vec<Self>> {
+        let mut folders: Vec<Self> = mounts::points("cgroup2")?.into_iter().map(Self::at).collect();
+        let mut found: Vec<Self> = Vec::new();
+        while let Some(folder) = folders.pop() {
+            // One that is removed meanwhile has none.
+            for child in folder.children().unwrap_or_default() {
+                if is_it(child.name()) {
+                    found.push(child);
+                } else {
+                    folders.push(child);
+                }
+            }
+        }
+        // A file system that is mounted twice has each twice.
+        let inode = |it: &Self| fs::metadata(it.path()).map(|it| (it.dev(), it.ino())).ok();
+        let mut seen = HashSet::new();
+        found.retain(|it| inode(it).is_some_and(|inode| seen.insert(inode)));
+        Ok(found)
     }
 
     /// That of a systemd service in `system.slice`, if it is there: if the unit runs.

@@ -65,5 +65,5 @@ pub use namespace::Namespace;
 pub use nearest::nearest;
 pub use policy::{OnFull, Policy, Rules};
 pub use service::{Builder, Change, Looker, Name, Service, empty_queue, listeners, wake};
-pub use status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
+pub use status::{Exits, ListedSocket, MemberState, MemberStatus, Queue, Requests, Status};
 pub use words::{Word, Words};

@@ -1,5 +1,6 @@
 //! Making, changing and reading services.
 
+use std::borrow::Borrow;
 use std::collections::HashSet;
 use std::fmt;
 use std::net::{SocketAddr, TcpListener};
@@ -17,7 +18,7 @@ use crate::namespace::Namespace;
 use crate::nearest::nearest;
 use crate::policy::{OnFull, Policy, Rules};
 use crate::roster::{self, Member, Roster};
-use crate::status::{Queue, Status};
+use crate::status::{ListedSocket, Queue, Status};
 use crate::sys::{self, Listener};
 
 /// The name of a service: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a
@@ -130,8 +131,9 @@ impl<'a> Candidate<'a> {
         Self::all(sockets.iter().map(|socket| (socket.as_fd(), pid)))
     }
 
-    fn adopted(sockets: &'a [Adopted]) -> Result<Vec<Self>> {
-        Self::all(sockets.iter().map(|adopted| (adopted.as_fd(), adopted.pid())))
+    fn adopted<A: Borrow<Adopted>>(sockets: &'a [A]) -> Result<Vec<Self>> {
+        let adopted = sockets.iter().map(Borrow::borrow);
+        Self::all(adopted.map(|adopted: &Adopted| (adopted.as_fd(), adopted.pid())))
     }
 
     fn all(sockets: impl Iterator<Item = (BorrowedFd<'a>, u32)>) -> Result<Vec<Self>> {
@@ -247,7 +249,7 @@ impl Builder {
     /// # Errors
     ///
     /// As [`Builder::share`].
-    pub fn share_adopted(self, sockets: &[Adopted]) -> Result<Service> {
+    pub fn share_adopted<A: Borrow<Adopted>>(self, sockets: &[A]) -> Result<Service> {
         let candidates = Candidate::adopted(sockets)?;
         self.make(&candidates)
     }
@@ -438,6 +440,31 @@ impl Service {
         status.ok_or_else(|| self.unknown(std::iter::empty()))
     }
 
+    /// The members and their sockets, in list order: less than [`Service::status`] tells, and
+    /// cheaper.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchService`] when it was removed.
+    pub fn sockets(&self) -> Result<Vec<ListedSocket>> {
+        let datapath = self.datapath()?;
+        let (id, roster) = self.read(&datapath)?;
+        let queues = datapath.queues(id, &self.name.0)?;
+        // A socket that is not among them has joined since.
+        let gone = |member| {
+            let queue = queues.iter().flatten().find(|queue| queue.member == member);
+            queue.is_some_and(|queue| queue.gone)
+        };
+        let listed = |it: &Member| ListedSocket {
+            member: it.id,
+            cookie: it.cookie,
+            address: it.address,
+            pid: it.pid,
+            gone: gone(it.id),
+        };
+        Ok(roster.members.iter().map(listed).collect())
+    }
+
     /// Adds a listening socket of this process at the end of the list.
     ///
     /// # Errors
@@ -453,7 +480,7 @@ impl Service {
     /// # Errors
     ///
     /// As [`Builder::share`].
-    pub fn join_adopted(&self, sockets: &[Adopted]) -> Result<Vec<MemberId>> {
+    pub fn join_adopted<A: Borrow<Adopted>>(&self, sockets: &[A]) -> Result<Vec<MemberId>> {
         self.add(&Candidate::adopted(sockets)?)
     }
 

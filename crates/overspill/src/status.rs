@@ -108,6 +108,21 @@ impl MemberState {
     }
 }
 
+/// A member's socket ([`Service::sockets`](crate::Service::sockets)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ListedSocket {
+    /// The member.
+    pub member: MemberId,
+    /// The socket's `SO_COOKIE`.
+    pub cookie: u64,
+    /// Where it listens.
+    pub address: Address,
+    /// The process that serves it.
+    pub pid: u32,
+    /// It is closed or shut down.
+    pub gone: bool,
+}
+
 /// A member's accept queue at one moment, as one looks at it to see whether it moves
 /// ([`Service::queues`](crate::Service::queues)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use crate::help;
 use crate::nearest;
 use crate::output;
 use overspill_supervisor::control::{self, Client, Request};
-use overspill_supervisor::services::worker_cgroup;
+use overspill_supervisor::worker_cgroup;
 
 /// Replace the workers of overspill run, one after another
 ///

@@ -1,0 +1,314 @@
+//! Looking at what is: the sockets that workers hold become members, and stay so.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use overspill::adopt::Adopted;
+use overspill::{Address, wake};
+
+use crate::error::Result;
+use crate::hand::Report;
+use crate::instance::Instance;
+use crate::instance_id::InstanceId;
+use crate::log;
+use crate::seats::{Action, Around, Member, Present};
+use crate::sight::{Group, Held};
+use crate::supervisor::Supervisor;
+
+/// Looks do not follow one another faster, however many hints come.
+const APART: Duration = Duration::from_millis(5);
+/// How often to look until all workers listen.
+const BEGINNING: Duration = Duration::from_millis(50);
+/// At the first start, how long the sockets of workers wait for those of workers with lower
+/// numbers, so that worker N is member N.
+const IN_ORDER: Duration = Duration::from_secs(1);
+/// How long a worker that has started may take until it is clear where it listens.
+const SETTLED: Duration = Duration::from_secs(10);
+
+impl Supervisor {
+    /// When to look, if nothing happens.
+    pub(crate) fn next_sight(&self, now: Instant) -> Instant {
+        let Some(looked) = self.looked else { return now };
+        let sooner = match () {
+            () if self.hinted => looked + APART,
+            // Those that have to wait for others do not wait for a hint.
+            () if !self.begun => looked + BEGINNING,
+            () => looked + Self::LOOK,
+        };
+        let again = self.seats.next_attempt().filter(|_| !self.busy);
+        again.map_or(sooner, |at| sooner.min(at.max(looked + APART)))
+    }
+
+    /// Looks, if it is time to, and does what follows from it.
+    pub(crate) fn look(&mut self, now: Instant) {
+        if now < self.next_sight(now) {
+            return;
+        }
+        self.looked = Some(now);
+        self.hinted = false;
+        self.hint.store(false, Ordering::Release);
+        let fresh = self.see(now);
+        if !self.redirected {
+            // Without a service a socket is the worker's own affair, as without overspill.
+            self.tell_listening(&fresh);
+            return;
+        }
+        for socket in fresh {
+            if let Ok(cookie) = socket.cookie() {
+                self.copies.insert(cookie, Arc::new(socket));
+            }
+        }
+        self.overdue = self.busy;
+        if !self.busy {
+            self.decide(now);
+            self.set_draining();
+            self.give_job();
+        }
+        self.drop_copies();
+    }
+
+    /// Sees who holds what.
+    fn see(&mut self, now: Instant) -> Vec<Adopted> {
+        if self.plan.hands_over() {
+            return self.see_own();
+        }
+        let group = |it: &Instance| Group { id: it.id, processes: it.processes() };
+        let groups: Vec<Group> = self.instances.iter().map(group).collect();
+        let (held, fresh) = self.sight.look(now, &groups);
+        for instance in &mut self.instances {
+            let mut own = held.iter().filter(|it| it.owner == instance.id).peekable();
+            instance.listened |= own.peek().is_some();
+            instance.holds = own.filter(|it| it.shares_port).map(|it| it.address).collect();
+        }
+        self.held = held;
+        fresh
+    }
+
+    /// Of sockets that are handed over every worker has its own, whether it runs or not.
+    fn see_own(&mut self) -> Vec<Adopted> {
+        let pids: HashMap<usize, u32> = self
+            .instances
+            .iter()
+            .filter(|it| self.serves(it))
+            .map(|it| (it.worker, it.pid()))
+            .collect();
+        let (held, fresh) = self.sockets.held(&pids, |cookie| self.copies.contains_key(&cookie));
+        self.held = held;
+        fresh
+    }
+
+    /// The sockets that are to be members.
+    fn present(&self, now: Instant) -> Vec<Present> {
+        let worker = |owner: InstanceId| {
+            if self.plan.hands_over() {
+                return owner.worker(self.plan.workers);
+            }
+            self.find(owner).filter(|it| self.serves(it)).map(|it| it.worker)
+        };
+        let present = |it: &Held| {
+            let Held { owner, pid, cookie, address, .. } = *it;
+            Some(Present { cookie, address, worker: worker(owner)?, owner, pid })
+        };
+        let joins =
+            |it: &&Held| it.shares_port || self.plan.hands_over() || self.given.has(it.cookie);
+        let held = self.held.iter().filter(joins);
+        let mut present: Vec<Present> =
+            held.filter_map(present).filter(|it| self.is_in_order(now, it.worker)).collect();
+        // Services are made in the order in which a worker opens its sockets, and members join in
+        // that of the workers.
+        let mut first: HashMap<Address, i32> = HashMap::new();
+        for it in &self.held {
+            let first = first.entry(it.address).or_insert(it.descriptor);
+            *first = it.descriptor.min(*first);
+        }
+        present.sort_by_key(|it| (first[&it.address], it.worker));
+        present
+    }
+
+    fn tell_listening(&self, sockets: &[Adopted]) {
+        let told = sockets.iter().filter(|socket| !self.plan.hands_over() && socket.shares_port());
+        for cookie in told.filter_map(|socket| socket.cookie().ok()) {
+            let Some(it) = self.held.iter().find(|it| it.cookie == cookie) else { continue };
+            if let Some(instance) = self.find(it.owner) {
+                log::line(format_args!("{instance} listens on {}", it.address));
+            }
+        }
+    }
+
+    /// At the first start workers join in the order of their numbers, if that takes no long wait.
+    fn is_in_order(&self, now: Instant, worker: usize) -> bool {
+        let listens =
+            |id: &Option<InstanceId>| id.and_then(|id| self.find(id)).is_none_or(|it| it.listened);
+        self.begun
+            || self.plan.hands_over()
+            || self.current[..worker].iter().all(listens)
+            || self.crew.oldest_start().is_some_and(|start| now >= start + IN_ORDER)
+    }
+
+    fn decide(&mut self, now: Instant) {
+        let present = self.present(now);
+        let (current, instances) = (&self.current, &self.instances);
+        let hands_over = self.plan.hands_over();
+        // A worker that has just started may still come to listen where its predecessor did.
+        let is_new = |id: InstanceId| {
+            let instance = instances.iter().find(|it| it.id == id);
+            instance.is_none_or(|it| it.started.elapsed() < SETTLED)
+        };
+        let awaited = |worker: usize| {
+            hands_over || current.get(worker).is_some_and(|id| id.is_none_or(is_new))
+        };
+        let dismissed = |worker: usize| worker >= current.len();
+        let around = Around { awaited: &awaited, dismissed: &dismissed, peers: false };
+        let actions = self.seats.decide(now, &present, &self.listing, &around);
+        let mut emptied = Vec::new();
+        for action in actions {
+            if let Action::Release { cookie } = action {
+                emptied.extend(self.seats.by_cookie(cookie).map(|seat| seat.address));
+                self.copies.remove(&cookie);
+                self.seats.done(now, action, Ok(None));
+                continue;
+            }
+            if let Action::Succeed { cookie, .. } | Action::Join { cookie } = action {
+                let Some(copy) = self.copies.get(&cookie) else {
+                    // It is taken again at the next look.
+                    self.sight.forget(cookie);
+                    self.hinted = true;
+                    continue;
+                };
+                self.job.copies.insert(cookie, Arc::clone(copy));
+            }
+            self.job.actions.push(action);
+        }
+        // Older kernels wake nobody for a connection that was moved.
+        for seat in self.seats.all().iter().filter(|seat| emptied.contains(&seat.address)) {
+            if let Some(copy) = self.copies.get(&seat.cookie) {
+                let _ = wake(copy);
+            }
+        }
+    }
+
+    /// Lets the members of workers drain that wait, where the sockets are handed over: elsewhere
+    /// a worker that waits has no socket that takes requests.
+    fn set_draining(&mut self) {
+        if !self.plan.hands_over() {
+            return;
+        }
+        let wanted = self.crew.draining(Instant::now());
+        // Resumed before others drain, so that there is always one that takes requests.
+        for drain in [false, true] {
+            for (worker, &wanted) in wanted.iter().enumerate() {
+                if wanted == drain && wanted != self.draining[worker] {
+                    let own = self.seats.all().iter().filter(|seat| seat.worker == worker);
+                    let own = own.filter_map(|seat| seat.member);
+                    self.job.drains.extend(own.map(|member| (member, drain)));
+                }
+            }
+        }
+        self.draining = wanted;
+    }
+
+    /// Lets go of copies of no use: with them a socket outlives what closes it.
+    fn drop_copies(&mut self) {
+        let step = self.restart.as_ref().and_then(|restart| restart.step);
+        let successor = step.map(|step| step.successor);
+        let (seats, held) = (&self.seats, &self.held);
+        self.copies.retain(|&cookie, _| {
+            seats.by_cookie(cookie).is_some_and(|seat| seat.kept)
+                || held.iter().any(|it| it.cookie == cookie && Some(it.owner) == successor)
+        });
+    }
+
+    /// What the hand has done. An error that can't pass ends the first start.
+    pub(crate) fn reported(&mut self, now: Instant, report: Report) -> Result<()> {
+        let Report { outcomes, rules, troubles, listing, services } = report;
+        self.busy = false;
+        (self.listing, self.services) = (listing, services);
+        self.hinted |= self.overdue || !outcomes.is_empty();
+        let mut fatal = None;
+        for (action, result) in outcomes {
+            match result {
+                Ok(member) => {
+                    self.seats.done(now, action, Ok(member));
+                    self.tell_joined(action, member);
+                }
+                Err(error) => {
+                    self.asked.fail(action, &error);
+                    let error = crate::error::Error::from(error);
+                    let told = self.seats.done(now, action, Err(error.to_string()));
+                    if !self.begun && !error.may_pass() {
+                        fatal = fatal.or(Some(error));
+                    } else if let Some(told) = told {
+                        let who = self.describe(action);
+                        log::line(format_args!("{who}{told}; it is tried again"));
+                    }
+                }
+            }
+        }
+        for why in troubles {
+            log::line(format_args!("{why}"));
+        }
+        if let Some(result) = rules {
+            self.rules_set(result);
+        }
+        self.note_begun();
+        fatal.map_or(Ok(()), Err)
+    }
+
+    fn tell_joined(&mut self, action: Action, member: Option<Member>) {
+        let (Action::Succeed { cookie, .. } | Action::Join { cookie }, Some(member)) =
+            (action, member)
+        else {
+            return;
+        };
+        self.watching.forget(member);
+        let Some(seat) = self.seats.by_cookie(cookie) else { return };
+        let services = &self.services;
+        let name = services.iter().find(|it| it.0 == member.service).map(|it| it.1.name());
+        if let Some(name) = name
+            && !self.plan.hands_over()
+        {
+            let (worker, pid, address, id) = (seat.worker, seat.pid, seat.address, member.id);
+            log::line(format_args!(
+                "worker {worker} (pid {pid}) listens on {address}: member {id} of {name}"
+            ));
+        }
+    }
+
+    fn describe(&self, action: Action) -> String {
+        let seat = match action {
+            Action::Succeed { cookie, .. } | Action::Join { cookie } => {
+                self.seats.by_cookie(cookie)
+            }
+            _ => None,
+        };
+        seat.map_or_else(String::new, |seat| format!("worker {}: ", seat.worker))
+    }
+
+    /// Whether the process of each worker that runs is noted at its members.
+    pub(crate) fn is_noted(&self) -> bool {
+        self.instances
+            .iter()
+            .filter(|it| self.serves(it))
+            .all(|it| !self.redirected || self.seats.are_noted(it.worker, it.pid(), &self.listing))
+    }
+
+    /// From when on nothing ends the supervisor but signals: each worker has listened, and what
+    /// shares its port is a member.
+    pub(crate) fn note_begun(&mut self) {
+        if self.plan.hands_over() {
+            return;
+        }
+        let ready = |id: &Option<InstanceId>| {
+            let instance = id.and_then(|id| self.find(id));
+            instance.is_some_and(|it| {
+                let seated = |address| self.seats.addresses(it.id).contains(address);
+                it.listened
+                    && (!self.redirected
+                        || it.holds.iter().all(seated) && self.seats.is_seated(it.id))
+            })
+        };
+        self.begun = self.begun || self.current.iter().all(ready);
+    }
+}

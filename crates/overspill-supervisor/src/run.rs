@@ -1,0 +1,541 @@
+//! Starts the workers of a server, makes services of the sockets that they listen on, starts
+//! those again that end, and replaces them one after another when asked to.
+//!
+//! Threads wait for signals, for the ends of workers and for sockets that begin to listen, and
+//! send what they see as [`Event`]s. One thread decides. It waits for nothing but events: what
+//! may take time is done by others (`hand.rs`, `log.rs`).
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use overspill::{Cgroup, Hooks, Namespace, Request, Rules, Words};
+use rustix::io::Errno;
+
+use crate::control::{self, Control};
+use crate::crew::Crew;
+use crate::error::{Error, Result};
+use crate::hand::{Hand, Job};
+use crate::ignored::Ignored;
+use crate::instance::Instance;
+use crate::instance_id::InstanceId;
+use crate::leaving;
+use crate::log;
+use crate::notify;
+use crate::option::{Asked, Given, There};
+use crate::plan::Plan;
+use crate::relay::Relay;
+use crate::reload::Reread;
+use crate::services::Services;
+use crate::sockets::Sockets;
+use crate::supervisor::{Event, Supervisor, hand_on, make_cgroup};
+use crate::threads::start_thread;
+use crate::watching::Watching;
+use crate::worker::{self, NotStarted};
+
+/// A signal this soon after the first is the same one: `timeout`, for one, sends it to the
+/// process and then to its group.
+const ECHO: Duration = Duration::from_millis(100);
+/// A worker that listens nowhere for this long is told of.
+const SILENT: Duration = Duration::from_secs(10);
+/// How long what was killed may take to end.
+const ENDING: Duration = Duration::from_secs(5);
+/// How long it may take to remove the services in the end: somebody else may be changing some.
+const REMOVING: Duration = Duration::from_secs(15);
+
+/// Runs the workers until a signal ends them. Nothing is left behind, whatever happens. A
+/// plan that can be read again is, at each restart.
+///
+/// # Errors
+///
+/// When what the workers need can't be had, at the beginning; and where a worker of the first
+/// start ends before it listens.
+pub fn run(plan: Plan, reread: Option<Reread>) -> Result<()> {
+    let (sender, events) = channel();
+    let ignored = Ignored::read()?;
+    if ignored.contains(Signal::SIGCHLD) {
+        return Err(Error::ChildrenIgnored);
+    }
+    watch_signals(&ignored, sender.clone())?;
+    let user = plan.user.as_deref().map(worker::find_user).transpose()?;
+    // Before the sockets: those of a second supervisor would take requests from the first.
+    let control = Control::bind(&plan.name, plan.addresses.len() + usize::from(plan.words))?;
+    // First of all descriptors: they fill the numbers from 3 on, which those of the workers
+    // get, so that nothing that starting a worker needs can lie there.
+    let sockets = Sockets::make(&plan.addresses, plan.backlog)?;
+    // A lone worker's sockets leave the number free that the words get.
+    let _place = plan
+        .words
+        .then(|| File::open("/dev/null"))
+        .transpose()
+        .map_err(|error| Error::helped("open /dev/null", error, "; mount /dev"))?;
+    let asked = sender.clone();
+    control.serve(move |request, reply| {
+        // Nobody listens any more once the supervisor has ended.
+        let _ = asked.send(Event::Asked(request, reply));
+    })?;
+    let relay = Relay::start(plan.output, plan.workers, user.map(|user| user.uid))?;
+    let cgroup = (!plan.hands_over()).then(|| make_cgroup(&plan.name)).transpose()?;
+    let services = Services::new(&plan);
+    let supervisor = Supervisor {
+        crew: Crew::new(plan.workers, Instant::now()),
+        draining: vec![false; plan.workers],
+        current: vec![None; plan.workers],
+        redirected: plan.rules.redirect,
+        watching: Watching::new(plan.patience, "worker"),
+        plan,
+        sockets,
+        relay,
+        sight: crate::sight::Sight::default(),
+        held: Vec::new(),
+        looked: None,
+        hinted: true,
+        hint: Arc::default(),
+        seats: crate::seats::Seats::default(),
+        copies: crate::hand::Copies::new(),
+        listing: crate::seats::Listing::new(),
+        services: Vec::new(),
+        hand: None,
+        busy: false,
+        overdue: false,
+        job: Job::default(),
+        cgroup,
+        hooks: None,
+        words: None,
+        given: Given::default(),
+        asked: Asked::default(),
+        instances: Vec::new(),
+        next_id: InstanceId::default(),
+        leaving: Vec::new(),
+        restart: None,
+        reload: None,
+        begun: false,
+        sender,
+        events,
+    };
+    Run { supervisor, reread, told_ready: false }.supervise_and_clean_up(services)
+}
+
+/// A run of a supervisor.
+struct Run {
+    supervisor: Supervisor,
+    reread: Option<Reread>,
+    /// Who has started the supervisor knows that all workers serve.
+    told_ready: bool,
+}
+
+impl Run {
+    fn supervise_and_clean_up(mut self, services: Services) -> Result<()> {
+        let ended = self.supervise(services);
+        if ended.is_err() {
+            self.stop(Signal::SIGTERM);
+        }
+        let removed = self.clean_up();
+        ended.and(removed)
+    }
+
+    fn supervise(&mut self, services: Services) -> Result<()> {
+        self.begin(services)?;
+        loop {
+            self.tell_ready();
+            self.start_due();
+            let it = &mut self.supervisor;
+            it.look(Instant::now());
+            let until = self.next_change(Instant::now());
+            match next_event(&self.supervisor, Some(until)) {
+                Some(Event::Signal(Signal::SIGHUP)) => {
+                    self.supervisor.reload(self.reread.as_ref(), None);
+                }
+                Some(Event::Signal(signal)) => {
+                    let it = &self.supervisor;
+                    let running = log::workers(it.current.iter().flatten().count());
+                    log::line(format_args!("{signal}: ending {running}"));
+                    self.stop(signal);
+                    return Ok(());
+                }
+                Some(event) => self.handle(event)?,
+                None => {}
+            }
+            self.look_for_ended_strangers()?;
+            self.tell_silent();
+            let it = &mut self.supervisor;
+            it.watching.look(&it.services, &it.seats, &it.copies);
+            it.tend_leaving();
+            it.tend_restart();
+        }
+    }
+
+    /// Makes what the workers need, and starts them.
+    fn begin(&mut self, mut services: Services) -> Result<()> {
+        let it = &mut self.supervisor;
+        if it.plan.hands_over() {
+            if it.redirected {
+                let sockets = it.sockets.by_port();
+                let by_port: Vec<_> = sockets
+                    .iter()
+                    .map(|(port, of_port)| (*port, of_port.iter().collect()))
+                    .collect();
+                services.make(&by_port)?;
+                it.listing = services.list();
+                it.services = services.all();
+            }
+            // From here on they are removed in the end, whatever comes.
+            self.start_hand(services)?;
+            if self.supervisor.plan.words {
+                self.supervisor.words = Words::open(&Namespace::current()?)?;
+            }
+            self.supervisor.look(Instant::now());
+            self.start_all()?;
+            self.begin_to_serve();
+            return Ok(());
+        }
+        if let Some(cgroup) = &it.cgroup {
+            let hooks = Hooks::attach(cgroup, &it.plan.private)?;
+            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.hint))?;
+            it.hooks = Some(hooks);
+        }
+        let taken_over = it.take_over(&mut services);
+        self.start_hand(services)?;
+        if taken_over? {
+            self.supervisor.look(Instant::now());
+            // Workers that had no predecessor are started like those that have ended.
+            self.supervisor.ask_restart(None, None);
+            return Ok(());
+        }
+        if !self.supervisor.redirected {
+            self.tell_services();
+        }
+        self.start_all()
+    }
+
+    fn start_hand(&mut self, services: Services) -> Result<()> {
+        let sender = self.supervisor.sender.clone();
+        let hand = Hand::start(services, move |report| {
+            let _ = sender.send(Event::Done(report));
+        });
+        self.supervisor.hand = Some(hand?);
+        Ok(())
+    }
+
+    /// Workers that are handed their sockets serve once their starts are noted.
+    fn begin_to_serve(&mut self) {
+        let it = &mut self.supervisor;
+        if it.plan.hands_over() && !it.begun && it.job.starts.is_empty() && it.is_noted() {
+            it.begun = true;
+            self.tell_services();
+        }
+    }
+
+    fn tell_ready(&mut self) {
+        if self.supervisor.begun && !self.told_ready {
+            notify::tell(notify::READY);
+            self.told_ready = true;
+        }
+    }
+
+    fn tell_services(&self) {
+        let it = &self.supervisor;
+        let workers = log::workers(it.plan.workers);
+        let Rules { policy, on_full, .. } = it.plan.rules;
+        if !it.redirected {
+            log::line(format_args!("no service: redirection is off for {workers}"));
+        }
+        for (_, service) in &it.services {
+            let name = service.name();
+            log::line(format_args!(
+                "service {name}: {workers}, policy {policy}, on full {on_full}"
+            ));
+        }
+    }
+
+    /// The first start of all workers, which must succeed.
+    fn start_all(&mut self) -> Result<()> {
+        let it = &mut self.supervisor;
+        (0..it.plan.workers)
+            .try_for_each(|worker| it.start(worker).map_err(|not_started| not_started.error))
+    }
+
+    fn start_due(&mut self) {
+        while let Some(worker) = self.supervisor.crew.due(Instant::now()) {
+            self.revive(worker);
+            let it = &mut self.supervisor;
+            if let Err(NotStarted { pid, error }) = it.start(worker) {
+                let pause = log::after(it.crew.ended(worker, Instant::now()));
+                let pid = pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default();
+                log::line(format_args!("worker {worker}{pid}: {error}; next start {pause}"));
+            }
+        }
+    }
+
+    /// Mends what the last process may have done to the worker's sockets.
+    fn revive(&mut self, worker: usize) {
+        let sockets = &self.supervisor.sockets;
+        for position in sockets.positions(worker) {
+            let address = sockets.address(position);
+            match sockets.revive(position) {
+                None => {}
+                Some(Ok(())) => log::line(format_args!(
+                    "worker {worker} had shut {address} down; listening again"
+                )),
+                Some(Err(error)) => {
+                    log::line(format_args!("worker {worker} had shut {address} down: {error}"));
+                }
+            }
+        }
+    }
+
+    fn handle(&mut self, event: Event) -> Result<()> {
+        let it = &mut self.supervisor;
+        match event {
+            Event::Ended(id) => self.ended(id)?,
+            Event::Hint => it.hinted = true,
+            Event::Given(request) => self.requested(&request),
+            Event::Done(report) => {
+                it.reported(Instant::now(), report)?;
+                self.tend_given();
+                self.begin_to_serve();
+            }
+            Event::Asked(control::Request::Restart, reply) => {
+                it.reload(self.reread.as_ref(), Some(reply));
+            }
+            Event::Signal(_) => unreachable!("signals are seen before"),
+        }
+        Ok(())
+    }
+
+    /// The workers that were taken over are not children of this process: nothing tells
+    /// when they end.
+    fn look_for_ended_strangers(&mut self) -> Result<()> {
+        let ended = self.supervisor.instances.iter().filter(|it| it.has_left());
+        ended.map(|it| it.id).collect::<Vec<_>>().into_iter().try_for_each(|id| self.ended(id))
+    }
+
+    /// A process ended.
+    fn ended(&mut self, id: InstanceId) -> Result<()> {
+        let it = &mut self.supervisor;
+        // What it has listened on since the last look is seen only as long as it is there.
+        if !it.begun {
+            it.looked = None;
+            it.look(Instant::now());
+        }
+        let Some(mut instance) = it.take_out(id) else { return Ok(()) };
+        let worker = instance.worker;
+        let told = instance.to_string();
+        let ending = instance.end();
+        it.given.forget(id);
+        it.hinted = true;
+        it.sight.hurry();
+        if it.leaving.iter().any(|it| it.id == id) {
+            it.leaving.retain(|it| it.id != id);
+            log::line(format_args!("{told} {ending}"));
+            return Ok(());
+        }
+        if it.successor_ended(id, &format!("{told} {ending} before it was ready"))
+            || it.current.get(worker) != Some(&Some(id)) && it.current[worker].is_some()
+        {
+            return Ok(());
+        }
+        it.current[worker] = None;
+        let others = it.instances.iter().any(|it| it.listened);
+        if !it.begun
+            && !it.plan.hands_over()
+            && !instance.listened
+            && !others
+            && it.seats.all().is_empty()
+        {
+            return Err(Error::NeverListened { worker: told, ending });
+        }
+        let now = Instant::now();
+        let pause = if instance.listened {
+            it.crew.server_ended(worker, now)
+        } else {
+            it.crew.ended(worker, now)
+        };
+        log::line(format_args!("{told} {ending}; next start {}", log::after(pause)));
+        Ok(())
+    }
+
+    /// Sockets are to join the service of a port, in the order given.
+    fn requested(&mut self, request: &Request) {
+        let it = &mut self.supervisor;
+        let asks = |it: &&Instance| it.processes().contains(&request.pid);
+        let id = it.instances.iter().find(asks).map(|it| it.id).ok_or(Errno::SRCH);
+        let listening = id.and_then(|id| it.given.accept(id, request));
+        // Without a service there is nothing to join.
+        let listening = listening.map(|all| if it.redirected { all } else { Vec::new() });
+        it.asked.begin(request, listening);
+        it.hinted = true;
+        it.sight.hurry();
+        self.tend_given();
+    }
+
+    fn tend_given(&mut self) {
+        let it = &mut self.supervisor;
+        let Some(hooks) = &it.hooks else { return };
+        let there = There {
+            services: &it.services,
+            listing: &it.listing,
+            seats: &it.seats,
+            copies: &it.copies,
+        };
+        let orders = it.given.tend(&there, &[hooks]);
+        if orders.is_empty() {
+            it.asked.answer(&it.seats, &[hooks]);
+        } else {
+            it.job.orders = orders;
+            it.give_job();
+        }
+    }
+
+    /// Tells once of each worker that listens nowhere: it is of no use here.
+    fn tell_silent(&mut self) {
+        let it = &mut self.supervisor;
+        if it.plan.hands_over() {
+            return;
+        }
+        for it in &mut it.instances {
+            if !it.listened && !it.told && it.started.elapsed() > SILENT {
+                it.told = true;
+                let seconds = SILENT.as_secs();
+                log::line(format_args!("{it} has not listened on a TCP port for {seconds} s"));
+            }
+        }
+    }
+
+    /// Passes a signal on to all workers, and what they started, and waits for them; what
+    /// outlasts the grace time or a second signal is killed.
+    fn stop(&mut self, signal: Signal) {
+        notify::tell(notify::STOPPING);
+        let it = &mut self.supervisor;
+        // With the last copy of its socket a worker closes it: new requests go to those
+        // that still listen, and in the end they are refused.
+        it.sockets.close();
+        it.copies.clear();
+        it.job = Job::default();
+        it.instances.iter().for_each(|instance| instance.send(signal));
+        let first = Instant::now();
+        let mut patience = Some(first + it.plan.grace);
+        while !self.supervisor.instances.is_empty() {
+            let look = Instant::now() + leaving::LOOK;
+            let until = patience.map_or(look, |until| until.min(look));
+            match next_event(&self.supervisor, Some(until)) {
+                Some(Event::Ended(id)) => self.bury(id),
+                Some(Event::Asked(_, reply)) => reply.failed("the supervisor is ending"),
+                Some(Event::Signal(_)) if first.elapsed() < ECHO => {}
+                Some(Event::Signal(signal)) => {
+                    self.kill_all(&format!("{signal} again"));
+                    patience = None;
+                }
+                _ if patience.is_some_and(|until| until <= Instant::now()) => {
+                    let seconds = self.supervisor.plan.grace.as_secs();
+                    self.kill_all(&format!("{seconds} s are over"));
+                    patience = None;
+                }
+                _ => {}
+            }
+            let ended = self.supervisor.instances.iter().filter(|it| it.has_left());
+            ended.map(|it| it.id).collect::<Vec<_>>().into_iter().for_each(|id| self.bury(id));
+        }
+    }
+
+    fn bury(&mut self, id: InstanceId) {
+        if let Some(mut instance) = self.supervisor.take_out(id) {
+            let told = instance.to_string();
+            log::line(format_args!("{told} {}", instance.end()));
+        }
+    }
+
+    fn kill_all(&self, why: &str) {
+        let running = log::workers(self.supervisor.instances.len());
+        log::line(format_args!("{why}: killing {running}"));
+        self.supervisor.instances.iter().for_each(Instance::kill);
+    }
+
+    /// Takes away all that was made for the workers.
+    fn clean_up(&mut self) -> Result<()> {
+        let it = &mut self.supervisor;
+        let removed = it.hand.take().map(Hand::remove);
+        it.hooks = None;
+        let cgroup = it.cgroup.as_ref().map_or(Ok(()), |cgroup| {
+            // What was killed may take a moment to end.
+            let until = Instant::now() + ENDING;
+            while !cgroup.is_empty()? && Instant::now() < until {
+                thread::sleep(Duration::from_millis(5));
+            }
+            cgroup.remove()
+        });
+        let removed = removed.map(|removed| removed.recv_timeout(REMOVING));
+        let services = match removed {
+            None => Ok(()),
+            Some(Ok(result)) => result.map_err(Error::from),
+            Some(Err(_)) => Err(Error::NotRemoved { name: it.plan.name.clone() }),
+        };
+        services.and(cgroup.map_err(Error::from))
+    }
+
+    /// When there is something to do even if nothing happens.
+    fn next_change(&self, now: Instant) -> Instant {
+        let it = &self.supervisor;
+        let waits = !it.leaving.is_empty()
+            || it.restart.is_some()
+            || it.instances.iter().any(Instance::is_stranger);
+        let silent = (!it.plan.hands_over())
+            .then(|| it.instances.iter().filter(|it| !it.listened && !it.told))
+            .and_then(|silent| silent.map(|it| it.started + SILENT).min());
+        let others = [
+            it.crew.next_change(now),
+            it.watching.next(&it.services, now),
+            waits.then(|| now + leaving::LOOK),
+            silent,
+        ];
+        others.into_iter().flatten().fold(it.next_sight(now), Instant::min)
+    }
+}
+
+/// The next event, or `None` when there is none until then.
+fn next_event(it: &Supervisor, until: Option<Instant>) -> Option<Event> {
+    let connected = "the supervisor holds a sender";
+    match until {
+        None => Some(it.events.recv().expect(connected)),
+        Some(until) => {
+            match it.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(event) => Some(event),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => unreachable!("{connected}"),
+            }
+        }
+    }
+}
+
+/// Sends the signals that the supervisor acts on. They are blocked in all its threads and
+/// taken one by one; one that is ignored (`nohup`) stays ignored.
+pub(crate) fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Result<()> {
+    let known = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+    // A blocked signal would be taken even where it is ignored.
+    let signals: SigSet = known.into_iter().filter(|&it| !ignored.contains(it)).collect();
+    signals.thread_block().map_err(|error| Error::system("block signals", error))?;
+    start_thread(move || {
+        while let Ok(signal) = signals.wait() {
+            if sender.send(Event::Signal(signal)).is_err() {
+                break;
+            }
+        }
+    })
+}
+
+/// The control group of a worker: the one that a supervisor of that name has made.
+#[must_use]
+pub fn worker_cgroup(pid: u32, name: &overspill::Name) -> Option<Cgroup> {
+    let prefix = crate::supervisor::cgroup_prefix(name);
+    let mut cgroup = Cgroup::of_process(pid).ok()?;
+    loop {
+        let parent = cgroup.parent()?;
+        if parent.name().strip_prefix(&prefix).is_some_and(|pid| pid.parse::<u32>().is_ok()) {
+            return Some(cgroup);
+        }
+        cgroup = parent;
+    }
+}

@@ -1,0 +1,233 @@
+//! Looks at the listening sockets that processes hold now.
+//!
+//! The kernel lists the sockets of a network namespace that listen before all others
+//! (`/proc/net/tcp`; `tcp_get_idx` in `net/ipv4/tcp_ipv4.c`), so that a look reads these alone. A
+//! socket that is known is looked for at the descriptor where it was; the descriptors of
+//! processes are gone through only for one that is new, or is not there any more.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
+use std::time::{Duration, Instant};
+
+use overspill::Address;
+use overspill::adopt::{self, Adopted};
+use procfs::process::{FDInfo, FDTarget, Process};
+
+use crate::instance_id::InstanceId;
+use crate::services::tell;
+
+/// The pause before a socket that no process here holds is looked for again; it doubles.
+const SHORTEST: Duration = Duration::from_millis(20);
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// An instance's processes.
+#[derive(Debug, Clone)]
+pub(crate) struct Group {
+    pub(crate) id: InstanceId,
+    pub(crate) processes: Vec<u32>,
+}
+
+/// A listening socket, and who holds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Held {
+    pub(crate) owner: InstanceId,
+    pub(crate) pid: u32,
+    /// Its number there: in the order in which a process opens them.
+    pub(crate) descriptor: i32,
+    pub(crate) cookie: u64,
+    pub(crate) address: Address,
+    /// Others can be bound to its address.
+    pub(crate) shares_port: bool,
+}
+
+/// What is known of a socket.
+#[derive(Debug)]
+struct Known {
+    cookie: u64,
+    /// Nothing for one that can't be a member, which was told.
+    address: Option<Address>,
+    shares_port: bool,
+    /// The process and the descriptor where it was seen last.
+    place: (u32, i32),
+}
+
+/// When a socket is looked for again.
+#[derive(Debug)]
+struct Pause {
+    until: Instant,
+    length: Duration,
+}
+
+/// Remembers sockets from look to look, by their inode numbers.
+#[derive(Debug, Default)]
+pub(crate) struct Sight {
+    known: HashMap<u64, Known>,
+    missing: HashMap<u64, Pause>,
+}
+
+impl Sight {
+    /// The sockets that these processes hold; and copies of those that were not known.
+    pub(crate) fn look(&mut self, now: Instant, groups: &[Group]) -> (Vec<Held>, Vec<Adopted>) {
+        let listening = listening();
+        self.known.retain(|inode, _| listening.contains(inode));
+        self.missing.retain(|inode, _| listening.contains(inode));
+        let owners: HashMap<u32, InstanceId> = groups
+            .iter()
+            .flat_map(|group| group.processes.iter().map(|&pid| (pid, group.id)))
+            .collect();
+        let mut holders: HashMap<u64, InstanceId> = HashMap::new();
+        for (&inode, known) in &self.known {
+            if let Some(&owner) = owners.get(&known.place.0)
+                && holds(known.place, inode)
+            {
+                holders.insert(inode, owner);
+            }
+        }
+        let is_due = |inode: &u64| self.missing.get(inode).is_none_or(|pause| pause.until <= now);
+        let mut wanted: HashSet<u64> = listening
+            .into_iter()
+            .filter(|inode| !holders.contains_key(inode) && is_due(inode))
+            .collect();
+        let fresh = self.search(groups, &mut wanted, &mut holders);
+        self.missing.retain(|inode, _| !holders.contains_key(inode));
+        for inode in wanted {
+            self.miss(now, inode);
+        }
+        let held = holders.iter().filter_map(|(inode, &owner)| self.known[inode].held(owner));
+        (held.collect(), fresh)
+    }
+
+    /// Goes through the descriptors of processes. What is found is wanted no more.
+    fn search(
+        &mut self,
+        groups: &[Group],
+        wanted: &mut HashSet<u64>,
+        holders: &mut HashMap<u64, InstanceId>,
+    ) -> Vec<Adopted> {
+        let mut fresh = Vec::new();
+        for (owner, pid) in
+            groups.iter().flat_map(|it| it.processes.iter().map(|&pid| (it.id, pid)))
+        {
+            if wanted.is_empty() {
+                break;
+            }
+            for (descriptor, inode) in sockets_of(pid) {
+                if !wanted.contains(&inode) {
+                    continue;
+                }
+                if let Some(known) = self.known.get_mut(&inode) {
+                    known.place = (pid, descriptor);
+                } else {
+                    // It may be closed by now.
+                    let Some(socket) = take(pid, descriptor, inode) else { continue };
+                    let Some(known) = Known::of(&socket) else { continue };
+                    self.known.insert(inode, known);
+                    fresh.push(socket);
+                }
+                wanted.remove(&inode);
+                holders.insert(inode, owner);
+            }
+        }
+        fresh
+    }
+
+    fn miss(&mut self, now: Instant, inode: u64) {
+        let before = self.missing.get(&inode);
+        let length = before.map_or(SHORTEST, |pause| (pause.length * 2).min(LONGEST));
+        self.missing.insert(inode, Pause { until: now + length, length });
+    }
+
+    /// Forgets a socket, so that the next look gives a copy of it again.
+    pub(crate) fn forget(&mut self, cookie: u64) {
+        self.known.retain(|_, known| known.cookie != cookie);
+    }
+
+    /// A process has come that may hold a socket which none held before.
+    pub(crate) fn hurry(&mut self) {
+        self.missing.clear();
+    }
+}
+
+impl Known {
+    /// Nothing where the socket can't be asked, which one that has just been closed can't.
+    fn of(socket: &Adopted) -> Option<Self> {
+        let cookie = socket.cookie().ok()?;
+        let address = socket.address();
+        if socket.listens()
+            && let Err(error) = &address
+        {
+            let why = error.with_causes();
+            crate::log::line(format_args!("process {}: {why}; it stays by itself", socket.pid()));
+        }
+        let place = (socket.pid(), socket.descriptor());
+        Some(Self { cookie, address: address.ok(), shares_port: socket.shares_port(), place })
+    }
+
+    fn held(&self, owner: InstanceId) -> Option<Held> {
+        let Self { cookie, shares_port, place: (pid, descriptor), .. } = *self;
+        Some(Held { owner, pid, descriptor, cookie, address: self.address?, shares_port })
+    }
+}
+
+fn take(pid: u32, descriptor: i32, inode: u64) -> Option<Adopted> {
+    adopt::at_descriptor(pid, descriptor, inode).unwrap_or_else(|error| {
+        tell(error);
+        None
+    })
+}
+
+/// The inode numbers of the TCP sockets of this network namespace that listen.
+fn listening() -> HashSet<u64> {
+    let files = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
+    let files = files.into_iter().filter_map(|path| File::open(path).ok());
+    files
+        .flat_map(|file| listening_in(BufReader::new(file).lines().map_while(Result::ok)))
+        .collect()
+}
+
+fn listening_in(lines: impl Iterator<Item = String>) -> Vec<u64> {
+    const LISTEN: &str = "0A";
+    let fields = |line: String| -> Option<(bool, u64)> {
+        let mut fields = line.split_whitespace().skip(3);
+        let listens = fields.next()? == LISTEN;
+        Some((listens, fields.nth(5)?.parse().ok()?))
+    };
+    let sockets = lines.skip(1).map_while(fields);
+    sockets.take_while(|(listens, _)| *listens).map(|(_, inode)| inode).collect()
+}
+
+/// The descriptors of a process that are sockets, each with its inode number; none of one
+/// that has ended.
+pub(crate) fn sockets_of(pid: u32) -> Vec<(i32, u64)> {
+    let process = pid.try_into().ok().and_then(|pid| Process::new(pid).ok());
+    let descriptors = process.and_then(|process| process.fd().ok());
+    let socket = |it: FDInfo| match it.target {
+        FDTarget::Socket(inode) => Some((it.fd, inode)),
+        _ => None,
+    };
+    descriptors.into_iter().flatten().flatten().filter_map(socket).collect()
+}
+
+/// Whether a process's descriptor is the socket with that inode number.
+fn holds((pid, descriptor): (u32, i32), inode: u64) -> bool {
+    let link = std::fs::read_link(format!("/proc/{pid}/fd/{descriptor}"));
+    link.is_ok_and(|link| link.as_os_str() == format!("socket:[{inode}]").as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listeners_are_read_and_no_others() {
+        let text = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 21 1 0 100 0 0 10 0
+   1: 00000000:0016 00000000:0000 0A 00000000:00000003 00:00000000 00000000     0        0 22 1 0 100 0 0 10 0
+   2: 0100007F:1F90 0100007F:A001 01 00000000:00000000 00:00000000 00000000     0        0 23 1 0 20 4 30 10 -1
+";
+        assert_eq!(listening_in(text.lines().map(str::to_owned)), [21, 22]);
+        assert_eq!(listening_in(std::iter::empty()), Vec::<u64>::new());
+    }
+}

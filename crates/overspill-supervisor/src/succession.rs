@@ -1,0 +1,135 @@
+//! Taking over what a supervisor of the same name has left that was killed.
+//!
+//! The workers are found by their control groups, whatever services there are. A control group of
+//! this name belongs to nobody else: the name is held by whoever asks here, in this network
+//! namespace.
+
+use std::path::Path;
+
+use overspill::{Cgroup, Name, Namespace, Service};
+
+use crate::control;
+use crate::error::Result;
+use crate::instance::Instance;
+use crate::log;
+use crate::services::Services;
+use crate::sight::{Group, Held};
+use crate::supervisor::{Supervisor, cgroup_prefix};
+
+/// A worker's control group, as its name says whose it is.
+struct Left {
+    cgroup: Cgroup,
+    worker: usize,
+    /// Numbers grow with the time of the start.
+    number: u64,
+}
+
+impl Supervisor {
+    /// Takes over the workers that are left, and their services. False where there are none.
+    pub(crate) fn take_over(&mut self, services: &mut Services) -> Result<bool> {
+        let left = left_behind(&self.plan.name)?;
+        if left.is_empty() {
+            return Ok(false);
+        }
+        let told = log::workers(left.len());
+        log::line(format_args!("taking over {told} of a supervisor that was killed"));
+        self.begun = true;
+        for Left { cgroup, worker, .. } in left {
+            let id = self.next_id.take();
+            self.instances.push(Instance::left(id, worker, cgroup));
+        }
+        let group = |it: &Instance| Group { id: it.id, processes: it.processes() };
+        let groups: Vec<Group> = self.instances.iter().map(group).collect();
+        let (held, _) = std::mem::take(&mut self.sight).look(std::time::Instant::now(), &groups);
+        if self.redirected {
+            for service in own_services(&self.plan.name, &held)? {
+                services.take_over(service)?;
+            }
+            self.listing = services.list();
+            self.services = services.all();
+        }
+        self.sort_out(&held);
+        Ok(true)
+    }
+
+    /// Of each worker the one serves that has members; of several of them, and where none has,
+    /// the one that was started last. The others were leaving, or were to succeed others.
+    fn sort_out(&mut self, held: &[Held]) {
+        let is_member = |cookie| self.listing.values().flatten().any(|it| it.cookie == cookie);
+        let serves =
+            |it: &Instance| held.iter().any(|held| held.owner == it.id && is_member(held.cookie));
+        let mut best: Vec<Option<(bool, crate::instance_id::InstanceId)>> =
+            vec![None; self.plan.workers];
+        for it in &self.instances {
+            if let Some(best) = best.get_mut(it.worker) {
+                *best = (*best).max(Some((serves(it), it.id)));
+            }
+        }
+        self.current = best.into_iter().map(|best| best.map(|(_, id)| id)).collect();
+        let now = std::time::Instant::now();
+        for id in self.instances.iter().map(|it| it.id).collect::<Vec<_>>() {
+            match self.current.iter().position(|&current| current == Some(id)) {
+                Some(worker) => self.crew.started(worker, now),
+                None => self.take_leave(id),
+            }
+        }
+    }
+}
+
+/// The control groups of workers that run, of supervisors of this name that have ended, in the
+/// order of their starts. Those that are empty are removed.
+fn left_behind(name: &Name) -> Result<Vec<Left>> {
+    let prefix = cgroup_prefix(name);
+    let pid = |own: &str| own.strip_prefix(&prefix)?.parse::<u32>().ok();
+    // One of that name in another network namespace is another one.
+    let own = Namespace::current()?;
+    let is_here = |pid: &u32| Namespace::of_process(*pid).ok().as_ref() == Some(&own);
+    let mut left = Vec::new();
+    for run in Cgroup::all_named(|own| pid(own).is_some())? {
+        if pid(run.name()) == Some(std::process::id()) {
+            continue;
+        }
+        let processes = run.processes().unwrap_or_default();
+        if processes.is_empty() {
+            // One that has just been made is empty as well.
+            if pid(run.name()).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                let _ = run.remove();
+            }
+            continue;
+        }
+        if !processes.iter().all(is_here) {
+            continue;
+        }
+        for cgroup in run.children().unwrap_or_default() {
+            let numbers = cgroup.name().split_once('.');
+            let numbers = numbers
+                .and_then(|(worker, number)| Some((worker.parse().ok()?, number.parse().ok()?)));
+            let Some((worker, number)) = numbers else { continue };
+            if !cgroup.is_empty().unwrap_or(true) {
+                left.push(Left { cgroup, worker, number });
+            }
+        }
+    }
+    left.sort_by_key(|it| it.number);
+    Ok(left)
+}
+
+/// The services of this name that have one of these sockets. Another supervisor's may begin with
+/// the same letters.
+fn own_services(name: &Name, held: &[Held]) -> Result<Vec<Service>> {
+    let bases = [name.as_str().to_owned(), format!("{name}-ipv4"), format!("{name}-ipv6")];
+    let held_names = control::names();
+    let mut own = Vec::new();
+    for service in Service::all(&Namespace::current()?)? {
+        let base = service.name().as_str().split(':').next().unwrap_or_default();
+        let is_another_s = base != name.as_str() && held_names.iter().any(|it| it.as_str() == base);
+        if is_another_s || !bases.iter().any(|own| own == base) {
+            continue;
+        }
+        let sockets = service.sockets()?;
+        if sockets.iter().any(|it| held.iter().any(|held| held.cookie == it.cookie)) {
+            own.push(service);
+        }
+    }
+    Ok(own)
+}

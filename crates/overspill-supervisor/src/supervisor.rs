@@ -1,0 +1,289 @@
+//! What a supervisor knows and has, and what all that it does is made of.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use overspill::{Cgroup, Hooks, Name, Request, Service, Words};
+
+use crate::control::{self, Reply};
+use crate::crew::Crew;
+use crate::error::{Error, Result};
+use crate::hand::{Copies, Hand, Job, Report};
+use crate::instance::Instance;
+use crate::instance_id::InstanceId;
+use crate::log;
+use crate::option::{Asked, Given};
+use crate::plan::Plan;
+use crate::relay::Relay;
+use crate::seats::{Listing, Seats, ServiceNumber};
+use crate::sight::{Held, Sight};
+use crate::sockets::Sockets;
+use crate::watching::Watching;
+use crate::worker::{self, NotStarted};
+
+/// What the thread that decides is told. Signals come by a way of their own.
+pub(crate) enum Event {
+    Signal(Signal),
+    /// The instance's process ended and is yet to be reaped.
+    Ended(InstanceId),
+    /// A socket of some worker has begun to listen: a reason to look sooner.
+    Hint,
+    /// A process gives sockets that are to join.
+    Given(Request),
+    /// The hand has done a job.
+    Done(Report),
+    /// Somebody asks for something.
+    Asked(control::Request, Reply),
+}
+
+/// How a worker is started.
+#[derive(Debug, Clone)]
+pub(crate) struct Recipe {
+    pub(crate) command: Vec<std::ffi::OsString>,
+    pub(crate) user: Option<String>,
+}
+
+/// A restart under way.
+#[derive(Default)]
+pub(crate) struct Restart {
+    /// The workers yet to be replaced.
+    pub(crate) workers: VecDeque<usize>,
+    /// The one that is being replaced.
+    pub(crate) step: Option<Step>,
+    pub(crate) replaced: usize,
+    /// How workers were started before, until one is replaced.
+    pub(crate) before: Option<Recipe>,
+    /// Those who want to know.
+    pub(crate) replies: Vec<Reply>,
+}
+
+/// A worker that is being replaced.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    pub(crate) worker: usize,
+    pub(crate) old: InstanceId,
+    pub(crate) successor: InstanceId,
+    /// When its predecessor stays.
+    pub(crate) until: Instant,
+    /// It listens, and its sockets take the places of its predecessor's.
+    pub(crate) takes_over: bool,
+}
+
+/// An instance that is to end.
+#[derive(Debug)]
+pub(crate) struct Leaving {
+    pub(crate) id: InstanceId,
+    pub(crate) phase: Phase,
+    /// When to look next whether it has connections.
+    pub(crate) look: Instant,
+}
+
+/// A plan that is to take the place of the one there is.
+pub(crate) struct Reload {
+    pub(crate) plan: Plan,
+    /// The keys of what has changed in it and can't be.
+    pub(crate) kept: Vec<&'static str>,
+    /// Who wants to know.
+    pub(crate) reply: Option<Reply>,
+}
+
+/// How far it is with that.
+#[derive(Debug)]
+pub(crate) enum Phase {
+    /// It gets no new requests, and may finish what it has until then; without end if there is no
+    /// such time.
+    Drains(Option<Instant>),
+    /// It was told to end, and may take until then.
+    Ends(Instant),
+    Killed,
+}
+
+/// The workers, their sockets and services.
+pub(crate) struct Supervisor {
+    pub(crate) plan: Plan,
+    /// Those that are handed to the workers.
+    pub(crate) sockets: Sockets,
+    pub(crate) relay: Relay,
+    /// Whether there are services at all: redirection was on at the start.
+    pub(crate) redirected: bool,
+    pub(crate) sight: Sight,
+    /// What was seen at the last look.
+    pub(crate) held: Vec<Held>,
+    pub(crate) looked: Option<Instant>,
+    /// Something has happened that is worth a look.
+    pub(crate) hinted: bool,
+    /// That a hint is under way: many are one.
+    pub(crate) hint: Arc<AtomicBool>,
+    pub(crate) seats: Seats,
+    pub(crate) copies: Copies,
+    pub(crate) listing: Listing,
+    pub(crate) services: Vec<(ServiceNumber, Service)>,
+    pub(crate) hand: Option<Hand>,
+    /// The hand works; what it is to do next gathers in `job`.
+    pub(crate) busy: bool,
+    /// A look found it at work: what is to be done was not decided.
+    pub(crate) overdue: bool,
+    pub(crate) job: Job,
+    pub(crate) watching: Watching,
+    /// Of all workers that make their sockets themselves, and the hooks on it.
+    pub(crate) cgroup: Option<Cgroup>,
+    pub(crate) hooks: Option<Hooks>,
+    /// What the workers are given, if they are.
+    pub(crate) words: Option<Words>,
+    /// What the workers name by the socket option.
+    pub(crate) given: Given,
+    /// Calls of the socket option whose sockets are not members yet.
+    pub(crate) asked: Asked,
+    pub(crate) crew: Crew,
+    /// The workers whose members drain because they wait.
+    pub(crate) draining: Vec<bool>,
+    /// All processes that run, those that are leaving too.
+    pub(crate) instances: Vec<Instance>,
+    pub(crate) next_id: InstanceId,
+    /// The instance that serves, of each worker that runs.
+    pub(crate) current: Vec<Option<InstanceId>>,
+    pub(crate) leaving: Vec<Leaving>,
+    pub(crate) restart: Option<Restart>,
+    /// The services are being given its rules.
+    pub(crate) reload: Option<Reload>,
+    /// All workers have listened once: from then on nothing ends the supervisor but signals.
+    pub(crate) begun: bool,
+    pub(crate) sender: Sender<Event>,
+    pub(crate) events: Receiver<Event>,
+}
+
+/// How the name of the control group begins that a supervisor makes for its workers.
+pub(crate) fn cgroup_prefix(name: &Name) -> String {
+    format!("overspill-{name}-")
+}
+
+/// Makes the control group of all workers.
+pub(crate) fn make_cgroup(name: &Name) -> Result<Cgroup> {
+    let own = format!("{}{}", cgroup_prefix(name), std::process::id());
+    Ok(Cgroup::own()?.make(&own)?)
+}
+
+impl Supervisor {
+    pub(crate) fn instance(&mut self, id: InstanceId) -> &mut Instance {
+        self.instances.iter_mut().find(|it| it.id == id).expect("it runs")
+    }
+
+    pub(crate) fn find(&self, id: InstanceId) -> Option<&Instance> {
+        self.instances.iter().find(|it| it.id == id)
+    }
+
+    /// Takes an ended instance out of the list.
+    pub(crate) fn take_out(&mut self, id: InstanceId) -> Option<Instance> {
+        let position = self.instances.iter().position(|it| it.id == id)?;
+        Some(self.instances.remove(position))
+    }
+
+    /// Whether an instance is its worker's current one.
+    pub(crate) fn serves(&self, instance: &Instance) -> bool {
+        self.current.get(instance.worker) == Some(&Some(instance.id))
+    }
+
+    /// Starts a process of a worker, and makes it the worker's current one.
+    pub(crate) fn start(&mut self, worker: usize) -> Result<(), NotStarted> {
+        let spawned = self.spawn(worker);
+        let id = spawned?;
+        self.current[worker] = Some(id);
+        self.crew.started(worker, Instant::now());
+        if self.plan.hands_over() {
+            let pid = self.instance(id).pid();
+            let addresses: Vec<String> =
+                self.sockets.of(worker).map(|(address, _)| address.to_string()).collect();
+            let addresses = addresses.join(", ");
+            log::line(format_args!("worker {worker} (pid {pid}) started on {addresses}"));
+            self.hinted = true;
+        }
+        Ok(())
+    }
+
+    /// Starts a process of a worker. It is counted, even if it comes to nothing.
+    pub(crate) fn spawn(&mut self, worker: usize) -> Result<InstanceId, NotStarted> {
+        let members = self.seats.all().iter().filter(|seat| seat.worker == worker);
+        self.job.starts.extend(members.filter_map(|seat| seat.member));
+        let id = self.next_id.take();
+        let cgroup = self.worker_cgroup(worker, id).map_err(NotStarted::new)?;
+        let outputs = self.relay.outputs(worker);
+        let started = worker::Start {
+            number: worker,
+            user: self.plan.user.as_deref(),
+            command: &self.plan.command,
+            cgroup: cgroup.as_ref(),
+            words: self.words.as_ref(),
+        }
+        .start(self.sockets.of(worker), outputs);
+        let child = started.inspect_err(|_| {
+            // It is empty: nothing has been started in it, or it has ended.
+            let _ = cgroup.as_ref().map(Cgroup::remove);
+        })?;
+        let mut instance = Instance::new(id, worker, child, cgroup);
+        let sender = self.sender.clone();
+        if let Err(error) = instance.watch_end(move || {
+            // Nobody listens any more once the supervisor has ended.
+            let _ = sender.send(Event::Ended(id));
+        }) {
+            // Unwatched, it would never be started again.
+            let pid = Some(instance.pid());
+            instance.end();
+            return Err(NotStarted { pid, error });
+        }
+        self.instances.push(instance);
+        self.sight.hurry();
+        Ok(id)
+    }
+
+    /// The control group of a new instance, where workers have some. Somebody may have removed
+    /// that of all workers.
+    fn worker_cgroup(&mut self, worker: usize, id: InstanceId) -> Result<Option<Cgroup>> {
+        let Some(all) = &self.cgroup else { return Ok(None) };
+        let name = format!("{worker}.{id}");
+        if let Ok(own) = all.make(&name) {
+            return Ok(Some(own));
+        }
+        let all = make_cgroup(&self.plan.name)?;
+        let hooks = Hooks::attach(&all, &self.plan.private)?;
+        hand_on(&hooks, self.sender.clone(), Arc::clone(&self.hint))?;
+        let own = all.make(&name)?;
+        (self.cgroup, self.hooks) = (Some(all), Some(hooks));
+        self.given.renew();
+        Ok(Some(own))
+    }
+
+    /// Gives the hand what has gathered, if it is free.
+    pub(crate) fn give_job(&mut self) {
+        if let Some(hand) = &self.hand
+            && !self.busy
+        {
+            hand.give(std::mem::take(&mut self.job));
+            self.busy = true;
+        }
+    }
+
+    /// The time after which the next look comes by itself.
+    pub(crate) const LOOK: Duration = Duration::from_secs(1);
+}
+
+/// Sends what the hooks tell of. A worker that listens again and again is one hint at a time.
+pub(crate) fn hand_on(hooks: &Hooks, sender: Sender<Event>, hint: Arc<AtomicBool>) -> Result<()> {
+    use std::sync::atomic::Ordering;
+
+    let events = hooks.events()?;
+    crate::threads::start_thread(move || {
+        let told = |event| match event {
+            overspill::HooksEvent::Listening(_) => {
+                hint.swap(true, Ordering::AcqRel) || sender.send(Event::Hint).is_ok()
+            }
+            overspill::HooksEvent::Request(request) => sender.send(Event::Given(request)).is_ok(),
+        };
+        events.each(told).map_err(Error::from).unwrap_or_else(|error| {
+            log::line(format_args!("{error}"));
+        });
+    })
+}
