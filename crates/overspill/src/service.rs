@@ -547,7 +547,8 @@ impl Service {
 
     /// Puts another listening socket into a member's place: that of its successor, at the
     /// same address. The member's number, weight, draining and starts stay, its other counters
-    /// begin anew. The old socket is untouched.
+    /// begin anew. The old socket is untouched. It needs no room for one more member, unless the
+    /// capacity is [`Capacity::MAX`] members.
     ///
     /// # Errors
     ///
@@ -779,7 +780,8 @@ impl Service {
             }
             let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
             check(roster, id, candidates, snapshot)?;
-            let (members, mut joining) = seats(datapath, snapshot, candidates)?;
+            let slot = datapath.successors_slot(snapshot)?;
+            let (members, mut joining) = seats(candidates, &[slot]);
             joining[0].starts = datapath.starts(roster.members[position].slot)?;
             roster.replace(position, &members[0]);
             Ok(joining)
@@ -1015,19 +1017,15 @@ fn join<'a>(
     snapshot: &Snapshot,
     candidates: &[Candidate<'a>],
 ) -> Result<Vec<Joining<'a>>> {
-    let (members, joining) = seats(datapath, snapshot, candidates)?;
+    let slots = datapath.free_slots(snapshot, candidates.len())?;
+    let (members, joining) = seats(candidates, &slots);
     roster.join(members);
     Ok(joining)
 }
 
-/// The candidates as members that have no number yet, each with a free slot.
-fn seats<'a>(
-    datapath: &Datapath,
-    snapshot: &Snapshot,
-    candidates: &[Candidate<'a>],
-) -> Result<(Vec<Member>, Vec<Joining<'a>>)> {
-    let slots = datapath.free_slots(snapshot, candidates.len())?;
-    let members = candidates.iter().zip(&slots).map(|(candidate, &slot)| Member {
+/// The candidates as members that have no number yet, each with its slot.
+fn seats<'a>(candidates: &[Candidate<'a>], slots: &[u32]) -> (Vec<Member>, Vec<Joining<'a>>) {
+    let members = candidates.iter().zip(slots).map(|(candidate, &slot)| Member {
         id: MemberId(0),
         pid: candidate.pid,
         cookie: candidate.listener.cookie,
@@ -1040,7 +1038,7 @@ fn seats<'a>(
         address: candidate.listener.address,
     });
     let members = members.collect();
-    let joining = candidates.iter().zip(slots).map(|(candidate, slot)| Joining {
+    let joining = candidates.iter().zip(slots).map(|(candidate, &slot)| Joining {
         socket: candidate.socket,
         slot,
         cookie: candidate.listener.cookie,
@@ -1048,7 +1046,7 @@ fn seats<'a>(
         starts: 0,
         name: candidate.listener.name.clone(),
     });
-    Ok((members, joining.collect()))
+    (members, joining.collect())
 }
 
 #[cfg(test)]

@@ -164,23 +164,37 @@ impl Datapath {
         })
     }
 
-    /// As many slots as wanted that no member has.
+    /// As many slots as wanted that no member has, for members that join.
     pub(crate) fn free_slots(&self, snapshot: &Snapshot, wanted: usize) -> Result<Vec<u32>> {
+        self.slots_within(self.capacity().members, snapshot, wanted)
+    }
+
+    /// A slot that no member has, for a member's successor. The spare slot will do, since the
+    /// member's own is free when the change is made.
+    ///
+    /// The successor does not get the member's own slot. Until the change takes effect,
+    /// requests find the member's socket there by the roster before it, and a change that
+    /// fails, or whose writer is killed, must leave that socket in its place: a writer has no
+    /// descriptor to put it back with.
+    pub(crate) fn successors_slot(&self, snapshot: &Snapshot) -> Result<u32> {
+        Ok(self.slots_within(self.slots(), snapshot, 1)?[0])
+    }
+
+    /// Free slots, if there are no more members than `limit` with them.
+    fn slots_within(&self, limit: u32, snapshot: &Snapshot, wanted: usize) -> Result<Vec<u32>> {
         let used: HashSet<u32> = snapshot
             .rosters()
             .flat_map(|(_, roster)| &roster.members)
             .map(|member| member.slot)
             .collect();
-        let free: Vec<u32> =
-            (0..self.state.members).filter(|slot| !used.contains(slot)).take(wanted).collect();
-        if free.len() < wanted {
+        if used.len() + wanted > limit as usize {
             return Err(Error::OverCapacity {
                 what: "members",
                 wanted: (used.len() + wanted) as u64,
-                capacity: self.state.members,
+                capacity: self.capacity().members,
             });
         }
-        Ok(free)
+        Ok((0..self.slots()).filter(|slot| !used.contains(slot)).take(wanted).collect())
     }
 
     /// Carries out a change, whole or not at all; gives the services after it.

@@ -33,7 +33,7 @@ impl Datapath {
     /// By slot.
     pub(super) fn member_counters(&self) -> Result<&Counted> {
         let map = &self.maps.member_counters;
-        Counted::once(&self.counters.members, map, self.state.members)
+        Counted::once(&self.counters.members, map, self.slots())
     }
 
     /// At 0.

@@ -379,6 +379,8 @@ plain! {
         version: [u8; 32],
         connections: u32,
         dispatchers: u32,
+        spare: u32,
+        zero: u32,
     }
 }
 

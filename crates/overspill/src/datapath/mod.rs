@@ -255,7 +255,13 @@ impl Datapath {
     }
 
     pub(crate) fn capacity(&self) -> Capacity {
-        Capacity { services: self.state.services, members: self.state.members }
+        let members = self.state.members.saturating_sub(self.state.spare);
+        Capacity { services: self.state.services, members }
+    }
+
+    /// How many entries what is kept by slot has.
+    pub(crate) fn slots(&self) -> u32 {
+        self.state.members
     }
 
     /// Refuses to write to the state of another layout, and to one that is damaged.

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::change::Published;
 use super::lock::{ASIDE, remove_folder};
-use super::make::{self, OpenOverspillSkel};
+use super::make::{self, OpenOverspillSkel, Size};
 use super::rows::Written;
 use super::{
     Datapath, Lock, OwnMaps, Snapshot, VERSION, check_privilege, digest, dispatcher, inode, layout,
@@ -112,15 +112,15 @@ impl Datapath {
         rosters: &[(u32, Roster)],
         aside: &Path,
     ) -> Result<()> {
-        let capacity = self.capacity();
+        let size = Size { capacity: self.capacity(), spare: self.state.spare };
         let reused = super::verifier::retried(|| {
             let mut memory = MaybeUninit::uninit();
-            let mut open = make::prepare(make::open(&mut memory)?, self.seed(), capacity)?;
+            let mut open = make::prepare(make::open(&mut memory)?, self.seed(), size)?;
             let reused = self.reuse(&mut open)?;
             self.check_dispatchers(&reused, rosters)?;
             let mut skeleton = make::load(open)?;
             check_privilege(&skeleton.maps.services)?;
-            make::describe(&skeleton, self.seed(), capacity)?;
+            make::describe(&skeleton, self.seed(), size)?;
             make::pin_all(&mut skeleton, aside)?;
             Ok(reused)
         })?;
