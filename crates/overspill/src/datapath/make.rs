@@ -11,11 +11,12 @@ use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapFlags, OpenMapMut, OpenObject, ProgramHandle};
 use zerocopy::IntoBytes;
 
-use super::lock::{ASIDE, remove_folder};
-use super::{
-    Capacity, Datapath, Lock, VERSION, check_privilege, digest, layout, open_map, open_program,
-    pin, swap, verifier,
+use super::folder::{
+    ASIDE, VERSION, check_privilege, digest, open_map, open_program, remove_folder,
 };
+use super::handle::{Capacity, Datapath, Maps, OwnMaps};
+use super::lock::Lock;
+use super::{dispatcher, layout, pin, rows, swap, verifier};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 
@@ -159,7 +160,7 @@ pub(super) fn describe(skeleton: &OverspillSkel<'_>, seed: u32, size: Size) -> R
         build: digest(),
         version,
         connections: layout::CONNECTIONS,
-        dispatchers: super::dispatcher::VERSION,
+        dispatchers: dispatcher::VERSION,
         spare: size.spare,
         zero: 0,
     };
@@ -255,7 +256,7 @@ pub(super) fn prepare(
     size(&mut maps.starts, slots)?;
     size(&mut maps.endpoints, endpoints)?;
     size(&mut maps.near, near)?;
-    size(&mut maps.rows, super::rows::capacity(capacity))?;
+    size(&mut maps.rows, rows::capacity(capacity))?;
     Ok(open)
 }
 
@@ -272,7 +273,7 @@ pub(super) fn is_named(full: &OsStr, name: &str) -> bool {
 pub(super) fn pin_all(skeleton: &mut OverspillSkel<'_>, folder: &Path) -> Result<()> {
     let failed = |path: &PathBuf, error| Error::bpf("pin", path.display().to_string(), error);
     let object = skeleton.object_mut();
-    let names = super::Maps::NAMES.iter().chain(super::OwnMaps::NAMES);
+    let names = Maps::NAMES.iter().chain(OwnMaps::NAMES);
     for &name in names.chain(pin::MAPS) {
         let path = folder.join(name);
         let mut map =

@@ -13,18 +13,19 @@ use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::{MapCore as _, MapHandle, OpenMapMut};
 use serde::Serialize;
 
-use super::change::Published;
-use super::lock::{ASIDE, remove_folder};
-use super::make::{self, OpenOverspillSkel, Size};
-use super::rows::Written;
-use super::{
-    Datapath, Lock, OwnMaps, Snapshot, VERSION, check_privilege, digest, dispatcher, inode, layout,
-    open_map, pin, short, swap,
+use super::folder::{
+    ASIDE, VERSION, check_privilege, digest, inode, open_map, remove_folder, short,
 };
+use super::handle::{Datapath, OwnMaps};
+use super::lock::Lock;
+use super::make::{self, OpenOverspillSkel, Size};
+use super::roster::Roster;
+use super::rows::Written;
+use super::snapshot::{Published, Snapshot};
+use super::{dispatcher, layout, pin, swap, verifier};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::policy::Policy;
-use crate::roster::Roster;
 
 /// A build of overspill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -113,7 +114,7 @@ impl Datapath {
         aside: &Path,
     ) -> Result<()> {
         let size = Size { capacity: self.capacity(), spare: self.state.spare };
-        let reused = super::verifier::retried(|| {
+        let reused = verifier::retried(|| {
             let mut memory = MaybeUninit::uninit();
             let mut open = make::prepare(make::open(&mut memory)?, self.seed(), size)?;
             let reused = self.reuse(&mut open)?;
