@@ -400,12 +400,14 @@ struct ov_state {
 	__u32 layout; /* OVERSPILL_LAYOUT */
 	__u32 seed; /* of the flow hash */
 	__u32 services; /* capacity */
-	__u32 members; /* capacity */
+	__u32 members; /* the number of slots: the capacity, and `spare` more */
 	__u8 tag[8]; /* of the program, by the kernel */
 	__u8 build[32]; /* SHA-256 of the object that it was loaded from */
 	__u8 version[32]; /* of overspill, padded with zeros */
 	__u32 connections; /* OVERSPILL_CONNECTIONS */
 	__u32 dispatchers; /* OVERSPILL_DISPATCHER_VERSION */
+	__u32 spare; /* slots that the capacity does not count: a replacement needs one */
+	__u32 zero;
 };
 
 #endif

@@ -5,8 +5,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use crate::datapath::layout::FIRST_SHARED;
 use crate::member::{Address, MemberId};
+
+/// The first layout whose state other builds can read, drain, remove and take over.
+pub(crate) const FIRST_SHARED: u32 = 8;
 
 /// The result of an operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

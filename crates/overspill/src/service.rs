@@ -2,73 +2,23 @@
 
 use std::borrow::Borrow;
 use std::collections::HashSet;
-use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::num::NonZeroU16;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::adopt::Adopted;
+use crate::datapath::roster::{self, Member, Roster};
 use crate::datapath::{self, Capacity, Datapath, Dispatcher, Joining, Lock, Snapshot};
 use crate::error::{Error, Result};
 use crate::member::{Health, MemberId};
+use crate::name::Name;
 use crate::namespace::Namespace;
 use crate::nearest::nearest;
 use crate::policy::{OnFull, Policy, Rules};
-use crate::roster::{self, Member, Roster};
 use crate::status::{ListedSocket, Queue, Status};
 use crate::sys::{self, Listener};
-
-/// The name of a service: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a
-/// letter or digit; `NAME:PORT` for one of several ports of a server, whose port it then is.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Name(String);
-
-impl Name {
-    /// The name of this server's service on one of its ports.
-    #[must_use]
-    pub fn with_port(&self, port: u16) -> Self {
-        let base = self.0.split(':').next().unwrap_or_default();
-        Self(format!("{base}:{port}"))
-    }
-
-    /// The port that it tells, if it does.
-    fn port(&self) -> Option<u16> {
-        self.0.split_once(':')?.1.parse().ok()
-    }
-
-    /// The name as text.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for Name {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let (base, port) =
-            text.split_once(':').map_or((text, None), |(base, port)| (base, Some(port)));
-        let letters = base.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
-        let first = base.starts_with(|c: char| c.is_ascii_alphanumeric());
-        // A port as `with_port` writes it: no sign, no leading zero.
-        let port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|n| n.to_string() == port));
-        if letters && first && port && base.len() <= 64 {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(Error::BadName { name: text.to_owned() })
-        }
-    }
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&self.0)
-    }
-}
 
 /// A service in the kernel. This is its name, not its life: dropping it changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -574,7 +524,8 @@ impl Service {
 
     /// Puts another listening socket into a member's place: that of its successor, at the
     /// same address. The member's number, weight, draining and starts stay, its other counters
-    /// begin anew. The old socket is untouched.
+    /// begin anew. The old socket is untouched. It needs no room for one more member, unless the
+    /// capacity is [`Capacity::MAX`] members.
     ///
     /// # Errors
     ///
@@ -806,7 +757,8 @@ impl Service {
             }
             let (id, _) = snapshot.find(&roster.name).expect("it is being changed");
             check(roster, id, candidates, snapshot)?;
-            let (members, mut joining) = seats(datapath, snapshot, candidates)?;
+            let slot = datapath.successors_slot(snapshot)?;
+            let (members, mut joining) = seats(candidates, &[slot]);
             joining[0].starts = datapath.starts(roster.members[position].slot)?;
             roster.replace(position, &members[0]);
             Ok(joining)
@@ -1042,19 +994,15 @@ fn join<'a>(
     snapshot: &Snapshot,
     candidates: &[Candidate<'a>],
 ) -> Result<Vec<Joining<'a>>> {
-    let (members, joining) = seats(datapath, snapshot, candidates)?;
+    let slots = datapath.free_slots(snapshot, candidates.len())?;
+    let (members, joining) = seats(candidates, &slots);
     roster.join(members);
     Ok(joining)
 }
 
-/// The candidates as members that have no number yet, each with a free slot.
-fn seats<'a>(
-    datapath: &Datapath,
-    snapshot: &Snapshot,
-    candidates: &[Candidate<'a>],
-) -> Result<(Vec<Member>, Vec<Joining<'a>>)> {
-    let slots = datapath.free_slots(snapshot, candidates.len())?;
-    let members = candidates.iter().zip(&slots).map(|(candidate, &slot)| Member {
+/// The candidates as members that have no number yet, each with its slot.
+fn seats<'a>(candidates: &[Candidate<'a>], slots: &[u32]) -> (Vec<Member>, Vec<Joining<'a>>) {
+    let members = candidates.iter().zip(slots).map(|(candidate, &slot)| Member {
         id: MemberId(0),
         pid: candidate.pid,
         cookie: candidate.listener.cookie,
@@ -1067,7 +1015,7 @@ fn seats<'a>(
         address: candidate.listener.address,
     });
     let members = members.collect();
-    let joining = candidates.iter().zip(slots).map(|(candidate, slot)| Joining {
+    let joining = candidates.iter().zip(slots).map(|(candidate, &slot)| Joining {
         socket: candidate.socket,
         slot,
         cookie: candidate.listener.cookie,
@@ -1075,30 +1023,5 @@ fn seats<'a>(
         starts: 0,
         name: candidate.listener.name.clone(),
     });
-    Ok((members, joining.collect()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_held_to_their_rules() {
-        let long = "a".repeat(64);
-        for good in ["web", "0", "a.b_c-d", "web:80", &long, &format!("{long}:65535")] {
-            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
-        }
-        let longer = "a".repeat(65);
-        for bad in
-            ["", "-a", ".a", "_a", "a b", "a/b", "ä", &longer, "web:", "web:x", "web:080", "a:1:2"]
-        {
-            assert!(matches!(bad.parse::<Name>(), Err(Error::BadName { .. })), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn a_port_is_put_behind_the_name_once() {
-        let name: Name = "web".parse().unwrap();
-        assert_eq!(name.with_port(80).with_port(81).as_str(), "web:81");
-    }
+    (members, joining.collect())
 }

@@ -24,13 +24,15 @@ use std::time::{Duration, Instant, SystemTime};
 
 use serde::Serialize;
 
-use crate::datapath::{self, Datapath, Tracer, layout};
-use crate::error::Result;
+use crate::datapath::{Datapath, Tracer, layout};
+use crate::error::{Error, Result};
 use crate::member::MemberId;
+use crate::name::Name;
 use crate::namespace::Namespace;
 use crate::policy::Policy;
-use crate::service::{Name, Service};
+use crate::service::Service;
 use crate::status::MemberState;
+use crate::sys;
 
 /// How often the ring buffer is looked at: the kernel wakes nobody, which would cost it more
 /// than to tell.
@@ -206,12 +208,11 @@ impl Trace {
     ///
     /// # Errors
     ///
-    /// [`Error::NoSuchService`](crate::Error::NoSuchService): there is no such service, or
-    /// none at all; [`Error::TooManyTracers`](crate::Error::TooManyTracers);
-    /// [`Error::OtherVersion`](crate::Error::OtherVersion): who traces writes that down; those
+    /// [`Error::NoSuchService`]: there is no such service, or none at all;
+    /// [`Error::TooManyTracers`]; [`Error::OtherVersion`]: who traces writes that down; those
     /// of looking at a service, which takes the same privilege.
     pub fn begin(namespace: &Namespace, filter: &Filter) -> Result<Self> {
-        let datapath = Datapath::open(namespace)?.ok_or(crate::Error::NoServices)?;
+        let datapath = Datapath::open(namespace)?.ok_or(Error::NoServices)?;
         datapath.check_writable()?;
         let service = match &filter.service {
             Some(name) => {
@@ -302,7 +303,7 @@ struct Clock {
 
 impl Clock {
     fn now() -> Self {
-        Self { time: SystemTime::now(), monotonic: datapath::monotonic() }
+        Self { time: SystemTime::now(), monotonic: sys::monotonic() }
     }
 
     fn read(&self, event: &layout::Event) -> Event {

@@ -58,7 +58,7 @@ impl Words {
             .words()
             .try_clone_to_owned()
             .map_err(|error| Error::system("open", "the map words", error))?;
-        Self::map(descriptor, datapath.capacity().members as usize).map(Some)
+        Self::map(descriptor, datapath.slots() as usize).map(Some)
     }
 
     /// Those that the process was started with by `overspill run --words`, or `None` where

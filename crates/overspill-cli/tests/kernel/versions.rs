@@ -54,18 +54,18 @@ const APPENDED: &[Edit] = &[
     ),
     (
         "bpf/overspill.h",
-        "\t__u32 dispatchers; /* OVERSPILL_DISPATCHER_VERSION */\n",
-        "\t__u32 dispatchers;\n\t__u64 later;\n",
+        "\t__u32 spare; /* slots that the capacity does not count: a replacement needs one */\n\t__u32 zero;\n",
+        "\t__u32 spare;\n\t__u32 zero;\n\t__u64 later;\n",
     ),
     (
         "crates/overspill/src/datapath/layout.rs",
-        "        connections: u32,\n        dispatchers: u32,\n    }",
-        "        connections: u32,\n        dispatchers: u32,\n        later: u64,\n    }",
+        "        spare: u32,\n        zero: u32,\n    }",
+        "        spare: u32,\n        zero: u32,\n        later: u64,\n    }",
     ),
     (
         "crates/overspill/src/datapath/make.rs",
-        "        dispatchers: super::dispatcher::VERSION,\n",
-        "        dispatchers: super::dispatcher::VERSION,\n        later: 0,\n",
+        "        spare: size.spare,\n        zero: 0,\n",
+        "        spare: size.spare,\n        zero: 0,\n        later: 0,\n",
     ),
     (
         "bpf/overspill.h",

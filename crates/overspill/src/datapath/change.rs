@@ -19,120 +19,19 @@
 //!    are let go of.
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::IntoBytes as _;
 
-use super::layout::Extent;
-use super::rows::{Run, Written, roster_map};
-use super::{Datapath, Dispatcher, Lock};
+use super::handle::Datapath;
+use super::lock::Lock;
+use super::maps::{ignore_absent, roster_map};
+use super::roster::Roster;
+use super::rows::Written;
+use super::snapshot::{Published, Snapshot};
+use super::transaction::{Change, Joining};
 use crate::error::{Error, Result};
-use crate::member::MemberId;
-use crate::roster::Roster;
-
-/// All services of a namespace, by number, while the lock is held.
-#[derive(Clone, Default)]
-pub(crate) struct Snapshot(BTreeMap<u32, Published>);
-
-/// A service's roster, and where it lies.
-#[derive(Clone)]
-pub(super) struct Published {
-    pub(super) roster: Roster,
-    pub(super) extent: Extent,
-}
-
-/// A socket that joins, with the slot and the name for messages.
-pub(crate) struct Joining<'a> {
-    pub(crate) socket: BorrowedFd<'a>,
-    pub(crate) slot: u32,
-    pub(crate) cookie: u64,
-    pub(crate) pid: u32,
-    /// How often its process was started, as far as that is counted.
-    pub(crate) starts: u64,
-    pub(crate) name: String,
-}
-
-/// A service's roster before and after; `None` is a service that does not exist.
-pub(crate) struct Change<'a> {
-    pub(crate) id: u32,
-    pub(crate) old: Option<&'a Roster>,
-    pub(crate) new: Option<&'a Roster>,
-    pub(crate) joining: Vec<Joining<'a>>,
-    /// The program to be asked from now on; `None` leaves the one that is, if the policy does.
-    pub(crate) dispatcher: Option<&'a Dispatcher>,
-}
-
-impl Snapshot {
-    pub(crate) fn find(&self, name: &str) -> Option<(u32, &Roster)> {
-        self.rosters().find(|(_, roster)| roster.name == name)
-    }
-
-    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.rosters().map(|(_, roster)| roster.name.as_str())
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The service that a socket is a member of, and which one.
-    pub(crate) fn membership(&self, cookie: u64) -> Option<(&Roster, MemberId)> {
-        self.rosters().find_map(|(_, roster)| {
-            let member = roster.members.iter().find(|member| member.cookie == cookie)?;
-            Some((roster, member.id))
-        })
-    }
-
-    /// The service, other than number `id`, that serves an address.
-    pub(crate) fn serving(&self, address: SocketAddr, id: u32) -> Option<&str> {
-        self.rosters()
-            .filter(|&(other, roster)| other != id && roster.port == address.port())
-            .find(|(_, roster)| roster.endpoints().any(|(ip, _)| ip == address.ip()))
-            .map(|(_, roster)| roster.name.as_str())
-    }
-
-    /// Every service's number and roster.
-    pub(super) fn rosters(&self) -> impl Iterator<Item = (u32, &Roster)> {
-        self.services().map(|(id, service)| (id, &service.roster))
-    }
-
-    /// The same, with their places.
-    pub(super) fn services(&self) -> impl Iterator<Item = (u32, &Published)> {
-        self.0.iter().map(|(&id, service)| (id, service))
-    }
-
-    /// The rows in use, in their order.
-    pub(super) fn runs(&self) -> Vec<Run> {
-        let run = |(id, service): (u32, &Published)| Run { extent: service.extent, id };
-        let mut runs: Vec<Run> = self.services().map(run).collect();
-        runs.sort_unstable_by_key(|run| run.extent.first);
-        runs
-    }
-
-    /// Adds a service that nothing leads to yet.
-    pub(super) fn insert(&mut self, id: u32, service: Published) {
-        self.0.insert(id, service);
-    }
-
-    /// What it will be after a change.
-    pub(super) fn after(&self, id: u32, new: Option<Published>) -> Self {
-        let mut after = self.clone();
-        match new {
-            Some(new) => after.0.insert(id, new),
-            None => after.0.remove(&id),
-        };
-        after
-    }
-
-    /// What it will be when a roster lies elsewhere.
-    pub(super) fn moved(&self, id: u32, extent: Extent) -> Self {
-        let mut moved = self.clone();
-        moved.0.get_mut(&id).expect("one of them").extent = extent;
-        moved
-    }
-}
 
 impl Datapath {
     /// All services, and their indexes in order.
@@ -164,23 +63,37 @@ impl Datapath {
         })
     }
 
-    /// As many slots as wanted that no member has.
+    /// As many slots as wanted that no member has, for members that join.
     pub(crate) fn free_slots(&self, snapshot: &Snapshot, wanted: usize) -> Result<Vec<u32>> {
+        self.slots_within(self.capacity().members, snapshot, wanted)
+    }
+
+    /// A slot that no member has, for a member's successor. The spare slot will do, since the
+    /// member's own is free when the change is made.
+    ///
+    /// The successor does not get the member's own slot. Until the change takes effect,
+    /// requests find the member's socket there by the roster before it, and a change that
+    /// fails, or whose writer is killed, must leave that socket in its place: a writer has no
+    /// descriptor to put it back with.
+    pub(crate) fn successors_slot(&self, snapshot: &Snapshot) -> Result<u32> {
+        Ok(self.slots_within(self.slots(), snapshot, 1)?[0])
+    }
+
+    /// Free slots, if there are no more members than `limit` with them.
+    fn slots_within(&self, limit: u32, snapshot: &Snapshot, wanted: usize) -> Result<Vec<u32>> {
         let used: HashSet<u32> = snapshot
             .rosters()
             .flat_map(|(_, roster)| &roster.members)
             .map(|member| member.slot)
             .collect();
-        let free: Vec<u32> =
-            (0..self.state.members).filter(|slot| !used.contains(slot)).take(wanted).collect();
-        if free.len() < wanted {
+        if used.len() + wanted > limit as usize {
             return Err(Error::OverCapacity {
                 what: "members",
                 wanted: (used.len() + wanted) as u64,
-                capacity: self.state.members,
+                capacity: self.capacity().members,
             });
         }
-        Ok(free)
+        Ok((0..self.slots()).filter(|slot| !used.contains(slot)).take(wanted).collect())
     }
 
     /// Carries out a change, whole or not at all; gives the services after it.
@@ -372,11 +285,4 @@ fn leaving(old: Option<&Roster>, new: Option<&Roster>) -> Vec<u32> {
         roster.iter().flat_map(|roster| &roster.members).map(|member| member.slot).collect()
     };
     slots(old).difference(&slots(new)).copied().collect()
-}
-
-pub(super) fn ignore_absent(result: libbpf_rs::Result<()>) -> libbpf_rs::Result<()> {
-    match result {
-        Err(error) if error.kind() == libbpf_rs::ErrorKind::NotFound => Ok(()),
-        result => result,
-    }
 }

@@ -11,12 +11,16 @@ use std::os::fd::{AsFd, AsRawFd};
 use libbpf_rs::{MapCore, MapFlags};
 use zerocopy::IntoBytes;
 
+use super::arguments::Arguments;
+use super::handle::Datapath;
 use super::layout::{Figures, Load, Moved, Origin, Word, known_part};
-use super::read::{Arguments, lookup};
-use super::{Datapath, Joining, Snapshot, pin, swap};
+use super::maps::lookup;
+use super::roster::Member;
+use super::snapshot::Snapshot;
+use super::transaction::Joining;
+use super::{pin, swap};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
-use crate::roster::Member;
 use crate::sys;
 
 impl Datapath {

@@ -8,11 +8,15 @@ use std::time::{Duration, Instant};
 
 use libbpf_rs::MapHandle;
 
+use super::arguments::{Arguments, SK_PASS};
+use super::handle::Datapath;
 use super::layout::{self, ExportedMember, ExportedService, Extent, known_part};
-use super::read::{Arguments, READS, SK_PASS};
-use super::{Datapath, Lock, pin, swap};
+use super::lock::Lock;
+use super::maps::lookup;
+use super::read::READS;
+use super::roster::{self, Member, Roster};
+use super::{pin, swap};
 use crate::error::{Error, Result};
-use crate::roster::{self, Member, Roster};
 use crate::sys;
 
 /// How long a reader tries to be the one that `export` writes for: a run takes microseconds.
@@ -121,7 +125,7 @@ impl Datapath {
 /// The answer of `export` to the call with that number, for the members from `first` on; `None`
 /// if another call was faster.
 fn page(map: &MapHandle, number: u64, first: u32) -> Result<Option<Page>> {
-    let bytes = super::read::lookup(map, 0)?;
+    let bytes = lookup(map, 0)?;
     let service: ExportedService = known_part(&bytes);
     let ended = bytes.last_chunk().map(|last| u64::from_ne_bytes(*last));
     if service.begun != number || ended != Some(number) {

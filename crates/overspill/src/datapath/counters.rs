@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use libbpf_rs::{MapCore as _, MapHandle};
 use zerocopy::{FromBytes, IntoBytes as _};
 
-use super::Datapath;
 use super::layout::known_part;
+use super::maps::map_name;
 use crate::error::{Error, Result};
 use crate::sys::Shared;
 
@@ -18,28 +18,9 @@ const WORD: usize = size_of::<AtomicU64>();
 /// The arrays, each mapped when it is asked for.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    services: OnceLock<Counted>,
-    members: OnceLock<Counted>,
-    exits: OnceLock<Counted>,
-}
-
-impl Datapath {
-    /// By service number.
-    pub(super) fn service_counters(&self) -> Result<&Counted> {
-        let map = &self.maps.service_counters;
-        Counted::once(&self.counters.services, map, self.state.services)
-    }
-
-    /// By slot.
-    pub(super) fn member_counters(&self) -> Result<&Counted> {
-        let map = &self.maps.member_counters;
-        Counted::once(&self.counters.members, map, self.state.members)
-    }
-
-    /// At 0.
-    pub(super) fn exit_counters(&self) -> Result<&Counted> {
-        Counted::once(&self.counters.exits, &self.maps.exits, 1)
-    }
+    pub(super) services: OnceLock<Counted>,
+    pub(super) members: OnceLock<Counted>,
+    pub(super) exits: OnceLock<Counted>,
 }
 
 /// What is made when it is asked for first. (`OnceLock::get_or_try_init` is not stable yet.)
@@ -54,7 +35,7 @@ pub(super) fn once<T>(place: &OnceLock<T>, make: impl FnOnce() -> Result<T>) -> 
 /// The memory of an array whose entries have so many words.
 pub(super) fn mapped(map: &MapHandle, words: usize) -> Result<Shared> {
     Shared::map(map.as_fd(), map.max_entries() as usize * words)
-        .map_err(|error| Error::system("map", super::read::map_name(map), error))
+        .map_err(|error| Error::system("map", map_name(map), error))
 }
 
 /// An array of counters: each CPU's `own` entries, one CPU's after the other's (`OF_CPU` in
@@ -68,7 +49,11 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    fn once<'a>(place: &'a OnceLock<Self>, map: &MapHandle, own: u32) -> Result<&'a Self> {
+    pub(super) fn once<'a>(
+        place: &'a OnceLock<Self>,
+        map: &MapHandle,
+        own: u32,
+    ) -> Result<&'a Self> {
         once(place, || Self::of(map, own))
     }
 

@@ -6,28 +6,27 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::{
     ErrorKind, MapCore as _, MapFlags, ObjectBuilder, OpenObject, ProgramHandle, ProgramType,
 };
 
-use super::verifier::{Refusal, last_lines, listen};
-use super::{Change, Datapath};
+use super::folder::bpffs;
+use super::handle::Datapath;
+use super::maps::ignore_absent;
+use super::roster::Roster;
+use super::transaction::{Change, Dispatcher};
+use super::verifier::{Refusal, hush, last_lines, listen};
 use crate::error::{Error, Result};
 use crate::policy::Policy;
-use crate::roster::Roster;
 use crate::sys;
 
 /// `OVERSPILL_DISPATCHER_VERSION`; a test compares it with that of the header.
 pub(super) const VERSION: u32 = 1;
 /// Where the header puts the version that it has.
 const VERSION_MAP: &str = ".rodata.overspill";
-
-/// A dispatcher that the kernel has taken.
-#[derive(Debug)]
-pub(crate) struct Dispatcher(OwnedFd);
 
 impl Dispatcher {
     /// Whether a file is one, as far as can be told without the kernel.
@@ -74,10 +73,10 @@ fn open(path: &Path) -> Result<OpenObject> {
     if !bytes.starts_with(b"\x7fELF") {
         return Err(not_one(path, "it is not an object file".to_owned()));
     }
-    super::verifier::hush();
+    hush();
     let mut builder = ObjectBuilder::default();
     builder
-        .pin_root_path(super::bpffs()?)
+        .pin_root_path(bpffs()?)
         .map_err(|error| Error::bpf("open", path.display().to_string(), error))?;
     let (opened, said) = listen(|| builder.open_file(path));
     let object = opened.map_err(|error| match last_lines(&said) {
@@ -153,7 +152,7 @@ impl Datapath {
     }
 
     fn clear_dispatcher(&self, id: u32) -> Result<()> {
-        super::change::ignore_absent(self.maps.dispatchers.delete(&id.to_ne_bytes()))
+        ignore_absent(self.maps.dispatchers.delete(&id.to_ne_bytes()))
             .map_err(|error| Error::bpf("change", "the map dispatchers", error))
     }
 

@@ -14,7 +14,7 @@ use super::{layout, verifier};
 use crate::adopt::{self, Adopted};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
-use crate::service::Name;
+use crate::name::Name;
 
 /// `OV_SOCKETS`, of `bpf/hooks.h`.
 const SOCKETS: usize = 64;

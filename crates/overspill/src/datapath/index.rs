@@ -10,11 +10,13 @@ use std::sync::atomic::Ordering;
 use libbpf_rs::{MapCore, MapFlags};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::change::{Published, ignore_absent};
+use super::counters;
+use super::handle::Datapath;
 use super::layout::{Endpoint, EndpointKey, NEAR_FACTOR, PORT_EXACT, PORT_WILDCARD, ROW_ENDPOINTS};
-use super::{Datapath, Snapshot, counters};
+use super::maps::{ignore_absent, lookup};
+use super::roster::Roster;
+use super::snapshot::{Published, Snapshot};
 use crate::error::{Error, Result};
-use crate::roster::Roster;
 use crate::sys::{self, Shared};
 
 /// The size of `ov_ports.kinds`.
@@ -87,7 +89,7 @@ impl Datapath {
         Ok(Index {
             endpoints: keys.chunks_exact(sizes[0]).map(key).zip(endpoints).collect(),
             near: self.near()?.words().iter().map(|row| row.load(Ordering::Relaxed)).collect(),
-            kinds: super::read::lookup(&own.ports, 0)?,
+            kinds: lookup(&own.ports, 0)?,
         })
     }
 

@@ -6,8 +6,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Raised whenever a field that is internal to a layout changes its meaning or its place.
 pub(crate) const LAYOUT: u32 = 8;
-/// The first layout whose state other builds can read, drain, remove and take over.
-pub(crate) const FIRST_SHARED: u32 = 8;
 /// `OVERSPILL_CONNECTIONS`: raised whenever what lives in connections and flows changes.
 pub(crate) const CONNECTIONS: u32 = 1;
 
@@ -379,6 +377,8 @@ plain! {
         version: [u8; 32],
         connections: u32,
         dispatchers: u32,
+        spare: u32,
+        zero: u32,
     }
 }
 

@@ -7,11 +7,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{attached_to, pin, root, swap};
+use super::folder::{ASIDE, attached_to, namespace_of, remove_folder, root};
+use super::{pin, swap};
 use crate::error::{Error, Result};
-
-/// The prefix of the name of a folder in which a state is being made.
-pub(super) const ASIDE: &str = "new-";
 
 /// How long one writer may be seen to hold the lock until it is taken for stopped. A change
 /// takes milliseconds; where the kernel is to verify the programs first, or the machine is
@@ -71,7 +69,7 @@ impl Lock {
 
     fn sweep(&self) -> Result<()> {
         for folder in leftovers(&self.root)? {
-            match swap::namespace_of(&folder) {
+            match namespace_of(&folder) {
                 Some(inode) => {
                     let main = self.root.join(inode.to_string());
                     swap::recover(&main, inode, &folder).map_err(|error| Error::Unfinished {
@@ -194,26 +192,6 @@ pub(crate) fn leftovers(root: &Path) -> Result<Vec<PathBuf>> {
         }
     }
     Ok(leftovers)
-}
-
-/// Removes a namespace's folder: the link first, so that nothing redirects while the
-/// rest goes.
-pub(super) fn remove_folder(folder: &Path) -> Result<()> {
-    let failed = |path: &Path, error| Error::system("remove", path.display().to_string(), error);
-    let link = folder.join(pin::LINK);
-    match fs::remove_file(&link) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(&link, error)),
-        _ => {}
-    }
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(|error| failed(folder, error))?,
-    };
-    for entry in entries {
-        let path = entry.map_err(|error| failed(folder, error))?.path();
-        fs::remove_file(&path).map_err(|error| failed(&path, error))?;
-    }
-    fs::remove_dir(folder).map_err(|error| failed(folder, error))
 }
 
 #[cfg(test)]

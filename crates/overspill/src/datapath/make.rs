@@ -11,11 +11,12 @@ use libbpf_rs::skel::{OpenSkel as _, Skel as _, SkelBuilder as _};
 use libbpf_rs::{MapCore as _, MapFlags, OpenMapMut, OpenObject, ProgramHandle};
 use zerocopy::IntoBytes;
 
-use super::lock::{ASIDE, remove_folder};
-use super::{
-    Capacity, Datapath, Lock, VERSION, check_privilege, digest, layout, open_map, open_program,
-    pin, swap, verifier,
+use super::folder::{
+    ASIDE, VERSION, check_privilege, digest, open_map, open_program, remove_folder,
 };
+use super::handle::{Capacity, Datapath, Maps, OwnMaps};
+use super::lock::Lock;
+use super::{dispatcher, layout, pin, rows, swap, verifier};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 
@@ -113,16 +114,38 @@ fn make(namespace: &Namespace, capacity: Capacity, seed: Option<u32>, folder: &P
     }
     let mut memory = MaybeUninit::uninit();
     let seed = seed.map_or_else(random_seed, Ok)?;
-    let mut skeleton = load(prepare(open(&mut memory)?, seed, capacity)?)?;
+    let size = Size::of(capacity);
+    let mut skeleton = load(prepare(open(&mut memory)?, seed, size)?)?;
     check_privilege(&skeleton.maps.services)?;
-    describe(&skeleton, seed, capacity)?;
+    describe(&skeleton, seed, size)?;
     pin_all(&mut skeleton, folder)?;
     begin_to_call(folder, &["finish", "movers"])?;
     attach(&skeleton, namespace, folder)
 }
 
+/// How large a state is made.
+#[derive(Clone, Copy)]
+pub(super) struct Size {
+    pub(super) capacity: Capacity,
+    /// Slots that `capacity` does not count.
+    pub(super) spare: u32,
+}
+
+impl Size {
+    /// One slot is spare: a replacement takes a free slot before it frees the old one, and it
+    /// must not fail because all members that there can be are there. Only the largest capacity
+    /// has none, because a slot's number has 16 bits (`struct ov_origin`).
+    fn of(capacity: Capacity) -> Self {
+        Self { capacity, spare: (Capacity::MAX - capacity.members).min(1) }
+    }
+
+    fn slots(self) -> u32 {
+        self.capacity.members + self.spare
+    }
+}
+
 /// Writes what the state says of itself.
-pub(super) fn describe(skeleton: &OverspillSkel<'_>, seed: u32, capacity: Capacity) -> Result<()> {
+pub(super) fn describe(skeleton: &OverspillSkel<'_>, seed: u32, size: Size) -> Result<()> {
     let tag = ProgramHandle::try_from(&skeleton.progs.overspill)
         .map_err(|error| Error::bpf("read the tag of", "the program", error))?
         .tag();
@@ -131,13 +154,15 @@ pub(super) fn describe(skeleton: &OverspillSkel<'_>, seed: u32, capacity: Capaci
     let state = layout::State {
         layout: layout::LAYOUT,
         seed,
-        services: capacity.services,
-        members: capacity.members,
+        services: size.capacity.services,
+        members: size.slots(),
         tag,
         build: digest(),
         version,
         connections: layout::CONNECTIONS,
-        dispatchers: super::dispatcher::VERSION,
+        dispatchers: dispatcher::VERSION,
+        spare: size.spare,
+        zero: 0,
     };
     skeleton
         .maps
@@ -169,7 +194,7 @@ pub(super) fn open(memory: &mut MaybeUninit<OpenObject>) -> Result<OpenOverspill
 
 /// The embedded object as small as it can be: its programs are the same whatever its size.
 pub(super) fn smallest(memory: &mut MaybeUninit<OpenObject>) -> Result<OpenOverspillSkel<'_>> {
-    prepare(open(memory)?, 0, Capacity { services: 1, members: 1 })
+    prepare(open(memory)?, 0, Size::of(Capacity { services: 1, members: 1 }))
 }
 
 fn random_seed() -> Result<u32> {
@@ -197,8 +222,9 @@ fn last_of(ranges: &str) -> Option<u32> {
 pub(super) fn prepare(
     mut open: OpenOverspillSkel<'_>,
     seed: u32,
-    capacity: Capacity,
+    wanted: Size,
 ) -> Result<OpenOverspillSkel<'_>> {
+    let (capacity, slots) = (wanted.capacity, wanted.slots());
     let cpus = cpu_numbers()?;
     // A socket bound to [::] may be called at two wildcard addresses.
     let endpoints = 2 * capacity.members;
@@ -208,7 +234,7 @@ pub(super) fn prepare(
     settings.seed = seed;
     settings.cpus = cpus;
     settings.services = capacity.services;
-    settings.members = capacity.members;
+    settings.members = slots;
     settings.near_bits = near.ilog2();
     let maps = &mut open.maps;
     let size = |map: &mut OpenMapMut<'_>, entries| {
@@ -222,15 +248,15 @@ pub(super) fn prepare(
     size(&mut maps.exits, cpus + 1)?;
     size(&mut maps.searches, cpus)?;
     size(&mut maps.dispatchers, capacity.services)?;
-    size(&mut maps.sockets, capacity.members)?;
-    size(&mut maps.member_counters, (cpus + 1) * capacity.members)?;
-    size(&mut maps.figures, capacity.members)?;
-    size(&mut maps.loads, capacity.members)?;
-    size(&mut maps.words, capacity.members)?;
-    size(&mut maps.starts, capacity.members)?;
+    size(&mut maps.sockets, slots)?;
+    size(&mut maps.member_counters, (cpus + 1) * slots)?;
+    size(&mut maps.figures, slots)?;
+    size(&mut maps.loads, slots)?;
+    size(&mut maps.words, slots)?;
+    size(&mut maps.starts, slots)?;
     size(&mut maps.endpoints, endpoints)?;
     size(&mut maps.near, near)?;
-    size(&mut maps.rows, super::rows::capacity(capacity))?;
+    size(&mut maps.rows, rows::capacity(capacity))?;
     Ok(open)
 }
 
@@ -247,7 +273,7 @@ pub(super) fn is_named(full: &OsStr, name: &str) -> bool {
 pub(super) fn pin_all(skeleton: &mut OverspillSkel<'_>, folder: &Path) -> Result<()> {
     let failed = |path: &PathBuf, error| Error::bpf("pin", path.display().to_string(), error);
     let object = skeleton.object_mut();
-    let names = super::Maps::NAMES.iter().chain(super::OwnMaps::NAMES);
+    let names = Maps::NAMES.iter().chain(OwnMaps::NAMES);
     for &name in names.chain(pin::MAPS) {
         let path = folder.join(name);
         let mut map =

@@ -2,18 +2,18 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
-use zerocopy::{FromBytes, IntoBytes as _};
-
+use super::arguments::{Arguments, SK_PASS};
+use super::handle::Datapath;
 use super::layout::{
     CONNECTIONS, DRAINING, ExitCounters, Extent, Figures, HUNG, Load, MemberCounters, NAME_ROWS,
-    ROW_NAME, ServiceCounters, TRIAL, known_part,
+    ROW_NAME, ServiceCounters, TRIAL,
 };
-use super::{Datapath, pin};
+use super::maps::values;
+use super::pin;
+use super::roster::{self, Member, Roster, Row, health_flags};
 use crate::error::{Error, Result};
 use crate::member::Health;
 use crate::policy::Policy;
-use crate::roster::{self, Member, Roster, Row, health_flags};
 use crate::status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
 use crate::sys;
 
@@ -266,33 +266,6 @@ impl Datapath {
     }
 }
 
-/// The verdict of a program that has done what was asked.
-pub(super) const SK_PASS: u32 = 1;
-
-/// Arguments of the programs that user space runs (`bpf/contract.h`).
-#[derive(Default)]
-pub(super) struct Arguments {
-    pub(super) service: u32,
-    pub(super) position: u32,
-    pub(super) wide: u64,
-    pub(super) port: u16,
-}
-
-impl Arguments {
-    /// Writes them into the `struct bpf_sk_lookup` of a TCP request over IPv6.
-    pub(super) fn context(&self) -> Vec<u8> {
-        let mut words = [0_u32; 18];
-        words[2] = 10; // family: AF_INET6
-        words[3] = 6; // protocol: IPPROTO_TCP
-        let wide = [self.wide & u64::from(u32::MAX), self.wide >> 32];
-        let [low, high] = wide.map(|half| u32::try_from(half).expect("a half"));
-        words[5..7].copy_from_slice(&[low, high]); // remote_ip6
-        words[11..13].copy_from_slice(&[self.service, self.position]); // local_ip6
-        words[15] = self.port.into(); // local_port
-        words.as_bytes().to_vec()
-    }
-}
-
 fn member_status(
     member: &Member,
     figures: Option<Figures>,
@@ -337,39 +310,4 @@ fn queue(member: &Member, figures: Option<Figures>, counters: &MemberCounters) -
 
 fn slots(roster: &Roster) -> Vec<u32> {
     roster.members.iter().map(|member| member.slot).collect()
-}
-
-/// Slots no farther apart than this are read at once, with what lies between them: that
-/// costs less than one more system call.
-const NEAR: u32 = 8;
-
-/// The values of an array at these slots, in the same order. Of another build's array it reads
-/// the fields that both builds have; the others are zero.
-pub(super) fn values<T: FromBytes>(map: &MapHandle, slots: &[u32]) -> Result<Vec<T>> {
-    let size = (map.value_size() as usize).next_multiple_of(8);
-    let mut order: Vec<usize> = (0..slots.len()).collect();
-    order.sort_unstable_by_key(|&at| slots[at]);
-    let mut found: Vec<Option<T>> = slots.iter().map(|_| None).collect();
-    for run in order.chunk_by(|&one, &other| slots[other] - slots[one] <= NEAR) {
-        let (first, last) = (slots[run[0]], slots[run[run.len() - 1]]);
-        let mut bytes = vec![0; (last - first + 1) as usize * size];
-        sys::read_array(map.as_fd(), first, &mut bytes, size)
-            .map_err(|error| Error::system("read", map_name(map), error))?;
-        for &at in run {
-            let begin = (slots[at] - first) as usize * size;
-            found[at] = Some(known_part(&bytes[begin..begin + size]));
-        }
-    }
-    Ok(found.into_iter().flatten().collect())
-}
-
-pub(super) fn map_name(map: &MapHandle) -> String {
-    format!("the map {}", map.name().to_string_lossy())
-}
-
-pub(super) fn lookup(map: &MapHandle, key: u32) -> Result<Vec<u8>> {
-    let value = map
-        .lookup(&key.to_ne_bytes(), MapFlags::ANY)
-        .map_err(|error| Error::bpf("read", map_name(map), error))?;
-    Ok(value.expect("an array has all its entries"))
 }

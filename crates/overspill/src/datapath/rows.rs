@@ -7,14 +7,16 @@
 
 use std::os::fd::AsFd as _;
 
-use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+use super::arguments::Arguments;
+use super::handle::{Capacity, Datapath};
 use super::layout::{EndpointRow, Extent, Header, ROW_ENDPOINTS, ROW_SIZE};
-use super::read::Arguments;
-use super::{Capacity, Datapath, Snapshot, swap};
+use super::maps::{number, roster_map, set_extent, values};
+use super::roster::{Roster, Row};
+use super::snapshot::{Run, Snapshot};
 use crate::error::{Error, Result};
-use crate::roster::{Roster, Row};
 use crate::sys;
 
 /// The number of rows for so many services and members.
@@ -26,13 +28,6 @@ use crate::sys;
 pub(super) fn capacity(capacity: Capacity) -> u32 {
     let services = capacity.services.min(capacity.members);
     3 * (capacity.members * 9 / 4 + services * 8)
-}
-
-/// Rows in use, and the service whose they are.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Run {
-    pub(super) extent: Extent,
-    pub(super) id: u32,
 }
 
 /// A roster in its rows, to which nothing leads yet: the map is to be published.
@@ -60,7 +55,7 @@ impl Datapath {
         let arguments = Arguments { service: first, position: count, ..Arguments::default() };
         sys::test_run(self.programs.locator.as_fd(), &arguments.context())
             .map_err(|error| Error::system("run", "the program locate", error))?;
-        super::read::values(&self.maps.publications, &(first..first + count).collect::<Vec<_>>())
+        values(&self.maps.publications, &(first..first + count).collect::<Vec<_>>())
     }
 
     pub(super) fn unopenable(&self, id: u32) -> Error {
@@ -103,7 +98,7 @@ impl Datapath {
             row.copy_from_slice(endpoint.as_bytes());
         }
         let map = roster_map()?;
-        let number = swap::number(&map)?;
+        let number = number(&map)?;
         let extent = Extent { number, first, count: count(rows), endpoints, members, zero: 0 };
         let keys: Vec<u32> = (first..first + extent.count).collect();
         self.own()?
@@ -158,22 +153,4 @@ impl Datapath {
 
 fn count(rows: &[Row]) -> u32 {
     u32::try_from(rows.len()).expect("the capacity is a u32")
-}
-
-/// An empty extent. Its map id is the publication number.
-pub(super) fn roster_map() -> Result<MapHandle> {
-    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
-        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
-        ..Default::default()
-    };
-    let size = u32::try_from(size_of::<Extent>()).expect("small");
-    let map = MapHandle::create(MapType::Array, Some("roster"), 4, size, 1, &options)
-        .map_err(|error| Error::bpf("make", "a roster", error))?;
-    set_extent(&map, Extent { number: swap::number(&map)?, ..Extent::default() })?;
-    Ok(map)
-}
-
-fn set_extent(map: &MapHandle, extent: Extent) -> Result<()> {
-    map.update(&0_u32.to_ne_bytes(), extent.as_bytes(), MapFlags::ANY)
-        .map_err(|error| Error::bpf("write", "a roster", error))
 }

@@ -17,9 +17,10 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, MapHandle, MapType, Program, Progr
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use super::counters::Counted;
-use super::lock::remove_folder;
-use super::rows::roster_map;
-use super::{attached_to, open_map, open_program, pin, read_state};
+use super::folder::{ASIDE, attached_to, open_map, open_program, read_state, remove_folder};
+use super::maps::{map_name, number, roster_map};
+use super::pin;
+use super::verifier::hush;
 use crate::error::{Error, Result};
 use crate::sys;
 
@@ -45,7 +46,7 @@ pub(super) fn wait_for_programs() -> Result<()> {
 pub(super) fn put_program(map: &MapHandle, key: u32, program: BorrowedFd<'_>) -> Result<()> {
     let fd = program.as_raw_fd().to_ne_bytes();
     map.update(&key.to_ne_bytes(), &fd, MapFlags::ANY)
-        .map_err(|error| Error::bpf("change", super::read::map_name(map), error))
+        .map_err(|error| Error::bpf("change", map_name(map), error))
 }
 
 /// Lists the links on control groups that a folder pins: the id of each group, and the pin.
@@ -123,13 +124,13 @@ fn is_at_work(link: &Path, folder: &Path) -> Result<bool> {
 /// holder of the lock completes the upgrade; readers take no lock.
 pub(super) fn valid_folder(main: &Path, inode: u64) -> PathBuf {
     let link = main.join(pin::LINK);
-    let aside = main.with_file_name(format!("{}{inode}", super::lock::ASIDE));
+    let aside = main.with_file_name(format!("{ASIDE}{inode}"));
     let valid = [main, &aside].into_iter().find(|it| is_at_work(&link, it).unwrap_or(false));
     valid.unwrap_or(main).to_owned()
 }
 
 fn open_link(path: &Path) -> Result<Link> {
-    super::verifier::hush();
+    hush();
     Link::open(path).map_err(|error| Error::bpf("open", path.display().to_string(), error))
 }
 
@@ -137,12 +138,6 @@ fn update(link: &Path, folder: &Path, program: &str) -> Result<()> {
     let program = open_program(folder, program)?;
     sys::update_link(open_link(link)?.as_fd(), program.as_fd())
         .map_err(|error| Error::system("update the link", link.display().to_string(), error))
-}
-
-/// The number by which the kernel knows a map.
-pub(super) fn number(map: &MapHandle) -> Result<u32> {
-    let info = map.info().map_err(|e| Error::bpf("read", super::read::map_name(map), e))?;
-    Ok(info.info.id)
 }
 
 /// Adds the old counts to the new maps of counters. Maps that both folders share keep theirs.
@@ -182,10 +177,4 @@ fn take_over_dispatchers(main: &Path, aside: &Path) -> Result<()> {
         put_program(&new, service, program.as_fd())?;
     }
     Ok(())
-}
-
-/// Returns the namespace of a folder `new-INODE`, in which an upgrade or a first service is
-/// prepared; `None` for other folders.
-pub(super) fn namespace_of(aside: &Path) -> Option<u64> {
-    aside.file_name()?.to_str()?.strip_prefix(super::lock::ASIDE)?.parse().ok()
 }

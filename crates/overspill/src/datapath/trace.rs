@@ -14,14 +14,13 @@ use std::time::Duration;
 use libbpf_rs::{
     ErrorKind, MapCore as _, MapFlags, MapHandle, MapType, RingBuffer, RingBufferBuilder,
 };
-use rustix::time::{ClockId, clock_gettime};
 use zerocopy::FromBytes as _;
 
-use super::Datapath;
+use super::handle::Datapath;
 use super::layout::{self, TRACERS};
-use super::swap::number;
+use super::maps::number;
 use crate::error::{Error, Result};
-use crate::sys::Shared;
+use crate::sys::{Shared, monotonic};
 
 /// How long the kernel goes on telling one who does not move its time on: killed, or stopped.
 const LEASE: Duration = Duration::from_secs(5);
@@ -39,13 +38,6 @@ const WORDS: usize = size_of::<layout::Tracer>() / WORD;
 const UNTIL: usize = offset_of!(layout::Tracer, until) / WORD;
 const LOST: usize = offset_of!(layout::Tracer, lost) / WORD;
 const WANTED: usize = offset_of!(layout::Tracer, service) / WORD;
-
-/// Nanoseconds of the clock that events are timed by.
-pub(crate) fn monotonic() -> u64 {
-    let time = clock_gettime(ClockId::Monotonic);
-    let duration = Duration::try_from(time).expect("it begins at zero");
-    u64::try_from(duration.as_nanos()).expect("some centuries")
-}
 
 /// One who traces, until it is dropped.
 pub(crate) struct Tracer {

@@ -13,18 +13,19 @@ use libbpf_rs::skel::OpenSkel as _;
 use libbpf_rs::{MapCore as _, MapHandle, OpenMapMut};
 use serde::Serialize;
 
-use super::change::Published;
-use super::lock::{ASIDE, remove_folder};
-use super::make::{self, OpenOverspillSkel};
-use super::rows::Written;
-use super::{
-    Datapath, Lock, OwnMaps, Snapshot, VERSION, check_privilege, digest, dispatcher, inode, layout,
-    open_map, pin, short, swap,
+use super::folder::{
+    ASIDE, VERSION, check_privilege, digest, inode, open_map, remove_folder, short,
 };
+use super::handle::{Datapath, OwnMaps};
+use super::lock::Lock;
+use super::make::{self, OpenOverspillSkel, Size};
+use super::roster::Roster;
+use super::rows::Written;
+use super::snapshot::{Published, Snapshot};
+use super::{dispatcher, layout, pin, swap, verifier};
 use crate::error::{Error, Result};
 use crate::namespace::Namespace;
 use crate::policy::Policy;
-use crate::roster::Roster;
 
 /// A build of overspill.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -112,15 +113,15 @@ impl Datapath {
         rosters: &[(u32, Roster)],
         aside: &Path,
     ) -> Result<()> {
-        let capacity = self.capacity();
-        let reused = super::verifier::retried(|| {
+        let size = Size { capacity: self.capacity(), spare: self.state.spare };
+        let reused = verifier::retried(|| {
             let mut memory = MaybeUninit::uninit();
-            let mut open = make::prepare(make::open(&mut memory)?, self.seed(), capacity)?;
+            let mut open = make::prepare(make::open(&mut memory)?, self.seed(), size)?;
             let reused = self.reuse(&mut open)?;
             self.check_dispatchers(&reused, rosters)?;
             let mut skeleton = make::load(open)?;
             check_privilege(&skeleton.maps.services)?;
-            make::describe(&skeleton, self.seed(), capacity)?;
+            make::describe(&skeleton, self.seed(), size)?;
             make::pin_all(&mut skeleton, aside)?;
             Ok(reused)
         })?;

@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::net::{AddressFamily, SocketType, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::netns_of;
+use super::descriptor::netns_of;
 use crate::error::{Error, Result};
 use crate::member::{Address, Families};
 use crate::namespace::Namespace;

@@ -1,9 +1,14 @@
 //! Changes that put a successor in a member's place, rename a service or mark a member;
 //! and the look at the queues that they are decided by.
 
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread;
 
-use overspill::{Error, Health, MemberId, Service};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle};
+use overspill::{Capacity, Change, Error, Health, MemberId, Policy, Service, Words};
 use rustix::event::epoll;
 use world::{at, wait_until};
 
@@ -35,6 +40,175 @@ fn a_successor_takes_a_members_place() {
     wait_until("the new one has it", || service.queues().unwrap()[0].queued == 1);
     old.accept().unwrap();
     new.accept().unwrap();
+}
+
+/// A service that has as many members as its namespace can have, and their sockets.
+fn full() -> (Service, Vec<TcpListener>) {
+    let listeners = vec![shared(), shared()];
+    let capacity = Capacity { services: 1, members: 2 };
+    let builder = Service::builder("web").policy(Policy::RoundRobin).capacity(capacity);
+    (builder.share(&listeners).unwrap(), listeners)
+}
+
+fn is_over_capacity(error: &Error) -> bool {
+    matches!(error, Error::OverCapacity { what: "members", wanted: 3, capacity: 2 })
+}
+
+fn established(service: &Service) -> Vec<u32> {
+    let status = service.status().unwrap();
+    status.members.iter().map(|member| member.established.expect("they are counted")).collect()
+}
+
+/// Requests that were put on each member.
+fn placed(service: &Service) -> Vec<u64> {
+    service.status().unwrap().members.iter().map(|member| member.placed).collect()
+}
+
+fn accept_all(listener: &TcpListener, count: usize) -> Vec<TcpStream> {
+    (0..count).map(|_| listener.accept().unwrap().0).collect()
+}
+
+#[test]
+fn a_successor_needs_no_room_for_one_more_member() {
+    world::enter();
+    let (service, old) = full();
+    let clients =
+        |count| -> Vec<TcpStream> { (0..count).map(|_| connect(at(CALLED)).unwrap()).collect() };
+    let before = clients(4);
+    let words = Words::open(service.namespace()).unwrap().unwrap();
+    wait_until("they are counted", || established(&service) == [2, 2]);
+
+    let first = shared();
+    service.replace(MemberId(0), &first).unwrap();
+    assert_eq!((established(&service), placed(&service)), (vec![0, 2], vec![0, 2]));
+    let second = shared();
+    service.replace(MemberId(1), &second).unwrap();
+    assert_eq!((established(&service), placed(&service)), (vec![0, 0], vec![0, 0]));
+    // A member more is one too many, as before.
+    assert!(is_over_capacity(&service.join(&shared()).unwrap_err()));
+    for (successor, word) in [(&first, 1), (&second, 2)] {
+        let own = words.of(successor).unwrap();
+        assert!(own.store(word));
+        assert_eq!(own.load(), Some(word));
+    }
+
+    let after = clients(6);
+    wait_until("they are counted", || established(&service) == [3, 3]);
+    assert_eq!(placed(&service), [3, 3]);
+    // The connections of the old sockets end: the new members' counts stay.
+    drop([accept_all(&old[0], 2), accept_all(&old[1], 2)]);
+    drop((before, old));
+    assert_eq!(established(&service), [3, 3]);
+    drop([accept_all(&first, 3), accept_all(&second, 3)]);
+    wait_until("they have ended", || established(&service) == [0, 0]);
+    drop(after);
+
+    // The next ones too, whichever slot is free now; and dead members have successors.
+    drop([first, second]);
+    let next = [shared(), shared()];
+    for (successor, id) in next.iter().zip(0..) {
+        service.replace(MemberId(id), successor).unwrap();
+    }
+    let _clients = clients(4);
+    wait_until("they are counted", || established(&service) == [2, 2]);
+    drop([accept_all(&next[0], 2), accept_all(&next[1], 2)]);
+}
+
+#[test]
+fn a_replacement_without_room_that_fails_changes_nothing() {
+    world::enter();
+    let (service, old) = full();
+    let _clients = [(); 2].map(|()| connect(at(CALLED)).unwrap());
+    wait_until("they are counted", || established(&service) == [1, 1]);
+    let before = service.status().unwrap();
+
+    // The kernel refuses it a place in `sockets` when the change has begun.
+    let held = shared();
+    let options = libbpf_rs::libbpf_sys::bpf_map_create_opts {
+        sz: size_of::<libbpf_rs::libbpf_sys::bpf_map_create_opts>() as _,
+        ..Default::default()
+    };
+    let kind = libbpf_rs::MapType::ReuseportSockarray;
+    let group = MapHandle::create(kind, Some("group"), 4, 8, 1, &options).unwrap();
+    put(&group, 0, &held);
+    let error = service.replace(MemberId(0), &held).unwrap_err();
+    assert!(matches!(error, Error::HeldElsewhere { .. }), "{error:?}");
+    assert_eq!(service.status().unwrap(), before);
+    drop((held, group));
+
+    // A writer that was killed has left a socket in the slot that is free.
+    let folder = format!("/sys/fs/bpf/overspill/{}", service.namespace().inode());
+    let sockets = MapHandle::from_pinned_path(format!("{folder}/sockets")).unwrap();
+    assert_eq!(sockets.max_entries(), 3);
+    let left = listener(at("10.0.0.9:81"));
+    put(&sockets, 2, &left);
+    assert_eq!(service.status().unwrap(), before);
+    assert!(is_over_capacity(&service.join(&shared()).unwrap_err()));
+    let successor = shared();
+    service.replace(MemberId(0), &successor).unwrap();
+    let _more = [(); 2].map(|()| connect(at(CALLED)).unwrap());
+    wait_until("they are counted", || established(&service) == [1, 2]);
+    accept_all(&successor, 1);
+    accept_all(&old[0], 1);
+    accept_all(&old[1], 2);
+}
+
+fn put(map: &MapHandle, key: u32, socket: &TcpListener) {
+    let fd = u64::try_from(socket.as_raw_fd()).unwrap();
+    map.update(&key.to_ne_bytes(), &fd.to_ne_bytes(), MapFlags::ANY).unwrap();
+}
+
+/// Clients connect all the while; each is served, by a member or by the one before it.
+#[test]
+fn replacements_without_room_under_load() {
+    const ROUNDS: u32 = 24;
+    world::enter();
+    let (service, old) = full();
+    let sockets: Vec<TcpListener> = old.into_iter().chain((0..ROUNDS).map(|_| shared())).collect();
+    let (stop, served) = (&AtomicBool::new(false), &AtomicU32::new(0));
+    thread::scope(|scope| {
+        for listener in &sockets {
+            scope.spawn(|| {
+                while let Ok((mut server, _)) = listener.accept() {
+                    server.write_all(b"served").unwrap();
+                }
+            });
+        }
+        let clients = [(); 3].map(|()| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    let mut answer = String::new();
+                    connect(at(CALLED)).unwrap().read_to_string(&mut answer).unwrap();
+                    assert_eq!(answer, "served");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        });
+        let mut refused = None;
+        for (round, successor) in (0..ROUNDS).zip(&sockets[2..]) {
+            let before = served.load(Ordering::Relaxed);
+            let policy = Some(Policy::ALL[round as usize % Policy::ALL.len()]);
+            service.set(&Change { policy, ..Change::default() }).unwrap();
+            refused = service.replace(MemberId(round % 2), successor).err();
+            if refused.is_some() {
+                break; // a panic here would wait for the other threads
+            }
+            wait_until("clients have been served by the new members", || {
+                served.load(Ordering::Relaxed) > before + 20
+                    || clients.iter().any(thread::ScopedJoinHandle::is_finished)
+            });
+        }
+        stop.store(true, Ordering::Relaxed);
+        let failed = clients.map(|client| client.join().is_err());
+        let requests = service.status().unwrap().requests;
+        for socket in &sockets {
+            rustix::net::shutdown(socket, rustix::net::Shutdown::Both).unwrap();
+        }
+        assert!(refused.is_none(), "{refused:?}");
+        assert_eq!(failed, [false; 3], "clients that were failed");
+        assert_eq!((requests.dropped, requests.reset, requests.left), (0, 0, 0));
+    });
+    wait_until("no connection is left in a count", || established(&service) == [0, 0]);
 }
 
 #[test]

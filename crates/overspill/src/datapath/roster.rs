@@ -10,12 +10,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::datapath;
-use crate::datapath::layout::{
-    self, EndpointRow, Header, POSITIONS_PER_ROW, ROW_ENDPOINTS, ROW_SIZE,
-};
+use super::layout::{self, EndpointRow, Header, POSITIONS_PER_ROW, ROW_ENDPOINTS, ROW_SIZE};
 use crate::member::{Address, Families, Health, MemberId};
 use crate::policy::{OnFull, Policy, Rules};
+use crate::sys;
 
 pub(crate) type Row = [u8; ROW_SIZE];
 
@@ -91,7 +89,7 @@ impl Roster {
         members: Vec<Member>,
     ) -> Option<Self> {
         let rules = rules_from(service.policy, service.flags)?;
-        let cookie = datapath::monotonic() >> layout::COOKIE_TICK_SHIFT;
+        let cookie = sys::monotonic() >> layout::COOKIE_TICK_SHIFT;
         let next_id = service.next_id;
         let new = Self::new(name, service.port, rules);
         let mut roster = Self { members, next_id, cookie, ..new };
@@ -384,7 +382,7 @@ pub(crate) fn health_flags(health: Health) -> u8 {
 
 /// What a mark says; one that nobody has renewed says nothing.
 fn health_from(flags: u8, marked: u32) -> Health {
-    let now = datapath::monotonic() >> layout::MARK_TICK_SHIFT;
+    let now = sys::monotonic() >> layout::MARK_TICK_SHIFT;
     let now = u32::try_from(now & u64::from(u32::MAX)).expect("masked");
     match (flags & layout::HUNG != 0, flags & layout::TRIAL != 0) {
         (true, _) if now.wrapping_sub(marked) > layout::MARK_TICKS => Health::Well,

@@ -1,0 +1,80 @@
+//! The names of services.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::{Error, Result};
+
+/// The name of a service: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a
+/// letter or digit; `NAME:PORT` for one of several ports of a server, whose port it then is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Name(pub(crate) String);
+
+impl Name {
+    /// The name of this server's service on one of its ports.
+    #[must_use]
+    pub fn with_port(&self, port: u16) -> Self {
+        let base = self.0.split(':').next().unwrap_or_default();
+        Self(format!("{base}:{port}"))
+    }
+
+    /// The port that it tells, if it does.
+    pub(crate) fn port(&self) -> Option<u16> {
+        self.0.split_once(':')?.1.parse().ok()
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let (base, port) =
+            text.split_once(':').map_or((text, None), |(base, port)| (base, Some(port)));
+        let letters = base.chars().all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c));
+        let first = base.starts_with(|c: char| c.is_ascii_alphanumeric());
+        // A port as `with_port` writes it: no sign, no leading zero.
+        let port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|n| n.to_string() == port));
+        if letters && first && port && base.len() <= 64 {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(Error::BadName { name: text.to_owned() })
+        }
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_held_to_their_rules() {
+        let long = "a".repeat(64);
+        for good in ["web", "0", "a.b_c-d", "web:80", &long, &format!("{long}:65535")] {
+            assert_eq!(good.parse::<Name>().unwrap().as_str(), good);
+        }
+        let longer = "a".repeat(65);
+        for bad in
+            ["", "-a", ".a", "_a", "a b", "a/b", "ä", &longer, "web:", "web:x", "web:080", "a:1:2"]
+        {
+            assert!(matches!(bad.parse::<Name>(), Err(Error::BadName { .. })), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_put_behind_the_name_once() {
+        let name: Name = "web".parse().unwrap();
+        assert_eq!(name.with_port(80).with_port(81).as_str(), "web:81");
+    }
+}
