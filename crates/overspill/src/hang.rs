@@ -51,10 +51,11 @@
 //! client time, so trials are few, and most begin when something shows that they will
 //! succeed:
 //!
-//! - *A sign*: nobody waited for connections at the socket, and now somebody does. A trial
-//!   begins at once. Who blocks in `accept` or `poll` shows this. Who uses epoll does not:
-//!   its socket counts as awaited for as long as it is in the set. After a sign that was
-//!   wrong the next one is not believed before a trial without a sign has failed.
+//! - *A sign*: nobody waited for connections at the socket, and now somebody does, in
+//!   `accept`, `poll` or `epoll_wait`. A trial begins at once. It can't be told from those
+//!   who wait in other ways (io_uring), or where more than a few processes share the
+//!   socket. After a sign that was wrong the next one is not believed before a trial
+//!   without a sign has failed.
 //! - *A pause is over*: half as long as the member was absent when the pause began, and no
 //!   longer than 30 s. While nobody waits for connections the pause is twice that: the
 //!   member is likely to be busy, and a sign will come.
@@ -133,8 +134,11 @@ pub struct Sample {
     pub placed: u64,
     /// The connections in the queue.
     pub queued: u32,
-    /// Whether anybody waits for connections at the socket.
+    /// Whether anybody waits for connections at the socket, be it with an epoll set that
+    /// nobody waits for at the moment.
     pub awaited: bool,
+    /// The same, but somebody waits now. Where that can't be told, as `awaited`.
+    pub attended: bool,
 }
 
 impl Sample {
@@ -173,6 +177,8 @@ struct Member {
     moved: bool,
     /// Since when its queue was seen to be empty, and somebody waiting for connections.
     idle: Option<Duration>,
+    /// Whether somebody waited for connections in the last sample.
+    attended: bool,
     /// When it accepted last, and the time before.
     accepted: [Option<Duration>; 2],
     pace: Pace,
@@ -203,8 +209,8 @@ struct Absence {
     paused: Duration,
     trial: Option<Trial>,
     /// Nobody waited for connections at some time since the last trial: that somebody does
-    /// is a sign now. With epoll it may be none, since a socket stays in the set.
-    unawaited: bool,
+    /// is a sign now.
+    unattended: bool,
     /// Whether a sign begins a trial.
     believed: bool,
 }
@@ -349,6 +355,7 @@ impl Member {
             taken: sample.taken(),
             moved: false,
             idle: None,
+            attended: false,
             accepted: [None; 2],
             pace: Pace::default(),
             absence: None,
@@ -384,8 +391,9 @@ impl Member {
         self.idle = idle.then(|| self.idle.unwrap_or(now));
         self.taken = self.taken.max(sample.taken());
         self.moved = false;
+        self.attended = sample.attended;
         if let Some(absence) = &mut self.absence {
-            absence.unawaited |= !sample.awaited;
+            absence.unattended |= !sample.attended;
         }
     }
 
@@ -404,10 +412,9 @@ impl Member {
     /// Begins a trial that is due, and ends one that has failed.
     fn try_again(&mut self, now: Duration, patience: Duration) {
         let stands = self.trial_patience(patience);
-        let idle = self.idle.is_some();
         let Some(absence) = &mut self.absence else { return };
         match (self.head, absence.trial) {
-            (None, None) => absence.trial = absence.reason(now, idle),
+            (None, None) => absence.trial = absence.reason(now, self.attended),
             (Some(head), Some(trial)) if head.stood(now) >= stands => absence.go_on(now, trial),
             _ => {}
         }
@@ -433,18 +440,18 @@ impl Head {
 
 impl Absence {
     fn new(since: Duration, now: Duration) -> Self {
-        Self { since, paused: now, trial: None, unawaited: false, believed: true }
+        Self { since, paused: now, trial: None, unattended: false, believed: true }
     }
 
-    /// What begins a trial now, if anything does. The queue is empty, and is awaited or not.
-    fn reason(&self, now: Duration, awaited: bool) -> Option<Trial> {
+    /// What begins a trial now, if anything does. The queue is empty, and attended or not.
+    fn reason(&self, now: Duration, attended: bool) -> Option<Trial> {
         let absence = self.paused.saturating_sub(self.since);
         let mut pause = (absence / 2).min(LONGEST_PAUSE);
-        if !awaited {
+        if !attended {
             // It is likely to be busy, and when it is not any more that shows.
             pause *= 2;
         }
-        let sign = awaited && self.unawaited && self.believed;
+        let sign = attended && self.unattended && self.believed;
         let over = now.saturating_sub(self.paused) >= pause;
         over.then_some(Trial::Pause).or(sign.then_some(Trial::Sign))
     }
@@ -454,7 +461,7 @@ impl Absence {
     fn go_on(&mut self, now: Duration, trial: Trial) {
         self.paused = now;
         self.trial = None;
-        self.unawaited = false;
+        self.unattended = false;
         self.believed = trial == Trial::Pause;
     }
 }
@@ -527,6 +534,7 @@ mod tests {
                 placed,
                 queued: head.is_some().into(),
                 awaited: self.awaited,
+                attended: self.awaited,
             };
             self.watch.observe(self.now, &self.queues.iter().map(sample).collect::<Vec<_>>())
         }
@@ -1092,7 +1100,8 @@ mod tests {
                 head: worker.queue.front().copied(),
                 placed: worker.placed,
                 queued: u32::try_from(worker.queue.len()).unwrap(),
-                awaited: worker.busy <= self.now && !(self.telling && worker.stopped),
+                awaited: worker.busy <= self.now,
+                attended: worker.busy <= self.now && !(self.telling && worker.stopped),
             };
             let samples: Vec<_> = self.workers.iter().enumerate().map(sample).collect();
             let now = self.start + Duration::from_micros(500 * self.now);

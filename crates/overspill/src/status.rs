@@ -132,6 +132,9 @@ pub struct Queue {
     /// Whether anybody waits for connections: in `accept(2)` or `poll(2)`, or with the
     /// socket in an epoll set.
     pub awaited: bool,
+    /// The same, and where that is in epoll sets alone, somebody is in `epoll_wait(2)` for
+    /// one of them: whoever hangs or is busy is not. True as well where that can't be told.
+    pub attended: bool,
     /// Requests ever put on it, whatever they called.
     pub placed: u64,
 }

@@ -23,11 +23,32 @@ const SERVER: &str = "import os, socket, sys, time\n\
         connection.sendall(b'%d' % os.getpid())\n    \
         connection.close()";
 
-/// A service `web` of such servers.
+/// The same with epoll.
+const EPOLL_SERVER: &str = "import os, select, socket, sys, time\n\
+    listener = socket.create_server(('10.0.0.1', 80), backlog=500)\n\
+    listener.setblocking(False)\n\
+    events = select.epoll()\n\
+    events.register(listener, select.EPOLLIN)\n\
+    while True:\n    \
+        events.poll()\n    \
+        try:\n        \
+            connection, _ = listener.accept()\n    \
+        except BlockingIOError:\n        \
+            continue\n    \
+        time.sleep(float(sys.argv[1]))\n    \
+        connection.sendall(b'%d' % os.getpid())\n    \
+        connection.close()";
+
+/// A service `web` of servers that call accept.
 fn serve(options: &str, workers: usize, seconds: &str) -> Run {
+    serve_with(SERVER, options, workers, seconds)
+}
+
+/// A service `web` of such servers.
+fn serve_with(server: &str, options: &str, workers: usize, seconds: &str) -> Run {
     let run = Run::start(
         &format!("--name web -n {workers} {options}"),
-        &["python3", "-I", "-S", "-c", SERVER, seconds],
+        &["python3", "-I", "-S", "-c", server, seconds],
     );
     run.line("service web");
     wait_until("all are members", || members("web").len() == workers);
@@ -139,10 +160,10 @@ fn a_stopped_worker_hangs_until_it_is_continued() {
     run.ends_at(Signal::SIGTERM);
 }
 
-#[test]
-fn a_worker_that_stays_stopped_costs_few_clients_and_is_soon_found_well() {
+/// A worker that stays stopped costs few clients, and is soon found well.
+fn stays_stopped(server: &str) {
     world::enter();
-    let run = serve("--policy round-robin", 3, "0.005");
+    let run = serve_with(server, "--policy round-robin", 3, "0.005");
     let stopped = members("web")[1].pid;
     freeze(stopped);
     with_counted_traffic(|answered| {
@@ -157,7 +178,7 @@ fn a_worker_that_stays_stopped_costs_few_clients_and_is_soon_found_well() {
         assert!((1..=8).contains(&tried), "{tried}");
         assert!(answered.load(Ordering::Relaxed) > others + 100);
 
-        // That it waits in accept(2) is seen. A pause would be as long as it was stopped.
+        // That it waits for connections is seen. A pause would be as long as it was stopped.
         let before = answered.load(Ordering::Relaxed);
         send(stopped, Signal::SIGCONT);
         wait_until("it is well", || state(1) == MemberState::Active);
@@ -165,6 +186,16 @@ fn a_worker_that_stays_stopped_costs_few_clients_and_is_soon_found_well() {
         assert!(meanwhile < 300, "{meanwhile}");
     });
     run.ends_at(Signal::SIGTERM);
+}
+
+#[test]
+fn a_worker_that_stays_stopped_costs_few_clients() {
+    stays_stopped(SERVER);
+}
+
+#[test]
+fn a_worker_with_epoll_that_stays_stopped_costs_few_clients() {
+    stays_stopped(EPOLL_SERVER);
 }
 
 #[test]

@@ -6,8 +6,8 @@ use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use zerocopy::{FromBytes, IntoBytes as _};
 
 use super::layout::{
-    CONNECTIONS, DRAINING, ExitCounters, Extent, Figures, HUNG, Load, MemberCounters, NAME_ROWS,
-    ROW_NAME, ServiceCounters, TRIAL, known_part,
+    AWAITED, CONNECTIONS, DRAINING, ExitCounters, Extent, Figures, HUNG, Load, MemberCounters,
+    NAME_ROWS, ROW_NAME, ServiceCounters, TRIAL, UNATTENDED, known_part,
 };
 use super::{Datapath, pin};
 use crate::error::{Error, Result};
@@ -331,6 +331,8 @@ fn queue(member: &Member, figures: Option<Figures>, counters: &MemberCounters) -
         backlog: figures.map_or(0, |figures| figures.backlog),
         head: figures.map(|figures| figures.head).filter(|&head| head != 0),
         awaited: figures.is_some_and(|figures| figures.awaited != 0),
+        attended: figures
+            .is_some_and(|figures| figures.awaited & (AWAITED | UNATTENDED) == AWAITED),
         placed: counters.placed + counters.redirected_in,
     }
 }
