@@ -53,7 +53,7 @@
 //!
 //! - *A sign*: nobody waited for connections at the socket, and now somebody does, in
 //!   `accept`, `poll` or `epoll_wait`. A trial begins at once. It can't be told from those
-//!   who wait in other ways (io_uring), or where more than a few processes share the
+//!   who wait in other ways (`io_uring`), or where more than a few processes share the
 //!   socket. After a sign that was wrong the next one is not believed before a trial
 //!   without a sign has failed.
 //! - *A pause is over*: half as long as the member was absent when the pause began, and no
@@ -134,10 +134,10 @@ pub struct Sample {
     pub placed: u64,
     /// The connections in the queue.
     pub queued: u32,
-    /// Whether anybody waits for connections at the socket, be it with an epoll set that
-    /// nobody waits for at the moment.
+    /// Whether anybody waits for connections at the socket. An epoll set that it is in
+    /// counts, also while nobody is in `epoll_wait` for that set.
     pub awaited: bool,
-    /// The same, but somebody waits now. Where that can't be told, as `awaited`.
+    /// The same, without sets that nobody waits for. Where that can't be told, as `awaited`.
     pub attended: bool,
 }
 

@@ -111,6 +111,7 @@ impl MemberState {
 /// A member's accept queue at one moment, as one looks at it to see whether it moves
 /// ([`Service::queues`](crate::Service::queues)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Queue {
     /// The member.
     pub member: MemberId,
