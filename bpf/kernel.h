@@ -192,6 +192,26 @@ struct socket_wq {
 	struct wait_queue_head wait;
 };
 
+struct wait_queue_entry {
+	struct list_head entry;
+};
+
+/* A set of epoll, a file in it, and that file's place in a list of those who wait. */
+struct eventpoll {
+	struct wait_queue_head wq; /* who is in epoll_wait */
+	struct wait_queue_head poll_wait; /* who waits for the set itself */
+};
+
+struct epitem {
+	struct eventpoll *ep;
+};
+
+struct eppoll_entry {
+	struct epitem *base;
+	struct wait_queue_entry wait;
+	struct wait_queue_head *whead;
+};
+
 struct kernfs_node {
 	__u64 id;
 };

@@ -1735,18 +1735,66 @@ static __always_inline __u64 head_of_queue(__u64 at)
 	return ((__u64)ours << 32 | theirs) ?: 1;
 }
 
-/* Whether the list of those who wait for the socket leads to somebody. */
-static __always_inline bool is_awaited(__u64 at)
+/* Whether nobody is in epoll_wait for the epoll set whose entry stands in the list of those
+ * who wait for a socket. Anything else in that list is somebody who waits. */
+static __always_inline bool is_unattended(__u64 entry, __u64 waits)
 {
-	__u64 list = bpf_core_field_offset(struct socket_wq, wait.head);
+	struct wait_queue_head *head = NULL;
+	struct list_head *waiter = NULL, *poller = NULL;
+	struct epitem *item = NULL;
+	struct eventpoll *ep = NULL;
+	__u64 at;
+
+	if (!bpf_core_field_exists(struct eppoll_entry, wait.entry) ||
+	    !bpf_core_field_exists(struct eppoll_entry, whead) ||
+	    !bpf_core_field_exists(struct eppoll_entry, base) ||
+	    !bpf_core_field_exists(struct epitem, ep) ||
+	    !bpf_core_field_exists(struct eventpoll, wq.head) ||
+	    !bpf_core_field_exists(struct eventpoll, poll_wait.head))
+		return false; /* a kernel with other structures */
+	at = entry - bpf_core_field_offset(struct eppoll_entry, wait.entry);
+	LOAD(head, eppoll_entry, at, whead);
+	if ((__u64)head != waits)
+		return false; /* no entry of epoll */
+	LOAD(item, eppoll_entry, at, base);
+	LOAD(ep, epitem, item, ep);
+	LOAD(waiter, eventpoll, ep, wq.head.next);
+	LOAD(poller, eventpoll, ep, poll_wait.head.next);
+	return (__u64)waiter ==
+		       (__u64)ep + bpf_core_field_offset(struct eventpoll, wq.head) &&
+	       (__u64)poller ==
+		       (__u64)ep + bpf_core_field_offset(struct eventpoll, poll_wait.head);
+}
+
+/* How many of those who wait for a socket are looked at. Of more somebody is taken to wait. */
+#define WAITERS 8
+
+/* Who waits for connections on the socket: OV_AWAITED and OV_UNATTENDED. */
+static __always_inline __u32 awaited(__u64 at)
+{
 	struct socket_wq *wq = NULL;
 	struct list_head *next = NULL;
+	__u64 waits, list;
+	__u32 i;
 
 	LOAD(wq, sock, at, sk_wq);
 	if (!wq)
-		return false;
+		return 0;
+	waits = (__u64)wq + bpf_core_field_offset(struct socket_wq, wait);
+	list = (__u64)wq + bpf_core_field_offset(struct socket_wq, wait.head);
 	LOAD(next, socket_wq, wq, wait.head.next);
-	return next && (__u64)next != (__u64)wq + list;
+	if (!next || (__u64)next == list)
+		return 0;
+	for (i = 0; i < WAITERS; i++) {
+		if (!is_unattended((__u64)next, waits))
+			return OV_AWAITED;
+		LOAD(next, list_head, next, next);
+		if (!next)
+			return OV_AWAITED;
+		if ((__u64)next == list)
+			return OV_AWAITED | OV_UNATTENDED;
+	}
+	return OV_AWAITED;
 }
 
 /*
@@ -1789,7 +1837,7 @@ static long read_member(__u32 i, struct request *r)
 	}
 	remember(r, i, m);
 	out->head = head_of_queue(m->sk);
-	out->awaited = is_awaited(m->sk);
+	out->awaited = awaited(m->sk);
 	out->cookie = m->cookie;
 	return 0;
 }

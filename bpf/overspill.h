@@ -240,6 +240,12 @@ struct ov_exits {
 	__u64 contended; /* a look was repeated because a last place was being taken */
 };
 
+/* `awaited` of `ov_figures`. */
+enum {
+	OV_AWAITED = 1 << 0, /* somebody is in accept or poll, or has it in an epoll set */
+	OV_UNATTENDED = 1 << 1, /* that is in sets alone, and nobody waits for one of them */
+};
+
 /* `figures`, by slot: filled on demand by the program `read_queues`. Contract. */
 struct ov_figures {
 	__u64 cookie; /* 0: the socket is gone */
@@ -247,7 +253,7 @@ struct ov_figures {
 	__u32 queued; /* sk_ack_backlog */
 	__u32 half_open; /* icsk_accept_queue.qlen */
 	__u32 backlog; /* sk_max_ack_backlog */
-	__u32 awaited; /* somebody waits for connections on it: accept, poll, epoll */
+	__u32 awaited; /* whether anybody waits for connections on it, below */
 	__u64 cgroup; /* id of the socket's control group */
 };
 

@@ -58,6 +58,7 @@ fn sample(queue: &Queue) -> Sample {
         placed: queue.placed.saturating_sub(queue.half_open.into()),
         queued: queue.queued,
         awaited: queue.awaited,
+        attended: queue.attended,
     }
 }
 

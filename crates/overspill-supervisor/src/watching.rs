@@ -111,6 +111,7 @@ impl Look<'_> {
                 placed: queue.placed.saturating_sub(queue.half_open.into()),
                 queued: queue.queued,
                 awaited: queue.awaited,
+                attended: queue.attended,
             })
             .collect();
         for change in self.watch.observe(now, &samples) {

@@ -126,6 +126,7 @@ pub struct ListedSocket {
 /// A member's accept queue at one moment, as one looks at it to see whether it moves
 /// ([`Service::queues`](crate::Service::queues)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct Queue {
     /// The member.
     pub member: MemberId,
@@ -147,6 +148,9 @@ pub struct Queue {
     /// Whether anybody waits for connections: in `accept(2)` or `poll(2)`, or with the
     /// socket in an epoll set.
     pub awaited: bool,
+    /// The same, and where that is in epoll sets alone, somebody is in `epoll_wait(2)` for
+    /// one of them: whoever hangs or is busy is not. True as well where that can't be told.
+    pub attended: bool,
     /// Requests ever put on it, whatever they called.
     pub placed: u64,
 }

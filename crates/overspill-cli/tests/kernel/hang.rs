@@ -2,7 +2,7 @@
 
 use std::io::Read as _;
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,11 +23,32 @@ const SERVER: &str = "import os, socket, sys, time\n\
         connection.sendall(b'%d' % os.getpid())\n    \
         connection.close()";
 
-/// A service `web` of such servers.
+/// The same with epoll.
+const EPOLL_SERVER: &str = "import os, select, socket, sys, time\n\
+    listener = socket.create_server(('10.0.0.1', 80), backlog=500)\n\
+    listener.setblocking(False)\n\
+    events = select.epoll()\n\
+    events.register(listener, select.EPOLLIN)\n\
+    while True:\n    \
+        events.poll()\n    \
+        try:\n        \
+            connection, _ = listener.accept()\n    \
+        except BlockingIOError:\n        \
+            continue\n    \
+        time.sleep(float(sys.argv[1]))\n    \
+        connection.sendall(b'%d' % os.getpid())\n    \
+        connection.close()";
+
+/// A service `web` of servers that call accept.
 fn serve(options: &str, workers: usize, seconds: &str) -> Run {
+    serve_with(SERVER, options, workers, seconds)
+}
+
+/// A service `web` of such servers.
+fn serve_with(server: &str, options: &str, workers: usize, seconds: &str) -> Run {
     let run = Run::start(
         &format!("--name web -n {workers} {options}"),
-        &["python3", "-I", "-S", "-c", SERVER, seconds],
+        &["python3", "-I", "-S", "-c", server, seconds],
     );
     run.line("service web");
     wait_until("all are members", || members("web").len() == workers);
@@ -68,17 +89,23 @@ impl Drop for End<'_> {
 /// Does something while clients come one after another, each waiting for its answer, in two
 /// rows.
 fn with_traffic<T>(act: impl FnOnce() -> T) -> T {
-    let over = AtomicBool::new(false);
+    with_counted_traffic(|_| act())
+}
+
+/// The same, told how many clients have had their answer.
+fn with_counted_traffic<T>(act: impl FnOnce(&AtomicUsize) -> T) -> T {
+    let (over, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
     thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
                     hear(connect());
+                    answered.fetch_add(1, Ordering::Relaxed);
                 }
             });
         }
         let _end = End(&over);
-        act()
+        act(&answered)
     })
 }
 
@@ -131,6 +158,44 @@ fn a_stopped_worker_hangs_until_it_is_continued() {
     });
     wait_until("it answers again", || hear(connect()) == stopped);
     run.ends_at(Signal::SIGTERM);
+}
+
+/// A worker that stays stopped costs few clients, and is soon found well.
+fn stays_stopped(server: &str) {
+    world::enter();
+    let run = serve_with(server, "--policy round-robin", 3, "0.005");
+    let stopped = members("web")[1].pid;
+    freeze(stopped);
+    with_counted_traffic(|answered| {
+        wait_until("it hangs", || state(1) == MemberState::Hung);
+        let placed = || members("web")[1].placed;
+        let (before, others) = (placed(), answered.load(Ordering::Relaxed));
+        thread::sleep(Duration::from_secs(10));
+        assert_eq!(state(1), MemberState::Hung);
+        // A trial after about 100 ms and each time in which it has hung twice as long, instead
+        // of one a second; each was given one client, and those were answered by others.
+        let tried = placed() - before;
+        assert!((1..=8).contains(&tried), "{tried}");
+        assert!(answered.load(Ordering::Relaxed) > others + 100);
+
+        // That it waits for connections is seen. A pause would be as long as it was stopped.
+        let before = answered.load(Ordering::Relaxed);
+        send(stopped, Signal::SIGCONT);
+        wait_until("it is well", || state(1) == MemberState::Active);
+        let meanwhile = answered.load(Ordering::Relaxed) - before;
+        assert!(meanwhile < 300, "{meanwhile}");
+    });
+    run.ends_at(Signal::SIGTERM);
+}
+
+#[test]
+fn a_worker_that_stays_stopped_costs_few_clients() {
+    stays_stopped(SERVER);
+}
+
+#[test]
+fn a_worker_with_epoll_that_stays_stopped_costs_few_clients() {
+    stays_stopped(EPOLL_SERVER);
 }
 
 #[test]

@@ -35,6 +35,10 @@ pub(crate) const DRAINING: u8 = 1 << 3;
 pub(crate) const HUNG: u8 = 1 << 4;
 pub(crate) const TRIAL: u8 = 1 << 5;
 
+/// `awaited` of `ov_figures`.
+pub(crate) const AWAITED: u32 = 1 << 0;
+pub(crate) const UNATTENDED: u32 = 1 << 1;
+
 /// `OV_MARK_TICK_SHIFT` and `OV_MARK_TICKS`
 pub(crate) const MARK_TICK_SHIFT: u32 = 20;
 pub(crate) const MARK_TICKS: u32 = 10_000;
@@ -537,6 +541,8 @@ mod tests {
             "OV_DRAINING": DRAINING,
             "OV_HUNG": HUNG,
             "OV_TRIAL": TRIAL,
+            "OV_AWAITED": AWAITED,
+            "OV_UNATTENDED": UNATTENDED,
             "OV_MARK_TICK_SHIFT": MARK_TICK_SHIFT,
             "OV_MARK_TICKS": MARK_TICKS,
             "OV_PORT_EXACT": PORT_EXACT,

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use super::arguments::{Arguments, SK_PASS};
 use super::handle::Datapath;
 use super::layout::{
-    CONNECTIONS, DRAINING, ExitCounters, Extent, Figures, HUNG, Load, MemberCounters, NAME_ROWS,
-    ROW_NAME, ServiceCounters, TRIAL,
+    AWAITED, CONNECTIONS, DRAINING, ExitCounters, Extent, Figures, HUNG, Load, MemberCounters,
+    NAME_ROWS, ROW_NAME, ServiceCounters, TRIAL, UNATTENDED,
 };
 use super::maps::values;
 use super::pin;
@@ -304,6 +304,8 @@ fn queue(member: &Member, figures: Option<Figures>, counters: &MemberCounters) -
         backlog: figures.map_or(0, |figures| figures.backlog),
         head: figures.map(|figures| figures.head).filter(|&head| head != 0),
         awaited: figures.is_some_and(|figures| figures.awaited != 0),
+        attended: figures
+            .is_some_and(|figures| figures.awaited & (AWAITED | UNATTENDED) == AWAITED),
         placed: counters.placed + counters.redirected_in,
     }
 }

@@ -306,6 +306,41 @@ fn a_socket_is_awaited_by_epoll_and_accept() {
 }
 
 #[test]
+fn an_epoll_set_is_attended_while_somebody_is_in_epoll_wait() {
+    world::enter();
+    let (service, listeners) = Service::builder("web").listen([at(CALLED)]).unwrap();
+    let queue = || service.queues().unwrap()[0];
+    let sets = [(); 3].map(|()| epoll::create(epoll::CreateFlags::CLOEXEC).unwrap());
+    for set in &sets {
+        let data = epoll::EventData::new_u64(0);
+        epoll::add(set, &listeners[0], data, epoll::EventFlags::IN).unwrap();
+    }
+    assert_eq!((queue().awaited, queue().attended), (true, false));
+    // In whichever of the sets, and of accept as well.
+    for set in &sets {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut events = Vec::<epoll::Event>::with_capacity(1);
+                epoll::wait(set, rustix::buffer::spare_capacity(&mut events), None).unwrap();
+            });
+            wait_until("epoll_wait waits", || queue().attended);
+            connect(at(CALLED)).unwrap();
+            wait_until("it has returned", || !queue().attended);
+        });
+        listeners[0].accept().unwrap();
+    }
+    std::thread::scope(|scope| {
+        scope.spawn(|| listeners[0].accept().unwrap());
+        wait_until("accept waits", || queue().attended);
+        connect(at(CALLED)).unwrap();
+        wait_until("it has returned", || !queue().attended);
+    });
+    assert!(queue().awaited);
+    drop(sets);
+    assert!(!queue().awaited);
+}
+
+#[test]
 fn a_mark_survives_a_change_of_the_list() {
     world::enter();
     let (service, _listeners) =
