@@ -11,11 +11,12 @@ use overspill::Policy;
 
 use crate::contestant::{Contestant, Group, Layout};
 use crate::crowd::{Crowd, Outcome};
+use crate::idle;
 use crate::proxy::{self, Proxy};
 use crate::published::Board;
 use crate::traffic::{Request, Stall};
 use crate::watched::{self, Deeds};
-use crate::worker::{WORKERS, Way, Workers};
+use crate::worker::{WORKERS, Way, Workers, total};
 
 /// A way to share the work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub(crate) enum Entrant {
     Proxy,
     /// overspill. A policy that needs more than its name is made ready in [`Field::new`].
     Overspill(Policy),
-    /// The default policy of `run`, and workers are watched as `run` does.
+    /// The default policy of `run` ([`USUAL_POLICY`]), and workers are watched as `run` does.
     Run(Hang),
 }
 
@@ -53,6 +54,9 @@ impl Hang {
         })
     }
 }
+
+/// What `run` places by unless told otherwise.
+pub(crate) const USUAL_POLICY: Policy = Policy::ShortestQueue;
 
 /// Of each worker's socket; the shared one has as much as all of them.
 pub(crate) const BACKLOG: u32 = 511;
@@ -104,6 +108,8 @@ pub(crate) struct Run<'a> {
     pub(crate) way: Way,
     pub(crate) requests: &'a [Request],
     pub(crate) stalls: &'a [Stall],
+    /// Some workers hold idle connections; these workers don't stall.
+    pub(crate) idle_connections: bool,
     /// Requests that come earlier are not measured.
     pub(crate) warm_up: Duration,
 }
@@ -136,7 +142,7 @@ impl Field {
             }
             Entrant::Proxy => (Contestant::Apart, Layout::Own, BACKLOG),
             Entrant::Overspill(policy) => (Contestant::Overspill(policy), Layout::One, BACKLOG),
-            Entrant::Run(_) => (Contestant::Overspill(Policy::LeastLoaded), Layout::One, BACKLOG),
+            Entrant::Run(_) => (Contestant::Overspill(USUAL_POLICY), Layout::One, BACKLOG),
         };
         let group = Group::new(contestant, layout, MEMBERS, backlog)?;
         let (mut called, mut board, mut proxy) = (layout.called(0), None, None);
@@ -171,6 +177,13 @@ impl Entrant {
         let (listeners, board) = (&field.group.listeners, field.board.as_ref());
         let workers = Workers::start(listeners, run.way, start, run.stalls, board)?;
         let (stop, group) = (AtomicBool::new(false), &field.group);
+        let (start, idle) = if run.idle_connections {
+            let idle = group.arena.inside(|| idle::open(field.called))?;
+            (Instant::now() + Duration::from_millis(10), idle)
+        } else {
+            (start, Vec::new())
+        };
+        let before = total(&workers.tallies);
         let (outcome, deeds) = thread::scope(|scope| {
             let stopped = &stop;
             let watcher = self.patience().map(|patience| {
@@ -188,9 +201,10 @@ impl Entrant {
         let time = start.elapsed();
         let tallies = Arc::clone(&workers.tallies);
         workers.stop()?;
+        drop(idle);
         field.remove()?;
-        let served = tallies.iter().map(|tally| tally.served.load(Ordering::Relaxed)).sum();
-        let busy = tallies.iter().map(|tally| tally.busy.load(Ordering::Relaxed)).sum();
-        Ok(Finding { outcome, served, busy: Duration::from_nanos(busy), deeds, time })
+        let after = total(&tallies);
+        let (served, busy) = (after.0 - before.0, after.1.saturating_sub(before.1));
+        Ok(Finding { outcome, served, busy, deeds, time })
     }
 }

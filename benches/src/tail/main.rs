@@ -15,6 +15,7 @@ mod client;
 mod contestant;
 mod crowd;
 mod entrant;
+mod idle;
 #[allow(dead_code)]
 #[path = "../ink.rs"]
 mod ink;
@@ -93,6 +94,7 @@ fn main() -> Result<()> {
     };
     if let Some(run) = args.redraw {
         let samples = Samples::read(&run.join("samples.csv"))?;
+        let plan = plan.of(&samples);
         return picture::draw(&plan, &samples, &run.join("picture.svg"));
     }
     arena::raise_descriptor_limit()?;

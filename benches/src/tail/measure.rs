@@ -72,6 +72,13 @@ impl Plan {
         }
     }
 
+    /// The same, of the traffic that was measured.
+    pub(crate) fn of(mut self, samples: &Samples) -> Self {
+        let cases = samples.cases(SUBJECT);
+        self.traffics.retain(|traffic| cases.iter().any(|case| case.state == traffic.name()));
+        self
+    }
+
     pub(crate) fn measure(&self, samples: &mut Samples) -> Result<Capacities> {
         let start = Instant::now();
         let expected = Duration::from_secs(self.expected().as_secs());
@@ -138,6 +145,7 @@ impl Plan {
             way: traffic.way(),
             requests: &self.requests(traffic, rate, seed),
             stalls: &traffic.stalls(self.warm_up, self.time, round),
+            idle_connections: traffic.has_idle_connections(),
             warm_up: self.warm_up,
         })
     }

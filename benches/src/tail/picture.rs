@@ -23,7 +23,8 @@ use crate::traffic::Traffic;
 type Panel<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a, 'b> = ChartContext<'a, SVGBackend<'b>, Cartesian2d<RangedCoordf64, LogCoord<f64>>>;
 
-const SIZE: (u32, u32) = (1320, 860);
+/// Of a panel. They stand in two rows.
+const PANEL: (u32, u32) = (440, 430);
 // Told apart by people who do not see all colours (Okabe and Ito).
 const OTHERS: [RGBColor; 4] = [
     RGBColor(0x99, 0x99, 0x99),
@@ -66,13 +67,16 @@ fn looks() -> Vec<(Entrant, Look)> {
 
 /// Draws what was measured.
 pub(crate) fn draw(plan: &Plan, samples: &Samples, path: &Path) -> Result<()> {
-    let root = SVGBackend::new(path, SIZE).into_drawing_area();
+    // One more tells who is who.
+    let columns = (plan.traffics.len() + 1).div_ceil(2);
+    let size = (PANEL.0 * columns as u32, PANEL.1 * 2);
+    let root = SVGBackend::new(path, size).into_drawing_area();
     root.fill(&WHITE).map_err(failed)?;
-    let panels = root.split_evenly((2, 3));
+    let panels = root.split_evenly((2, columns));
     for (&traffic, panel) in plan.traffics.iter().zip(&panels) {
         draw_traffic(panel, plan, samples, traffic)?;
     }
-    draw_legend(&panels[5])?;
+    draw_legend(&panels[plan.traffics.len()])?;
     root.present().map_err(failed)
 }
 

@@ -2,9 +2,7 @@
 
 use std::fmt::Write as _;
 
-use overspill::Policy;
-
-use crate::entrant::{Entrant, Hang};
+use crate::entrant::{Entrant, Hang, USUAL_POLICY};
 use crate::machine::Machine;
 use crate::measure::{
     ANSWERS, CONNECTIONS, CONNECTIONS_VARY, Capacities, ENOUGH_FOR_P999, FAILED, LATE, LOOK, Load,
@@ -26,6 +24,7 @@ pub(crate) fn page(
         introduction(plan, machine),
         found.clients(capacities),
         found.verdicts(),
+        found.to_reuseport(),
         found.overview(),
         found.watched(),
         found.details(),
@@ -151,6 +150,33 @@ impl Found<'_> {
         page + &lost.join("\n") + "\n"
     }
 
+    /// Whether something is lost by choosing overspill where the kernel alone would do.
+    fn to_reuseport(&self) -> String {
+        let mut page = String::from(
+            "## Beside SO_REUSEPORT\n\n\
+             Mean and p99 of each of ours, times those of SO_REUSEPORT in the same round: below 1 \
+             overspill is ahead. **Bold**: behind, by the interval.\n\n",
+        );
+        let ours: Vec<Entrant> = Entrant::all().into_iter().filter(|one| one.is_ours()).collect();
+        let names: Vec<&str> = ours.iter().map(|one| one.name()).collect();
+        head(&mut page, &["traffic", "load", "of"], &names);
+        for (traffic, load) in self.cases() {
+            for (measure, name) in [(MEAN, "mean"), (P99, "p99")] {
+                let ratios = ours.iter().map(|&one| {
+                    let of = |entrant| case(entrant, traffic, load);
+                    let ratios = self.samples.ratios(of(one), of(Entrant::ReusePort), measure);
+                    let ratio = Spread::of(&ratios).expect("it was measured");
+                    let behind = verdict(ratio, self.plan.rounds) == BEHIND;
+                    if behind { format!("**{ratio:.2}**") } else { format!("{ratio:.2}") }
+                });
+                let mut cells = [traffic.name(), load.name, name].map(str::to_owned).to_vec();
+                cells.extend(ratios);
+                row(&mut page, &cells);
+            }
+        }
+        page
+    }
+
     fn overview(&self) -> String {
         let mut page = String::new();
         for measure in [P99, MEAN, P999] {
@@ -173,11 +199,12 @@ impl Found<'_> {
     }
 
     fn watched(&self) -> String {
-        let mut page = String::from(
+        let mut page = format!(
             "## What watching costs and gains\n\n\
-             `run` is least-loaded, and each fifth of 100 ms, or of 20, a look at the queues: a \
+             `run` is {policy}, and each fifth of 100 ms, or of 20, a look at the queues: a \
              worker whose queue has stood for so long gets no requests, and what waits there \
-             moves. Times least-loaded alone, in the same round.\n\n",
+             moves. Times {policy} alone, in the same round.\n\n",
+            policy = USUAL_POLICY.name(),
         );
         let figures = [
             "mean",
@@ -200,7 +227,7 @@ impl Found<'_> {
     }
 
     fn watched_at(&self, run: Entrant, (traffic, load): (Traffic, Load)) -> Vec<String> {
-        let base = Entrant::Overspill(Policy::LeastLoaded);
+        let base = Entrant::Overspill(USUAL_POLICY);
         let ratio = |measure| {
             let of = |entrant| case(entrant, traffic, load);
             let ratios = self.samples.ratios(of(run), of(base), measure);

@@ -19,6 +19,8 @@ pub(crate) enum Traffic {
     Stalled,
     /// As mixed, to workers that accept a connection only when they are idle
     OneAtATime,
+    /// Short requests, a connection each, while two of the workers hold idle connections
+    IdleKeepAlive,
 }
 
 /// A request to come.
@@ -47,6 +49,8 @@ const CHEAP: Duration = Duration::from_micros(800);
 const CHEAPEST: Duration = Duration::from_micros(400);
 const COSTLY: Duration = Duration::from_millis(20);
 const COSTLY_SHARE: f64 = 0.05;
+/// On average.
+const SHORT: Duration = Duration::from_millis(10);
 
 /// How many connections last at a time, and how long one does on average, in seconds.
 const LASTING: usize = 64;
@@ -56,8 +60,14 @@ const STALL: Duration = Duration::from_millis(400);
 const BETWEEN_STALLS: Duration = Duration::from_secs(1);
 
 impl Traffic {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Cheap, Self::Mixed, Self::Lasting, Self::Stalled, Self::OneAtATime];
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Cheap,
+        Self::Mixed,
+        Self::Lasting,
+        Self::Stalled,
+        Self::OneAtATime,
+        Self::IdleKeepAlive,
+    ];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -66,6 +76,7 @@ impl Traffic {
             Self::Lasting => "lasting",
             Self::Stalled => "stalled",
             Self::OneAtATime => "one at a time",
+            Self::IdleKeepAlive => "idle keep-alive",
         }
     }
 
@@ -81,11 +92,20 @@ impl Traffic {
             Self::OneAtATime => {
                 "as `mixed`; a worker accepts one connection, serves it, and only then the next"
             }
+            Self::IdleKeepAlive => {
+                "10 ms a request on average (exponential), a connection each; two of the four \
+                 workers hold 50 idle connections each"
+            }
         }
     }
 
     pub(crate) fn way(self) -> Way {
         if self == Self::OneAtATime { Way::OneAtATime } else { Way::Loop }
+    }
+
+    /// Whether some workers hold idle connections ([`crate::idle`]).
+    pub(crate) fn has_idle_connections(self) -> bool {
+        self == Self::IdleKeepAlive
     }
 
     /// What workers are occupied for by a request, without what accepting and answering take.
@@ -94,6 +114,7 @@ impl Traffic {
             Self::Mixed | Self::OneAtATime => {
                 CHEAPEST.mul_f64(1.0 - COSTLY_SHARE) + COSTLY.mul_f64(COSTLY_SHARE)
             }
+            Self::IdleKeepAlive => SHORT,
             _ => CHEAP,
         }
     }
@@ -102,6 +123,9 @@ impl Traffic {
         match self {
             Self::Mixed | Self::OneAtATime if random.f64() < COSTLY_SHARE => COSTLY,
             Self::Mixed | Self::OneAtATime => CHEAPEST,
+            Self::IdleKeepAlive => {
+                Duration::from_secs_f64(exponential(SHORT.as_secs_f64(), random))
+            }
             _ => CHEAP,
         }
     }

@@ -56,6 +56,13 @@ pub(crate) struct Tally {
     pub(crate) busy: AtomicU64,
 }
 
+/// How many requests all of them have served, and for how long they were busy.
+pub(crate) fn total(tallies: &[Tally]) -> (u64, Duration) {
+    let served = tallies.iter().map(|tally| tally.served.load(Ordering::Relaxed)).sum();
+    let busy = tallies.iter().map(|tally| tally.busy.load(Ordering::Relaxed)).sum();
+    (served, Duration::from_nanos(busy))
+}
+
 /// Running workers.
 pub(crate) struct Workers {
     threads: Vec<JoinHandle<Result<()>>>,

@@ -22,7 +22,8 @@ pub enum Policy {
     /// The member after the one chosen last.
     RoundRobin,
     /// The member with the fewest queued, half-open and established connections, over its
-    /// weight; equals take turns.
+    /// weight; equals take turns. For connections that all work: an idle one counts as much as
+    /// one that is busy.
     LeastLoaded,
     /// The better of two that the flow's hash gives, by the measure of `LeastLoaded`: near
     /// to it in effect, at the cost of two members however many there are.

@@ -37,6 +37,9 @@ EXAMPLES
   What a file says, as overspill@web.service does:
     overspill run --config /etc/overspill/web.toml";
 
+/// Of the policies that look at the load, the one that idle connections do not mislead.
+const POLICY: Policy = Policy::ShortestQueue;
+
 /// Start the workers of a server, which share their queues
 ///
 /// Without --listen, COMMAND is started unchanged, and each TCP socket that it
@@ -50,6 +53,7 @@ EXAMPLE
   overspill run --name web -n 4 -- python3 -m http.server 8080")]
 #[command(override_usage = "overspill run [OPTIONS] -- <COMMAND>...
        overspill run --config <FILE>")]
+#[command(mut_args(with_default_policy))]
 pub(crate) struct Args {
     /// A file that says all of this
     #[arg(long, value_name = "FILE", exclusive = true)]
@@ -131,6 +135,18 @@ pub(crate) struct Args {
     /// The server, and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// `share` and `allow` have the same option with another default. (`mut_arg` would move it to the
+/// end of the keys of a configuration file.)
+fn with_default_policy(option: clap::Arg) -> clap::Arg {
+    if option.get_id() != "policy" {
+        return option;
+    }
+    option.help("How a member is chosen [default: shortest-queue]").long_help(
+        "How a member is chosen among those with room: shortest-queue (default), least-loaded, \
+         next-available, round-robin, two-choices; dispatcher=FILE asks a program of your own",
+    )
 }
 
 /// One address for each worker.
@@ -222,7 +238,7 @@ impl Args {
             patience: Duration::from_millis(self.hang.into()),
             addresses: everywhere.chain(each).collect(),
             backlog: self.backlog,
-            rules: self.rules.of_new(Policy::LeastLoaded, self.spread),
+            rules: self.rules.of_new(POLICY, self.spread),
             dispatcher: self.rules.dispatcher(),
             capacity: self.capacity,
             words: self.words,
@@ -308,7 +324,7 @@ mod tests {
         assert_eq!(plan.addresses, expected);
         assert_eq!(plan.name.as_str(), "server");
         assert_eq!(plan.command, ["./server", "-x"]);
-        assert_eq!(plan.rules, Rules { policy: Policy::LeastLoaded, ..Rules::default() });
+        assert_eq!(plan.rules, Rules { policy: Policy::ShortestQueue, ..Rules::default() });
     }
 
     #[test]

@@ -150,16 +150,16 @@ fn the_rules_of_a_file_are_those_of_the_service_again_at_each_reload() {
         let it = status();
         (it.policy, it.on_full, it.spread, it.redirect)
     };
-    assert_eq!(told(), (Policy::LeastLoaded, OnFull::Reset, true, true));
+    assert_eq!(told(), (Policy::ShortestQueue, OnFull::Reset, true, true));
     overspill("set web --policy round-robin --spread off").done();
     file.write(first, &UNCHANGED);
     file.reload();
     run.line("done, 2 workers replaced");
-    assert_eq!(told(), (Policy::LeastLoaded, OnFull::Reset, true, false), "the file wins");
+    assert_eq!(told(), (Policy::ShortestQueue, OnFull::Reset, true, false), "the file wins");
     file.write("workers = 2", &UNCHANGED);
     run.signal(Signal::SIGHUP);
     run.line("done, 2 workers replaced");
-    assert_eq!(told(), (Policy::LeastLoaded, OnFull::Drop, false, true));
+    assert_eq!(told(), (Policy::ShortestQueue, OnFull::Drop, false, true));
     get(at(ADDRESS), "/");
     run.ends_at(Signal::SIGTERM);
 }

@@ -256,7 +256,7 @@ fn a_killed_supervisor_leaves_its_name_free() {
     });
     restart_fails("web", &["that was killed; start overspill run --name web again to take over"]);
     let run = Run::start(options, &WORKER);
-    run.line("policy least-loaded");
+    run.line("policy shortest-queue");
     restarts(overspill("restart web"));
     run.ends_at(Signal::SIGTERM);
 }
