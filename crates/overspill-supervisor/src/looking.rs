@@ -30,9 +30,9 @@ const SETTLED: Duration = Duration::from_secs(10);
 impl Supervisor {
     /// When to look, if nothing happens.
     pub(crate) fn next_sight(&self, now: Instant) -> Instant {
-        let Some(looked) = self.looked else { return now };
+        let Some(looked) = self.looks.last else { return now };
         let sooner = match () {
-            () if self.hinted => looked + APART,
+            () if self.looks.hinted => looked + APART,
             // Those that have to wait for others do not wait for a hint.
             () if !self.begun => looked + BEGINNING,
             () => looked + Self::LOOK,
@@ -46,9 +46,9 @@ impl Supervisor {
         if now < self.next_sight(now) {
             return;
         }
-        self.looked = Some(now);
-        self.hinted = false;
-        self.hint.store(false, Ordering::Release);
+        self.looks.last = Some(now);
+        self.looks.hinted = false;
+        self.looks.hint.store(false, Ordering::Release);
         let fresh = self.see(now);
         if !self.redirected {
             // Without a service a socket is the worker's own affair, as without overspill.
@@ -60,7 +60,7 @@ impl Supervisor {
                 self.copies.insert(cookie, Arc::new(socket));
             }
         }
-        self.overdue = self.busy;
+        self.looks.overdue = self.busy;
         if !self.busy {
             self.decide(now);
             self.set_draining();
@@ -174,7 +174,7 @@ impl Supervisor {
                 let Some(copy) = self.copies.get(&cookie) else {
                     // It is taken again at the next look.
                     self.sight.forget(cookie);
-                    self.hinted = true;
+                    self.looks.hinted = true;
                     continue;
                 };
                 self.job.copies.insert(cookie, Arc::clone(copy));
@@ -225,7 +225,7 @@ impl Supervisor {
         let Report { outcomes, rules, troubles, listing, services } = report;
         self.busy = false;
         (self.listing, self.services) = (listing, services);
-        self.hinted |= self.overdue || !outcomes.is_empty();
+        self.looks.hinted |= self.looks.overdue || !outcomes.is_empty();
         let mut fatal = None;
         for (action, result) in outcomes {
             match result {

@@ -97,7 +97,7 @@ impl Supervisor {
     /// of its predecessor's.
     fn hand_over(&mut self, step: Step) {
         self.current[step.worker] = Some(step.successor);
-        self.hinted = true;
+        self.looks.hinted = true;
         if let Some(restart) = &mut self.restart {
             restart.step = Some(Step { takes_over: true, ..step });
         }
@@ -146,7 +146,7 @@ impl Supervisor {
         if step.takes_over {
             let old = self.find(step.old).map(|it| it.id);
             self.current[step.worker] = old;
-            self.hinted = true;
+            self.looks.hinted = true;
         }
     }
 

@@ -31,7 +31,7 @@ use crate::relay::Relay;
 use crate::reload::Reread;
 use crate::services::Services;
 use crate::sockets::Sockets;
-use crate::supervisor::{Event, Supervisor, hand_on, make_cgroup};
+use crate::supervisor::{Event, Looks, Supervisor, hand_on, make_cgroup};
 use crate::threads::start_thread;
 use crate::watching::Watching;
 use crate::worker::{self, NotStarted};
@@ -91,16 +91,13 @@ pub fn run(plan: Plan, reread: Option<Reread>) -> Result<()> {
         relay,
         sight: crate::sight::Sight::default(),
         held: Vec::new(),
-        looked: None,
-        hinted: true,
-        hint: Arc::default(),
+        looks: Looks { last: None, hinted: true, hint: Arc::default(), overdue: false },
         seats: crate::seats::Seats::default(),
         copies: crate::hand::Copies::new(),
         listing: crate::seats::Listing::new(),
         services: Vec::new(),
         hand: None,
         busy: false,
-        overdue: false,
         job: Job::default(),
         cgroup,
         hooks: None,
@@ -194,7 +191,7 @@ impl Run {
         }
         if let Some(cgroup) = &it.cgroup {
             let hooks = Hooks::attach(cgroup, &it.plan.private)?;
-            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.hint))?;
+            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.looks.hint))?;
             it.hooks = Some(hooks);
         }
         let taken_over = it.take_over(&mut services);
@@ -291,7 +288,7 @@ impl Run {
         let it = &mut self.supervisor;
         match event {
             Event::Ended(id) => self.ended(id)?,
-            Event::Hint => it.hinted = true,
+            Event::Hint => it.looks.hinted = true,
             Event::Given(request) => self.requested(&request),
             Event::Done(report) => {
                 it.reported(Instant::now(), report)?;
@@ -318,7 +315,7 @@ impl Run {
         let it = &mut self.supervisor;
         // What it has listened on since the last look is seen only as long as it is there.
         if !it.begun {
-            it.looked = None;
+            it.looks.last = None;
             it.look(Instant::now());
         }
         let Some(mut instance) = it.take_out(id) else { return Ok(()) };
@@ -326,7 +323,7 @@ impl Run {
         let told = instance.to_string();
         let ending = instance.end();
         it.given.forget(id);
-        it.hinted = true;
+        it.looks.hinted = true;
         it.sight.hurry();
         if it.leaving.iter().any(|it| it.id == id) {
             it.leaving.retain(|it| it.id != id);
@@ -367,7 +364,7 @@ impl Run {
         // Without a service there is nothing to join.
         let listening = listening.map(|all| if it.redirected { all } else { Vec::new() });
         it.asked.begin(request, listening);
-        it.hinted = true;
+        it.looks.hinted = true;
         it.sight.hurry();
         self.tend_given();
     }

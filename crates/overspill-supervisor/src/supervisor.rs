@@ -102,6 +102,18 @@ pub(crate) enum Phase {
     Killed,
 }
 
+/// When to look at what is.
+#[derive(Debug)]
+pub(crate) struct Looks {
+    pub(crate) last: Option<Instant>,
+    /// Something has happened that is worth a look.
+    pub(crate) hinted: bool,
+    /// That a hint is under way: many are one.
+    pub(crate) hint: Arc<AtomicBool>,
+    /// The last look found the hand at work: what is to be done was not decided.
+    pub(crate) overdue: bool,
+}
+
 /// The workers, their sockets and services.
 pub(crate) struct Supervisor {
     pub(crate) plan: Plan,
@@ -113,11 +125,7 @@ pub(crate) struct Supervisor {
     pub(crate) sight: Sight,
     /// What was seen at the last look.
     pub(crate) held: Vec<Held>,
-    pub(crate) looked: Option<Instant>,
-    /// Something has happened that is worth a look.
-    pub(crate) hinted: bool,
-    /// That a hint is under way: many are one.
-    pub(crate) hint: Arc<AtomicBool>,
+    pub(crate) looks: Looks,
     pub(crate) seats: Seats,
     pub(crate) copies: Copies,
     pub(crate) listing: Listing,
@@ -125,8 +133,6 @@ pub(crate) struct Supervisor {
     pub(crate) hand: Option<Hand>,
     /// The hand works; what it is to do next gathers in `job`.
     pub(crate) busy: bool,
-    /// A look found it at work: what is to be done was not decided.
-    pub(crate) overdue: bool,
     pub(crate) job: Job,
     pub(crate) watching: Watching,
     /// Of all workers that make their sockets themselves, and the hooks on it.
@@ -199,7 +205,7 @@ impl Supervisor {
                 self.sockets.of(worker).map(|(address, _)| address.to_string()).collect();
             let addresses = addresses.join(", ");
             log::line(format_args!("worker {worker} (pid {pid}) started on {addresses}"));
-            self.hinted = true;
+            self.looks.hinted = true;
         }
         Ok(())
     }
@@ -249,7 +255,7 @@ impl Supervisor {
         }
         let all = make_cgroup(&self.plan.name)?;
         let hooks = Hooks::attach(&all, &self.plan.private)?;
-        hand_on(&hooks, self.sender.clone(), Arc::clone(&self.hint))?;
+        hand_on(&hooks, self.sender.clone(), Arc::clone(&self.looks.hint))?;
         let own = all.make(&name)?;
         (self.cgroup, self.hooks) = (Some(all), Some(hooks));
         self.given.renew();

@@ -221,7 +221,7 @@ fn bad_names_and_empty_lists() {
     assert!(matches!(error, Error::NoMembers { .. }));
     let error = ground.error(|| Service::builder("new").listen([]));
     assert!(matches!(error, Error::NoMembers { .. }));
-    assert!(ground.web.join_adopted(&[]).unwrap().is_empty());
+    assert!(ground.web.join_adopted::<overspill::adopt::Adopted>(&[]).unwrap().is_empty());
     let error = ground.error(|| Service::builder("web").share(&[&good]));
     assert!(matches!(error, Error::NameTaken { .. }));
     let error = ground.error(|| Service::open("wbe"));
