@@ -68,7 +68,9 @@ pub fn run(peers: Peers) -> Result<()> {
     };
     keeper.attach()?;
     log::line(format_args!("service {}: peers may join", peers.name));
-    keeper.keep()
+    let kept = keeper.keep();
+    log::flush();
+    kept
 }
 
 /// A control group. That of a unit goes and comes with the unit.
@@ -153,7 +155,7 @@ impl Keeper {
             ground.hooked = None;
             let Some(inode) = inode else { continue };
             let hooks = Hooks::attach_sharing(&ground.cgroup, &self.ports)?;
-            hand_on(&hooks, self.sender.clone(), Arc::clone(&self.hint))?;
+            hand_on(&hooks, self.sender.clone(), Arc::clone(&self.hint), &Arc::default())?;
             ground.hooked = Some((inode, hooks));
             self.given.renew();
             self.sight.hurry();
@@ -208,7 +210,7 @@ impl Keeper {
         let owners = &self.owners;
         // Who runs and does not hold it any more has closed it.
         let closed = |pid: usize| owners.iter().any(|it| it.pid as usize == pid);
-        let around = Around { awaited: &|_| true, dismissed: &closed, peers: true };
+        let around = Around { awaited: &|_| true, dismissed: &closed, leaving: &[], peers: true };
         let mut job = Job::default();
         let mut emptied = Vec::new();
         for action in self.seats.decide(now, present, &self.listing, &around) {

@@ -306,6 +306,20 @@ impl Client {
     }
 }
 
+/// The supervisor that keeps a service of this network namespace: its name, and its process where
+/// that can be seen from here. Nothing where nobody keeps it, or nobody that can be trusted.
+#[must_use]
+pub fn keeper(service: &Name) -> Option<(Name, Option<u32>)> {
+    let base = service.as_str().split(':').next().unwrap_or_default();
+    let bases = [Some(base), base.strip_suffix("-ipv6"), base.strip_suffix("-ipv4")];
+    bases.into_iter().flatten().find_map(|base| {
+        let name: Name = base.parse().ok()?;
+        let holder = peer(&connect(&name).ok()?).ok().filter(|holder| trusted(*holder))?;
+        let pid = u32::try_from(holder.pid()).ok().filter(|&pid| pid != 0);
+        Some((name, pid))
+    })
+}
+
 /// The names whose supervisors run in this network namespace.
 #[must_use]
 pub fn names() -> Vec<Name> {

@@ -60,15 +60,6 @@ impl Crew {
         Self(vec![worker; workers])
     }
 
-    /// Since when the worker runs that has run for the longest time.
-    pub(crate) fn oldest_start(&self) -> Option<Instant> {
-        let starts = self.0.iter().filter_map(|worker| match worker.phase {
-            Phase::Running { since } => Some(since),
-            Phase::Waiting { .. } => None,
-        });
-        starts.min()
-    }
-
     /// A worker that is to be started now.
     pub(crate) fn due(&self, now: Instant) -> Option<usize> {
         self.0

@@ -23,14 +23,22 @@ pub(crate) struct Instance {
     pub(crate) worker: usize,
     /// Nothing for one that a killed supervisor has left: it is no child of this process.
     child: Option<Child>,
+    /// The process that has taken the place of the first one.
+    successor: Option<u32>,
     cgroup: Option<Cgroup>,
     pub(crate) started: Instant,
     /// It has listened on a TCP port.
     pub(crate) listened: bool,
+    /// Since when it is known to listen.
+    pub(crate) listens_since: Option<Instant>,
     /// That it has not was told.
     pub(crate) told: bool,
     /// Where it listens now and others can, too.
     pub(crate) holds: Vec<Address>,
+    /// Since when it listens nowhere where it has listened before.
+    pub(crate) closed: Option<Instant>,
+    /// It has ended, and that is believed from then on.
+    pub(crate) believed: Option<Instant>,
 }
 
 impl Instance {
@@ -39,11 +47,15 @@ impl Instance {
             id,
             worker,
             child: Some(child),
+            successor: None,
             cgroup,
             started: Instant::now(),
             listened: false,
+            listens_since: None,
             told: false,
             holds: Vec::new(),
+            closed: None,
+            believed: None,
         }
     }
 
@@ -53,17 +65,21 @@ impl Instance {
             id,
             worker,
             child: None,
+            successor: None,
             cgroup: Some(cgroup),
             started: Instant::now(),
             listened: true,
+            listens_since: None,
             told: false,
             holds: Vec::new(),
+            closed: None,
+            believed: None,
         }
     }
 
-    /// Its first process.
+    /// Its first process, or the one that has taken its place.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Child::id)
+        self.child.as_ref().map_or(self.successor.unwrap_or_default(), Child::id)
     }
 
     /// All its processes that are known.
@@ -123,6 +139,19 @@ impl Instance {
         }
     }
 
+    /// Whether its first process has ended by itself, as it should.
+    pub(crate) fn ended_well(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.and_then(|child| child.try_wait().ok().flatten()).is_some_and(|it| it.success())
+    }
+
+    /// Another process of its control group is the worker from now on.
+    pub(crate) fn hand_on(&mut self, pid: u32) {
+        // It has ended, and is reaped.
+        self.child = None;
+        self.successor = Some(pid);
+    }
+
     /// Ends it, if it runs, with what it started and left running, which would go on taking
     /// requests from its socket beside its successor. Says how it has ended.
     pub(crate) fn end(&mut self) -> String {
@@ -145,9 +174,9 @@ impl Instance {
 
 impl fmt::Display for Instance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.child {
-            Some(child) => write!(f, "worker {} (pid {})", self.worker, child.id()),
-            None => write!(f, "worker {} (taken over)", self.worker),
+        match self.pid() {
+            0 => write!(f, "worker {} (taken over)", self.worker),
+            pid => write!(f, "worker {} (pid {pid})", self.worker),
         }
     }
 }

@@ -1,17 +1,85 @@
-//! What the supervisor tells: one line an event, on stderr.
+//! What a supervisor tells: one line an event, on stderr.
+//!
+//! A thread of its own writes them. Where nobody reads them in time they are lost, and counted;
+//! the supervisor goes on.
 
 use std::fmt;
-use std::io::Write;
+use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-/// Writes a line. That nobody reads it any more is no reason to end.
+use crate::threads::start_thread;
+
+/// How many lines may wait to be read.
+const LINES: usize = 1024;
+/// How long the last lines may take to be read in the end.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+static WRITER: OnceLock<Option<SyncSender<Item>>> = OnceLock::new();
+static LOST: AtomicU64 = AtomicU64::new(0);
+
+enum Item {
+    Line(String),
+    /// All before it is written.
+    Mark(SyncSender<()>),
+}
+
+/// Tells something. It waits for nobody.
 pub(crate) fn line(text: fmt::Arguments<'_>) {
-    // In one piece, so that what the workers write comes before or after it.
-    let _ = std::io::stderr().write_all(format!("overspill: {text}\n").as_bytes());
+    let line = format!("overspill: {text}\n");
+    match writer() {
+        Some(writer) => {
+            if let Err(TrySendError::Full(_)) = writer.try_send(Item::Line(line)) {
+                LOST.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        None => write(&line),
+    }
+}
+
+/// Waits until all that was told is written, but not for long.
+pub(crate) fn flush() {
+    let (sender, written) = sync_channel(1);
+    if let Some(Some(writer)) = WRITER.get()
+        && writer.try_send(Item::Mark(sender)).is_ok()
+    {
+        let _ = written.recv_timeout(PATIENCE);
+    }
+}
+
+fn writer() -> Option<&'static SyncSender<Item>> {
+    let start = || {
+        let (sender, items) = sync_channel(LINES);
+        start_thread(move || write_all(&items)).ok().map(|()| sender)
+    };
+    WRITER.get_or_init(start).as_ref()
+}
+
+fn write_all(items: &Receiver<Item>) {
+    while let Ok(item) = items.recv() {
+        match item {
+            Item::Line(line) => write(&line),
+            Item::Mark(written) => {
+                let _ = written.send(());
+            }
+        }
+        let lost = LOST.swap(0, Ordering::Relaxed);
+        if lost > 0 {
+            write(&format!("overspill: {lost} lines are lost: nobody has read stderr in time\n"));
+        }
+    }
+}
+
+/// Writes a line in one piece, so that what the workers write comes before or after it. That
+/// nobody reads it any more is no reason to end.
+fn write(line: &str) {
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// How a process ended, to follow its name.

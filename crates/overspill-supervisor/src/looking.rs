@@ -14,8 +14,8 @@ use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
 use crate::seats::{Action, Around, Member, Present};
-use crate::sight::{Group, Held};
-use crate::supervisor::Supervisor;
+use crate::sight::{Group, Held, Sight};
+use crate::supervisor::{Leaving, Phase, Supervisor};
 
 /// Looks do not follow one another faster, however many hints come.
 const APART: Duration = Duration::from_millis(5);
@@ -24,6 +24,8 @@ const BEGINNING: Duration = Duration::from_millis(50);
 /// At the first start, how long the sockets of workers wait for those of workers with lower
 /// numbers, so that worker N is member N.
 const IN_ORDER: Duration = Duration::from_secs(1);
+/// How long a worker listens nowhere until it is clear that it does not just listen anew.
+const CLOSED: Duration = Duration::from_millis(500);
 /// How long a worker that has started may take until it is clear where it listens.
 const SETTLED: Duration = Duration::from_secs(10);
 
@@ -50,6 +52,7 @@ impl Supervisor {
         self.looks.hinted = false;
         self.looks.hint.store(false, Ordering::Release);
         let fresh = self.see(now);
+        self.succeed_closed(now);
         if !self.redirected {
             // Without a service a socket is the worker's own affair, as without overspill.
             self.tell_listening(&fresh);
@@ -80,10 +83,51 @@ impl Supervisor {
         for instance in &mut self.instances {
             let mut own = held.iter().filter(|it| it.owner == instance.id).peekable();
             instance.listened |= own.peek().is_some();
-            instance.holds = own.filter(|it| it.shares_port).map(|it| it.address).collect();
+            if instance.listened && instance.listens_since.is_none() {
+                instance.listens_since = Some(now);
+            }
+            let holds: Vec<Address> =
+                own.filter(|it| it.shares_port).map(|it| it.address).collect();
+            instance.closed = match instance.closed {
+                _ if !holds.is_empty() => None,
+                None if !instance.holds.is_empty() => Some(now),
+                since => since,
+            };
+            instance.holds = holds;
         }
         self.held = held;
         fresh
+    }
+
+    /// A worker that has closed all its sockets finishes what it has, and ends: its successor is
+    /// started at once, and gets what comes meanwhile.
+    fn succeed_closed(&mut self, now: Instant) {
+        let replaced = self.restart.as_ref().and_then(|restart| restart.step);
+        let is_closed = |it: &&Instance| {
+            self.serves(it)
+                && it.closed.is_some_and(|since| now >= since + CLOSED)
+                && replaced.is_none_or(|step| step.successor != it.id)
+        };
+        let closed = self.instances.iter().filter(is_closed);
+        for (id, worker) in closed.map(|it| (it.id, it.worker)).collect::<Vec<_>>() {
+            let told = self.instance(id).to_string();
+            let pause = log::after(self.crew.server_ended(worker, now));
+            log::line(format_args!("{told} has closed its sockets; next start {pause}"));
+            self.current[worker] = None;
+            self.leaving.push(Leaving { id, phase: Phase::Finishes, look: now });
+        }
+    }
+
+    /// The process that goes on with the sockets of an instance whose first process has ended as
+    /// it should: servers replace their own binary in this way.
+    pub(crate) fn heir(&mut self, id: InstanceId) -> Option<u32> {
+        if self.plan.hands_over() || !self.instance_opt(id)?.ended_well() {
+            return None;
+        }
+        let group = |it: &Instance| Group { id: it.id, processes: it.processes() };
+        let groups: Vec<Group> = self.find(id).map(group).into_iter().collect();
+        let (held, _) = Sight::default().look(Instant::now(), &groups);
+        held.iter().find(|it| it.shares_port).map(|it| it.pid)
     }
 
     /// Of sockets that are handed over every worker has its own, whether it runs or not.
@@ -115,7 +159,7 @@ impl Supervisor {
             |it: &&Held| it.shares_port || self.plan.hands_over() || self.given.has(it.cookie);
         let held = self.held.iter().filter(joins);
         let mut present: Vec<Present> =
-            held.filter_map(present).filter(|it| self.is_in_order(now, it.worker)).collect();
+            held.filter_map(present).filter(|it| self.is_in_order(now, it)).collect();
         // Services are made in the order in which a worker opens its sockets, and members join in
         // that of the workers.
         let mut first: HashMap<Address, i32> = HashMap::new();
@@ -138,13 +182,16 @@ impl Supervisor {
     }
 
     /// At the first start workers join in the order of their numbers, if that takes no long wait.
-    fn is_in_order(&self, now: Instant, worker: usize) -> bool {
-        let listens =
-            |id: &Option<InstanceId>| id.and_then(|id| self.find(id)).is_none_or(|it| it.listened);
+    fn is_in_order(&self, now: Instant, own: &Present) -> bool {
+        let listens = |id: &Option<InstanceId>| {
+            let instance = id.and_then(|id| self.find(id));
+            instance.is_none_or(|it| it.holds.iter().any(|at| at.port == own.address.port))
+        };
+        let since = self.current[own.worker].and_then(|id| self.find(id)?.listens_since);
         self.begun
             || self.plan.hands_over()
-            || self.current[..worker].iter().all(listens)
-            || self.crew.oldest_start().is_some_and(|start| now >= start + IN_ORDER)
+            || self.current[..own.worker].iter().all(listens)
+            || since.is_some_and(|since| now >= since + IN_ORDER)
     }
 
     fn decide(&mut self, now: Instant) {
@@ -160,7 +207,13 @@ impl Supervisor {
             hands_over || current.get(worker).is_some_and(|id| id.is_none_or(is_new))
         };
         let dismissed = |worker: usize| worker >= current.len();
-        let around = Around { awaited: &awaited, dismissed: &dismissed, peers: false };
+        let is_leaving = |it: &&Held| {
+            let holder = instances.iter().find(|instance| instance.id == it.owner);
+            holder.is_some_and(|it| current.get(it.worker) != Some(&Some(it.id)))
+        };
+        let leaving: Vec<u64> = self.held.iter().filter(is_leaving).map(|it| it.cookie).collect();
+        let around =
+            Around { awaited: &awaited, dismissed: &dismissed, leaving: &leaving, peers: false };
         let actions = self.seats.decide(now, &present, &self.listing, &around);
         let mut emptied = Vec::new();
         for action in actions {

@@ -6,8 +6,8 @@
 //! may take time is done by others (`hand.rs`, `log.rs`).
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -41,6 +41,8 @@ use crate::worker::{self, NotStarted};
 const ECHO: Duration = Duration::from_millis(100);
 /// A worker that listens nowhere for this long is told of.
 const SILENT: Duration = Duration::from_secs(10);
+/// How long the word of a `listen()` may be under way.
+const BELIEVED: Duration = Duration::from_millis(100);
 /// How long what was killed may take to end.
 const ENDING: Duration = Duration::from_secs(5);
 /// How long it may take to remove the services in the end: somebody else may be changing some.
@@ -102,6 +104,7 @@ pub fn run(plan: Plan, reread: Option<Reread>) -> Result<()> {
         cgroup,
         hooks: None,
         words: None,
+        listened: Arc::default(),
         given: Given::default(),
         asked: Asked::default(),
         instances: Vec::new(),
@@ -131,6 +134,7 @@ impl Run {
             self.stop(Signal::SIGTERM);
         }
         let removed = self.clean_up();
+        log::flush();
         ended.and(removed)
     }
 
@@ -157,6 +161,7 @@ impl Run {
                 None => {}
             }
             self.look_for_ended_strangers()?;
+            self.look_for_believed()?;
             self.tell_silent();
             let it = &mut self.supervisor;
             it.watching.look(&it.services, &it.seats, &it.copies);
@@ -191,7 +196,7 @@ impl Run {
         }
         if let Some(cgroup) = &it.cgroup {
             let hooks = Hooks::attach(cgroup, &it.plan.private)?;
-            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.looks.hint))?;
+            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.looks.hint), &it.listened)?;
             it.hooks = Some(hooks);
         }
         let taken_over = it.take_over(&mut services);
@@ -287,7 +292,7 @@ impl Run {
     fn handle(&mut self, event: Event) -> Result<()> {
         let it = &mut self.supervisor;
         match event {
-            Event::Ended(id) => self.ended(id)?,
+            Event::Ended(id) => self.may_have_ended(id)?,
             Event::Hint => it.looks.hinted = true,
             Event::Given(request) => self.requested(&request),
             Event::Done(report) => {
@@ -310,13 +315,43 @@ impl Run {
         ended.map(|it| it.id).collect::<Vec<_>>().into_iter().try_for_each(|id| self.ended(id))
     }
 
+    /// A process ended. At the first start the word of its `listen()` may still be under way.
+    fn may_have_ended(&mut self, id: InstanceId) -> Result<()> {
+        let it = &mut self.supervisor;
+        let instance = it.instances.iter_mut().find(|it| it.id == id);
+        let Some(instance) = instance.filter(|own| !it.begun && !own.listened) else {
+            return self.ended(id);
+        };
+        instance.believed = Some(Instant::now() + BELIEVED);
+        Ok(())
+    }
+
+    /// Ends that are believed by now.
+    fn look_for_believed(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let it = &mut self.supervisor;
+        let listened = it.listened.lock().unwrap_or_else(PoisonError::into_inner);
+        for instance in it.instances.iter_mut().filter(|it| it.believed.is_some()) {
+            // One that left it to a child that has ended as well can't be told from others.
+            let is_its = |&pid: &u32| pid == instance.pid() || !has_process(pid);
+            instance.listened |= listened.iter().any(is_its);
+        }
+        drop(listened);
+        let ended = it.instances.iter().filter(|it| it.believed.is_some_and(|at| at <= now));
+        ended.map(|it| it.id).collect::<Vec<_>>().into_iter().try_for_each(|id| self.ended(id))
+    }
+
     /// A process ended.
     fn ended(&mut self, id: InstanceId) -> Result<()> {
         let it = &mut self.supervisor;
-        // What it has listened on since the last look is seen only as long as it is there.
-        if !it.begun {
-            it.looks.last = None;
-            it.look(Instant::now());
+        if let Some(pid) = it.heir(id) {
+            let instance = it.instance(id);
+            let before = instance.to_string();
+            instance.hand_on(pid);
+            log::line(format_args!(
+                "{before} has ended, and process {pid} goes on with its sockets"
+            ));
+            return Ok(());
         }
         let Some(mut instance) = it.take_out(id) else { return Ok(()) };
         let worker = instance.worker;
@@ -412,6 +447,9 @@ impl Run {
         it.sockets.close();
         it.copies.clear();
         it.job = Job::default();
+        // A server that was given one knows that alone as the wish to finish what it has.
+        let own = it.plan.stop_signal;
+        let signal = if own == Signal::SIGTERM { signal } else { own };
         it.instances.iter().for_each(|instance| instance.send(signal));
         let first = Instant::now();
         let mut patience = Some(first + it.plan.grace);
@@ -487,9 +525,14 @@ impl Run {
             it.watching.next(&it.services, now),
             waits.then(|| now + leaving::LOOK),
             silent,
+            it.instances.iter().filter_map(|it| it.believed).min(),
         ];
         others.into_iter().flatten().fold(it.next_sight(now), Instant::min)
     }
+}
+
+fn has_process(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
 }
 
 /// The next event, or `None` when there is none until then.

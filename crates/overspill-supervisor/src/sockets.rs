@@ -80,7 +80,9 @@ impl Sockets {
 
     /// Copies of those on each port, in the order of the ports, for services to be made of them.
     pub(crate) fn by_port(&self) -> Vec<(u16, Vec<Adopted>)> {
-        let copies = |port| self.on(port).filter_map(|(_, listener)| copy(listener, 0)).collect();
+        let copies = |port| {
+            self.on(port).filter_map(|(_, listener)| copy(listener, std::process::id())).collect()
+        };
         self.ports().into_iter().map(|port| (port, copies(port))).collect()
     }
 

@@ -1,13 +1,13 @@
 //! What a supervisor knows and has, and what all that it does is made of.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use overspill::{Cgroup, Hooks, Name, Request, Service, Words};
+use overspill::{Cgroup, Hooks, HooksEvent, Name, Request, Service, Words};
 
 use crate::control::{self, Reply};
 use crate::crew::Crew;
@@ -22,6 +22,7 @@ use crate::relay::Relay;
 use crate::seats::{Listing, Seats, ServiceNumber};
 use crate::sight::{Held, Sight};
 use crate::sockets::Sockets;
+use crate::threads::start_thread;
 use crate::watching::Watching;
 use crate::worker::{self, NotStarted};
 
@@ -94,6 +95,8 @@ pub(crate) struct Reload {
 /// How far it is with that.
 #[derive(Debug)]
 pub(crate) enum Phase {
+    /// It has closed its sockets by itself, and takes what time it wants.
+    Finishes,
     /// It gets no new requests, and may finish what it has until then; without end if there is no
     /// such time.
     Drains(Option<Instant>),
@@ -101,6 +104,9 @@ pub(crate) enum Phase {
     Ends(Instant),
     Killed,
 }
+
+/// Some of the processes that have begun to listen.
+pub(crate) type Listened = Arc<Mutex<HashSet<u32>>>;
 
 /// When to look at what is.
 #[derive(Debug)]
@@ -138,6 +144,8 @@ pub(crate) struct Supervisor {
     /// Of all workers that make their sockets themselves, and the hooks on it.
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) hooks: Option<Hooks>,
+    /// Processes that have begun to listen, as far as the hooks tell.
+    pub(crate) listened: Listened,
     /// What the workers are given, if they are.
     pub(crate) words: Option<Words>,
     /// What the workers name by the socket option.
@@ -176,6 +184,10 @@ pub(crate) fn make_cgroup(name: &Name) -> Result<Cgroup> {
 impl Supervisor {
     pub(crate) fn instance(&mut self, id: InstanceId) -> &mut Instance {
         self.instances.iter_mut().find(|it| it.id == id).expect("it runs")
+    }
+
+    pub(crate) fn instance_opt(&mut self, id: InstanceId) -> Option<&mut Instance> {
+        self.instances.iter_mut().find(|it| it.id == id)
     }
 
     pub(crate) fn find(&self, id: InstanceId) -> Option<&Instance> {
@@ -255,7 +267,7 @@ impl Supervisor {
         }
         let all = make_cgroup(&self.plan.name)?;
         let hooks = Hooks::attach(&all, &self.plan.private)?;
-        hand_on(&hooks, self.sender.clone(), Arc::clone(&self.looks.hint))?;
+        hand_on(&hooks, self.sender.clone(), Arc::clone(&self.looks.hint), &self.listened)?;
         let own = all.make(&name)?;
         (self.cgroup, self.hooks) = (Some(all), Some(hooks));
         self.given.renew();
@@ -276,17 +288,30 @@ impl Supervisor {
     pub(crate) const LOOK: Duration = Duration::from_secs(1);
 }
 
-/// Sends what the hooks tell of. A worker that listens again and again is one hint at a time.
-pub(crate) fn hand_on(hooks: &Hooks, sender: Sender<Event>, hint: Arc<AtomicBool>) -> Result<()> {
-    use std::sync::atomic::Ordering;
+/// How many processes that have begun to listen are remembered.
+const REMEMBERED: usize = 4096;
 
+/// Sends what the hooks tell of. A worker that listens again and again is one hint at a time.
+pub(crate) fn hand_on(
+    hooks: &Hooks,
+    sender: Sender<Event>,
+    hint: Arc<AtomicBool>,
+    listened: &Listened,
+) -> Result<()> {
     let events = hooks.events()?;
-    crate::threads::start_thread(move || {
+    let listened = Arc::clone(listened);
+    start_thread(move || {
         let told = |event| match event {
-            overspill::HooksEvent::Listening(_) => {
+            HooksEvent::Listening(it) => {
+                let mut listened = listened.lock().unwrap_or_else(PoisonError::into_inner);
+                // Of use at the first start alone.
+                if listened.len() < REMEMBERED {
+                    listened.insert(it.pid);
+                }
+                drop(listened);
                 hint.swap(true, Ordering::AcqRel) || sender.send(Event::Hint).is_ok()
             }
-            overspill::HooksEvent::Request(request) => sender.send(Event::Given(request)).is_ok(),
+            HooksEvent::Request(request) => sender.send(Event::Given(request)).is_ok(),
         };
         events.each(told).map_err(Error::from).unwrap_or_else(|error| {
             log::line(format_args!("{error}"));

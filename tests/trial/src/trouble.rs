@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use overspill::{MemberState, MemberStatus, Policy, Service};
 
 use crate::record::Order;
-use crate::staff::{NAME, PORT, Staff};
+use crate::staff::{NAME, Staff};
 
 /// What befalls the workers for as long as clients come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,9 +113,8 @@ fn change(staff: &Staff, random: &mut fastrand::Rng) -> Result<()> {
             staff.overspill(&format!("set {NAME} --policy {policy}"))
         }
         1 if !alone => {
-            staff.overspill(&format!("rm {NAME} {number}"))?;
-            pause(random, 0..50);
-            staff.overspill(&format!("share {NAME} --join --pid {} --port {PORT}", member.pid))
+            // It comes back by itself.
+            staff.overspill(&format!("rm {NAME} {number} --force"))
         }
         _ if member.state == MemberState::Draining => {
             staff.overspill(&format!("resume {NAME} {number}"))

@@ -1,10 +1,11 @@
 //! `overspill rm`
 
 use overspill::{MemberId, Name};
+use overspill_supervisor::control;
 
 use crate::args::{self, Place};
 use crate::complete;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::help;
 
 /// Remove a service, or take one member out of it
@@ -28,15 +29,47 @@ pub(crate) struct Args {
     #[arg(value_parser = args::member)]
     member: Option<MemberId>,
 
+    /// Remove also what overspill run keeps, and will make anew
+    #[arg(long)]
+    force: bool,
+
     #[command(flatten)]
     place: Place,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let service = args.place.service(&args.name)?;
+    if !args.force {
+        refuse_if_kept(args)?;
+    }
     match args.member {
         Some(member) => service.leave(member)?,
         None => service.remove()?,
     }
     Ok(())
+}
+
+/// What a supervisor keeps comes back.
+fn refuse_if_kept(args: &Args) -> Outcome {
+    let (name, member) = (&args.name, args.member);
+    // Who may not enter the namespace can't be told.
+    let kept = args.place.enter().ok().and_then(|_| control::keeper(name));
+    let Some((supervisor, pid)) = kept else { return Ok(()) };
+    let who = match pid {
+        Some(pid) => format!("overspill run --name {supervisor} (pid {pid})"),
+        None => format!("overspill run --name {supervisor}, in another PID namespace"),
+    };
+    let end = match pid {
+        Some(pid) => format!("end that with kill {pid}"),
+        None => "end that".to_owned(),
+    };
+    Err(Failure::new(match member {
+        None => format!(
+            "service {name} is kept by {who}, which would make it anew; {end}, or give --force"
+        ),
+        Some(member) => format!(
+            "member {member} of {name} is kept by {who}, which would let it join again; give \
+             it no requests with overspill drain {name} {member}, or give --force"
+        ),
+    }))
 }

@@ -9,6 +9,7 @@ mod control;
 mod demo;
 mod dispatcher;
 mod hang;
+mod kept;
 mod metrics;
 mod option;
 mod output;

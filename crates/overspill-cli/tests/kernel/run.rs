@@ -128,11 +128,17 @@ impl Run {
         assert!(lines[0].starts_with("overspill: ") && lines[0].contains(line), "{}", lines[0]);
     }
 
-    /// Ends at a signal with exit status 0 and leaves nothing.
-    pub(crate) fn ends_at(self, signal: Signal) -> Vec<String> {
+    /// Ends at a signal with exit status 0.
+    pub(crate) fn ends_with(self, signal: Signal) -> Vec<String> {
         self.signal(signal);
         let (status, lines) = self.end();
         assert_eq!(status.code(), Some(0), "{lines:#?}");
+        lines
+    }
+
+    /// Ends at a signal with exit status 0 and leaves nothing.
+    pub(crate) fn ends_at(self, signal: Signal) -> Vec<String> {
+        let lines = self.ends_with(signal);
         assert_no_state();
         lines
     }

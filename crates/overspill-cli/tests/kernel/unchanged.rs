@@ -29,13 +29,13 @@ fn python<'a>(addresses: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// The number of the worker that answers.
-fn ask(address: SocketAddr) -> usize {
+pub(crate) fn ask(address: SocketAddr) -> usize {
     let page = get(address, "/");
     page.trim().parse().unwrap_or_else(|_| panic!("no worker's number: {page:?}"))
 }
 
 /// Asks until each of so many workers has answered; every request is to be answered.
-fn all_answer(workers: usize, ask: impl Fn() -> usize) {
+pub(crate) fn all_answer(workers: usize, ask: impl Fn() -> usize) {
     let mut seen = BTreeSet::new();
     wait_until("every worker has answered", || {
         seen.insert(ask());
@@ -63,7 +63,7 @@ fn end(run: Run) {
 
 /// Kills a worker with all that it has started, and waits until it has closed its sockets:
 /// one that waits in `accept()` when the signal comes may still take a request into its grave.
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     let process = Pid::from_raw(pid.try_into().unwrap()).unwrap();
     let process = pidfd_open(process, PidfdFlags::empty()).unwrap();
     Cgroup::of_process(pid).unwrap().kill().unwrap();

@@ -6,7 +6,7 @@
 //! else and a predecessor's death all look alike, as a difference. Nothing here touches a socket,
 //! a service or a clock.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use overspill::{Address, MemberId};
@@ -93,6 +93,8 @@ pub(crate) struct Around<'a> {
     pub(crate) awaited: &'a dyn Fn(usize) -> bool,
     /// Whether there is no such worker any more.
     pub(crate) dismissed: &'a dyn Fn(usize) -> bool,
+    /// The sockets of processes that finish what they have: they get no new requests.
+    pub(crate) leaving: &'a [u64],
     /// A seat may be taken by any worker, not by its own alone: they are processes that nobody
     /// here starts.
     pub(crate) peers: bool,
@@ -161,9 +163,12 @@ impl Seats {
         self.compare(listing);
         let mut actions = self.joins(around);
         actions.extend(self.releases(listing));
+        actions.extend(farewells(&actions, listing, around));
         actions.extend(self.closures(now, around));
         actions.extend(self.sweeps(listing));
         actions.extend(self.notes(listing));
+        let mut seen = HashSet::new();
+        actions.retain(|action| seen.insert(*action));
         self.seats.retain(|seat| seat.owner.is_some() || seat.kept || seat.member.is_some());
         self.troubles.retain(|action, _| actions.contains(action));
         actions.retain(|action| self.troubles.get(action).is_none_or(|it| it.next <= now));
@@ -350,6 +355,17 @@ impl Seats {
     }
 }
 
+/// Members whose processes are leaving, and that nobody succeeds now.
+fn farewells(actions: &[Action], listing: &Listing, around: &Around<'_>) -> Vec<Action> {
+    let succeeded = |own: Member| {
+        let is_it = |it: &Action| matches!(it, Action::Succeed { member, .. } if *member == own);
+        actions.iter().any(is_it)
+    };
+    let members = around.leaving.iter().filter_map(|&cookie| find(listing, cookie));
+    let left = members.filter(|&member| !succeeded(member));
+    left.map(|member| Action::Leave { member }).collect()
+}
+
 /// Which member a socket is.
 fn find(listing: &Listing, cookie: u64) -> Option<Member> {
     let among = |(&service, list): (&ServiceNumber, &Vec<Listed>)| {
@@ -364,3 +380,6 @@ impl Seat {
         self.member.is_some_and(|member| member.service == service)
     }
 }
+
+#[cfg(test)]
+mod tests;
