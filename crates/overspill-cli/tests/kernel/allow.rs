@@ -282,3 +282,62 @@ fn what_is_not_there_is_said() {
     let line = overspill("allow web --cgroup /no/such --port 80").failed();
     assert!(line.contains("there is no cgroup /no/such"), "{line}");
 }
+
+/// Serves at 10.0.0.1 until it is told to close its socket, and goes on running.
+const CLOSES: &str = "
+import os, select, signal
+made = [listening(('10.0.0.1', 80))]
+signal.signal(signal.SIGUSR1, lambda *_: made.pop().close())
+print('ready', flush=True)
+while made:
+    try:
+        if select.select(made, [], [], 0.05)[0]:
+            connection, _ = made[0].accept()
+            connection.sendall(b'%d' % os.getpid())
+            connection.close()
+    except (OSError, ValueError, IndexError):
+        pass
+time.sleep(60)
+";
+
+#[test]
+fn what_its_server_has_closed_is_closed() {
+    world::enter();
+    let group = Group::new();
+    let keeper = Allow::start(&format!("--cgroup {} --port 80", group.path()));
+    let [blue, green] = [0, 1].map(|_| group.start(CLOSES, &[]));
+    wait_members(2);
+    send(blue.pid(), Signal::SIGUSR1);
+    wait_members(1);
+    for _ in 0..10 {
+        assert_eq!(answer(connect("10.0.0.1:80")), green.pid());
+    }
+    send(green.pid(), Signal::SIGUSR1);
+    // With the last member goes the service, and clients are refused.
+    wait_until("nobody listens", || TcpStream::connect("10.0.0.1:80").is_err());
+    wait_until("the service is gone", || Service::open("web").is_err());
+    keeper.end();
+    crate::run::assert_no_state();
+}
+
+/// No hook sees a socket that is brought along (socket activation).
+#[test]
+fn a_socket_that_was_made_elsewhere_joins() {
+    world::enter();
+    let (group, elsewhere) = (Group::new(), Group::new());
+    let keeper = Allow::start(&format!("--cgroup {} --port 80", group.path()));
+    let script = format!(
+        "{}\n{SERVE}",
+        "made = [listening((address, 80)) for address in sys.argv[1:-1]]
+with open(sys.argv.pop(), 'w') as processes:
+    processes.write('0')
+listening = lambda address: made[[it.getsockname() for it in made].index(address)]"
+    );
+    let procs = format!("{}/cgroup.procs", group.path());
+    let server = elsewhere.start(&script, &["10.0.0.1", "10.0.0.2", &procs]);
+    wait_members(2);
+    assert_eq!(pids("web"), [server.pid(); 2]);
+    assert_eq!(answer(connect("10.0.0.2:80")), server.pid());
+    keeper.end();
+    overspill("rm web").done();
+}
