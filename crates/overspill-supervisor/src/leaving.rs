@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use overspill::adopt::sockets_of;
 use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
 
 use crate::instance_id::InstanceId;
 use crate::log;
-use crate::sight::sockets_of;
 use crate::supervisor::{Leaving, Phase, Supervisor};
 
 /// How often to look whether they have ended, or have nothing left to do.
@@ -61,7 +61,7 @@ impl Supervisor {
         let Some(instance) = self.find(leaving.id).filter(|_| leaving.look <= now) else {
             return false;
         };
-        let sockets = instance.processes().into_iter().flat_map(sockets_of);
+        let sockets = instance.processes().into_iter().flat_map(sockets_of).flatten();
         let sockets: HashSet<u64> = sockets.map(|(_, inode)| inode).collect();
         let busy = |entry: &TcpNetEntry| match entry.state {
             TcpState::Established | TcpState::CloseWait => sockets.contains(&entry.inode),

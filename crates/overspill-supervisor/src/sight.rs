@@ -10,9 +10,8 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::time::{Duration, Instant};
 
-use overspill::Address;
 use overspill::adopt::{self, Adopted};
-use procfs::process::{FDInfo, FDTarget, Process};
+use overspill::{Address, Error};
 
 use crate::instance_id::InstanceId;
 use crate::services::tell;
@@ -64,6 +63,8 @@ struct Pause {
 pub(crate) struct Sight {
     known: HashMap<u64, Known>,
     missing: HashMap<u64, Pause>,
+    /// Processes whose descriptors can't be read.
+    unreadable: HashSet<u32>,
 }
 
 impl Sight {
@@ -112,7 +113,7 @@ impl Sight {
             if wanted.is_empty() {
                 break;
             }
-            for (descriptor, inode) in sockets_of(pid) {
+            for (descriptor, inode) in self.sockets_of(pid) {
                 if !wanted.contains(&inode) {
                     continue;
                 }
@@ -130,6 +131,20 @@ impl Sight {
             }
         }
         fresh
+    }
+
+    /// The sockets of a process. Why they can't be read is told once.
+    fn sockets_of(&mut self, pid: u32) -> Vec<(i32, u64)> {
+        match adopt::sockets_of(pid) {
+            Ok(sockets) => sockets,
+            Err(Error::NoSuchProcess { .. }) => Vec::new(),
+            Err(error) => {
+                if self.unreadable.insert(pid) {
+                    tell(error);
+                }
+                Vec::new()
+            }
+        }
     }
 
     fn miss(&mut self, now: Instant, inode: u64) {
@@ -195,18 +210,6 @@ fn listening_in(lines: impl Iterator<Item = String>) -> Vec<u64> {
     };
     let sockets = lines.skip(1).map_while(fields);
     sockets.take_while(|(listens, _)| *listens).map(|(_, inode)| inode).collect()
-}
-
-/// The descriptors of a process that are sockets, each with its inode number; none of one
-/// that has ended.
-pub(crate) fn sockets_of(pid: u32) -> Vec<(i32, u64)> {
-    let process = pid.try_into().ok().and_then(|pid| Process::new(pid).ok());
-    let descriptors = process.and_then(|process| process.fd().ok());
-    let socket = |it: FDInfo| match it.target {
-        FDTarget::Socket(inode) => Some((it.fd, inode)),
-        _ => None,
-    };
-    descriptors.into_iter().flatten().flatten().filter_map(socket).collect()
 }
 
 /// Whether a process's descriptor is the socket with that inode number.

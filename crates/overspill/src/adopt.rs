@@ -223,23 +223,33 @@ pub(crate) fn by_inode(pid: u32, tid: u32, inode: u64) -> Result<Option<Adopted>
     Ok(by_descriptor(pid, tid, &[(number, inode)])?.pop())
 }
 
-/// Hands out a duplicate of each socket of a process, in the order of its descriptors; one
-/// at a time, since a busy server holds more of them than we may have open.
-fn each_socket(pid: u32, mut visit: impl FnMut(Adopted)) -> Result<()> {
-    let gone = |error: io::Error| match error.kind() {
+/// The descriptors of a process that are sockets, each with its inode number.
+///
+/// # Errors
+///
+/// [`Error::NoSuchProcess`]; or its descriptors can't be read.
+pub fn sockets_of(pid: u32) -> Result<Vec<(i32, u64)>> {
+    let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => Error::NoSuchProcess { pid },
         _ => Error::system("read the descriptors of process", pid.to_string(), error),
     };
-    let listing = fs::read_dir(format!("/proc/{pid}/fd")).map_err(gone)?;
-    let mut numbers = Vec::new();
-    for entry in listing {
-        let entry = entry.map_err(gone)?;
+    let mut sockets = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
         // A descriptor closed since is not there to be read: no socket of the process.
         let Ok(target) = fs::read_link(entry.path()) else { continue };
-        if target.to_string_lossy().starts_with("socket:") {
-            numbers.extend(entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()));
-        }
+        let inode = target.to_str().and_then(|it| it.strip_prefix("socket:[")?.strip_suffix(']'));
+        let inode = inode.and_then(|inode| inode.parse().ok());
+        let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        sockets.extend(number.zip(inode));
     }
+    Ok(sockets)
+}
+
+/// Hands out a duplicate of each socket of a process, in the order of its descriptors; one
+/// at a time, since a busy server holds more of them than we may have open.
+fn each_socket(pid: u32, mut visit: impl FnMut(Adopted)) -> Result<()> {
+    let mut numbers: Vec<i32> = sockets_of(pid)?.into_iter().map(|(number, _)| number).collect();
     numbers.sort_unstable();
     let no_process = Error::NoSuchProcess { pid };
     let id = i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or(no_process)?;
