@@ -31,6 +31,8 @@ const ENDED: Duration = Duration::from_millis(50);
 /// How often it is looked at what processes hold, if nothing happens; and at most.
 const LOOK: Duration = Duration::from_secs(1);
 const APART: Duration = Duration::from_millis(5);
+/// How long it may take in the end until a change is done that is under way.
+const LEAVING: Duration = Duration::from_secs(15);
 
 /// Keeps them until a signal comes. What serves then is left as it is.
 ///
@@ -69,6 +71,7 @@ pub fn run(peers: Peers) -> Result<()> {
     keeper.attach()?;
     log::line(format_args!("service {}: peers may join", peers.name));
     let kept = keeper.keep();
+    keeper.hand.leave(LEAVING);
     log::flush();
     kept
 }

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use overspill::adopt::Adopted;
 use overspill::{MemberId, Rules, Service};
@@ -49,6 +50,8 @@ enum Order {
     Do(Job),
     /// Removes all services, and ends.
     Remove(Sender<overspill::Result<()>>),
+    /// Ends, and leaves them.
+    Leave(Sender<()>),
 }
 
 /// The thread's end for the one that decides.
@@ -81,12 +84,26 @@ impl Hand {
     }
 }
 
+impl Hand {
+    /// Leaves the services as they are, when what is under way is done: a change that breaks off
+    /// is left for others to repair. Waits no longer than that.
+    pub(crate) fn leave(&self, patience: Duration) {
+        let (sender, done) = channel();
+        let _ = self.0.send(Order::Leave(sender));
+        let _ = done.recv_timeout(patience);
+    }
+}
+
 fn work(mut services: Services, orders: &Receiver<Order>, report: impl Fn(Report)) {
     while let Ok(order) = orders.recv() {
         match order {
             Order::Do(job) => report(carry_out(&mut services, job)),
             Order::Remove(done) => {
                 let _ = done.send(services.remove());
+                return;
+            }
+            Order::Leave(done) => {
+                let _ = done.send(());
                 return;
             }
         }
@@ -97,8 +114,7 @@ fn work(mut services: Services, orders: &Receiver<Order>, report: impl Fn(Report
 pub(crate) fn carry_out(services: &mut Services, job: Job) -> Report {
     let text = |error: overspill::Error| Error::from(error).to_string();
     let rules = job.rules.map(|(rules, path)| services.set_rules(rules, path).map_err(text));
-    let outcome = |action| (action, act(services, action, &job.copies));
-    let outcomes = job.actions.into_iter().map(outcome).collect();
+    let outcomes = act_all(services, &job.actions, &job.copies);
     let mut troubles = Vec::new();
     let mut note = |result: overspill::Result<()>| troubles.extend(result.err().map(text));
     job.starts.into_iter().for_each(|member| note(services.count_start(member)));
@@ -106,6 +122,41 @@ pub(crate) fn carry_out(services: &mut Services, job: Job) -> Report {
     job.orders.iter().for_each(|(service, order)| note(services.arrange(*service, order)));
     troubles.dedup();
     Report { outcomes, rules, troubles, listing: services.list(), services: services.all() }
+}
+
+/// Carries actions out in their order; sockets that join at the same address do so together.
+fn act_all(
+    services: &mut Services,
+    actions: &[Action],
+    copies: &Copies,
+) -> Vec<(Action, overspill::Result<Option<Member>>)> {
+    let address = |action: &Action| match action {
+        Action::Join { cookie } => copies.get(cookie)?.address().ok(),
+        _ => None,
+    };
+    let together = |a: &Action, b: &Action| address(a).is_some() && address(a) == address(b);
+    let mut outcomes = Vec::new();
+    for actions in actions.chunk_by(together) {
+        let joined = if actions.len() > 1 { join_all(services, actions, copies) } else { None };
+        if let Some(members) = joined {
+            let members = members.into_iter().map(|member| Ok(Some(member)));
+            outcomes.extend(actions.iter().copied().zip(members));
+            continue;
+        }
+        // One by one: one of them may be what is in the way.
+        let outcome = |&action: &Action| (action, act(services, action, copies));
+        outcomes.extend(actions.iter().map(outcome));
+    }
+    outcomes
+}
+
+/// Lets sockets join at once, if all of them can.
+fn join_all(services: &mut Services, joins: &[Action], copies: &Copies) -> Option<Vec<Member>> {
+    let sockets = joins.iter().map(|action| match action {
+        Action::Join { cookie } => copies.get(cookie).map(|copy| &**copy),
+        _ => None,
+    });
+    services.join_all(&sockets.collect::<Option<Vec<&Adopted>>>()?).ok()
 }
 
 fn act(

@@ -3,12 +3,13 @@
 //! All of it may wait, for the right to change or for the kernel; so it is done by a thread of
 //! its own, [`hand.rs`](super::hand).
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use overspill::adopt::Adopted;
 use overspill::{
-    Address, Capacity, Change, Error, ListedSocket, MemberId, MemberState, Name, Result, Rules,
-    Service,
+    Address, Capacity, Change, Error, ListedSocket, MemberId, MemberState, Name, Namespace, Result,
+    Rules, Service,
 };
 
 use crate::log;
@@ -71,17 +72,17 @@ impl Services {
 
     /// The members as they are now. What can't be read is left out: nothing is concluded from it.
     pub(crate) fn list(&mut self) -> Listing {
-        let mut listing = Listing::new();
-        for (number, made) in self.made.iter_mut().enumerate() {
-            match made.service.sockets() {
-                _ if made.gone => made.members.clear(),
-                Ok(members) => made.members = members,
-                Err(Error::NoSuchService { .. }) => (made.members, made.gone) = (Vec::new(), true),
-                Err(_) => continue,
-            }
-            listing.insert(number, made.members.iter().map(listed).collect());
+        let there = Namespace::current().and_then(|own| Service::sockets(&own));
+        let Ok(mut there) = there.map(|all| all.into_iter().collect::<HashMap<_, _>>()) else {
+            return Listing::new();
+        };
+        for made in self.made.iter_mut().filter(|made| !made.gone) {
+            let members = there.remove(made.service.name());
+            made.gone = members.is_none();
+            made.members = members.unwrap_or_default();
         }
-        listing
+        let listed = |made: &Made| made.members.iter().map(listed).collect();
+        self.made.iter().map(listed).enumerate().collect()
     }
 
     /// Sets the rules of all of them, or of none.
@@ -144,39 +145,64 @@ impl Services {
 
     /// Makes a socket a member of the service of its port.
     pub(crate) fn join(&mut self, socket: &Adopted) -> Result<Member> {
-        let member = match self.peers {
-            Some(several) => self.join_peers(several, socket)?,
-            None => self.join_own(socket)?,
-        };
-        let service = &self.made[member.service].service;
-        if self.peers.is_none() {
-            service.count_start(member.id).unwrap_or_else(tell);
-        }
-        keep_requests(service, socket);
-        Ok(member)
+        self.join_all(&[socket]).map(|joined| joined[0])
     }
 
-    fn join_own(&mut self, socket: &Adopted) -> Result<Member> {
-        let address = socket.address()?;
+    /// Makes sockets at one address members of the service of its port, all or none.
+    pub(crate) fn join_all(&mut self, sockets: &[&Adopted]) -> Result<Vec<Member>> {
+        let (number, ids) = match self.peers {
+            Some(several) => {
+                let joined = sockets.iter().map(|socket| self.join_peers(several, socket));
+                return joined.collect();
+            }
+            None => self.join_own(sockets)?,
+        };
+        self.made[number].service.count_starts(&ids).unwrap_or_else(tell);
+        self.keep(number, sockets);
+        Ok(ids.into_iter().map(|id| Member { service: number, id }).collect())
+    }
+
+    fn keep(&self, service: ServiceNumber, sockets: &[&Adopted]) {
+        for socket in sockets {
+            keep_requests(&self.made[service].service, socket);
+        }
+    }
+
+    fn join_own(&mut self, sockets: &[&Adopted]) -> Result<(ServiceNumber, Vec<MemberId>)> {
+        let address = sockets[0].address()?;
         if let Some(number) = self.service_for(address) {
-            let made = &mut self.made[number];
-            match made.service.join_adopted(std::slice::from_ref(socket)) {
-                Ok(joined) => {
-                    let id = joined[0];
-                    made.members.push(own_listed(id, address, socket)?);
-                    return Ok(Member { service: number, id });
+            match self.made[number].service.join_adopted(sockets) {
+                Ok(ids) => {
+                    self.remember(number, &ids, address, sockets)?;
+                    return Ok((number, ids));
                 }
-                Err(Error::NoSuchService { .. }) => made.gone = true,
+                Err(Error::NoSuchService { .. }) => self.made[number].gone = true,
                 Err(error) => return Err(error),
             }
         }
         let name = self.name_for(address)?;
         remove_gone(&name)?;
-        let service = self.found(&name, socket)?;
-        let id = service.sockets()?[0].member;
+        let service = self.found(&name, sockets)?;
+        let ids = service.status()?.members.iter().map(|member| member.member).collect::<Vec<_>>();
         let number = self.add(service);
-        self.made[number].members.push(own_listed(id, address, socket)?);
-        Ok(Member { service: number, id })
+        self.remember(number, &ids, address, sockets)?;
+        Ok((number, ids))
+    }
+
+    /// Notes members until they are listed.
+    fn remember(
+        &mut self,
+        number: ServiceNumber,
+        ids: &[MemberId],
+        address: Address,
+        sockets: &[&Adopted],
+    ) -> Result<()> {
+        for (&member, socket) in ids.iter().zip(sockets) {
+            let (cookie, pid) = (socket.cookie()?, socket.pid());
+            let listed = ListedSocket { member, cookie, address, pid, gone: false };
+            self.made[number].members.push(listed);
+        }
+        Ok(())
     }
 
     /// The service on the port whose members can take each other's requests and these.
@@ -242,6 +268,7 @@ impl Services {
                     Err(error) => return Err(error),
                 },
             };
+            keep_requests(&service, socket);
             let known = self.made.iter().position(|made| !made.gone && made.service == service);
             let number = known.unwrap_or_else(|| self.add(service));
             return Ok(Member { service: number, id });
@@ -254,7 +281,7 @@ impl Services {
     fn open_or_found(&self, name: &Name, makes: bool, socket: &Adopted) -> Result<Option<Service>> {
         match Service::open(name.as_str()) {
             Err(Error::NoSuchService { .. }) if !makes => Ok(None),
-            Err(Error::NoSuchService { .. }) => match self.found(name, socket) {
+            Err(Error::NoSuchService { .. }) => match self.found(name, &[socket]) {
                 // A peer has been faster.
                 Err(Error::NameTaken { .. }) => Service::open(name.as_str()).map(Some),
                 founded => founded.map(Some),
@@ -263,11 +290,11 @@ impl Services {
         }
     }
 
-    /// A new service, of this socket.
-    fn found(&self, name: &Name, socket: &Adopted) -> Result<Service> {
-        let service = self.builder(name).share_adopted(std::slice::from_ref(socket))?;
+    /// A new service, of these sockets.
+    fn found(&self, name: &Name, sockets: &[&Adopted]) -> Result<Service> {
+        let service = self.builder(name).share_adopted(sockets)?;
         let Rules { policy, on_full, .. } = self.rules;
-        let port = socket.address()?.port;
+        let port = sockets[0].address()?.port;
         log::line(format_args!("service {name}: port {port}, policy {policy}, on full {on_full}"));
         Ok(service)
     }
@@ -361,10 +388,6 @@ fn listed(it: &ListedSocket) -> Listed {
     let served = std::path::Path::new(&format!("/proc/{}", it.pid)).exists();
     let ListedSocket { member: id, cookie, address, pid, gone } = *it;
     Listed { id, cookie, address, pid, gone, served }
-}
-
-fn own_listed(member: MemberId, address: Address, socket: &Adopted) -> Result<ListedSocket> {
-    Ok(ListedSocket { member, cookie: socket.cookie()?, address, pid: socket.pid(), gone: false })
 }
 
 /// Where several sockets have one address, what waits at one can move to another.

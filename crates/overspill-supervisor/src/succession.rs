@@ -120,15 +120,14 @@ fn own_services(name: &Name, held: &[Held]) -> Result<Vec<Service>> {
     let bases = [name.as_str().to_owned(), format!("{name}-ipv4"), format!("{name}-ipv6")];
     let held_names = control::names();
     let mut own = Vec::new();
-    for service in Service::all(&Namespace::current()?)? {
-        let base = service.name().as_str().split(':').next().unwrap_or_default();
+    for (full, sockets) in Service::sockets(&Namespace::current()?)? {
+        let base = full.as_str().split(':').next().unwrap_or_default();
         let is_another_s = base != name.as_str() && held_names.iter().any(|it| it.as_str() == base);
         if is_another_s || !bases.iter().any(|own| own == base) {
             continue;
         }
-        let sockets = service.sockets()?;
         if sockets.iter().any(|it| held.iter().any(|held| held.cookie == it.cookie)) {
-            own.push(service);
+            own.push(Service::open(full.as_str())?);
         }
     }
     Ok(own)

@@ -11,6 +11,9 @@ use crate::log;
 use crate::seats::{Member, Seat, Seats, ServiceNumber};
 use crate::services::tell;
 
+/// How many times as long it is between looks as long as no request comes.
+const QUIET: u32 = 5;
+
 /// A watch for each service.
 #[derive(Debug)]
 pub(crate) struct Watching {
@@ -18,6 +21,10 @@ pub(crate) struct Watching {
     /// What messages call who has a seat.
     noun: &'static str,
     watches: HashMap<ServiceNumber, (Watch, Option<Looker>)>,
+    /// How many requests had come at the last look.
+    placed: u64,
+    /// None has come since the look before, and none waits.
+    quiet: bool,
     /// The time of the last look.
     looked: Option<Instant>,
     /// Members that have another socket since: what was seen of them is of no use.
@@ -27,7 +34,15 @@ pub(crate) struct Watching {
 impl Watching {
     /// Bears with a worker for that long; zero watches nothing.
     pub(crate) fn new(patience: Duration, noun: &'static str) -> Self {
-        Self { patience, noun, watches: HashMap::new(), looked: None, forgotten: Vec::new() }
+        Self {
+            patience,
+            noun,
+            watches: HashMap::new(),
+            placed: 0,
+            quiet: false,
+            looked: None,
+            forgotten: Vec::new(),
+        }
     }
 
     /// Another socket has taken a member's place.
@@ -45,6 +60,7 @@ impl Watching {
             return None;
         }
         let interval = Watch::new(self.patience).interval();
+        let interval = if self.quiet { interval * QUIET } else { interval };
         Some(self.looked.map_or(now, |looked| looked + interval))
     }
 
@@ -60,6 +76,7 @@ impl Watching {
             return;
         }
         self.looked = Some(now);
+        let (mut placed, mut waits) = (0, false);
         self.watches.retain(|number, _| services.iter().any(|(there, _)| there == number));
         for (number, service) in services {
             let watch = self.watches.entry(*number);
@@ -68,12 +85,17 @@ impl Watching {
             // Who is left out of a look is unknown at the next one.
             let forgotten = |id| self.forgotten.contains(&Member { service: *number, id });
             queues.retain(|queue| !forgotten(queue.member));
+            placed += queues.iter().map(|queue| queue.placed).sum::<u64>();
+            let is_idle = |it: &Queue| it.queued == 0 && it.half_open == 0;
+            waits |= !queues.iter().all(|it| is_idle(it) && it.health == Health::Well);
             let seats: Vec<(MemberId, &Seat)> = seats.of(*number).collect();
             let Some(looker) = looker else { continue };
             let (name, noun) = (service.name(), self.noun);
             Look { looker, name, watch, queues, seats, copies, noun }.act(now);
         }
         self.forgotten.clear();
+        self.quiet = !waits && placed == self.placed;
+        self.placed = placed;
     }
 }
 

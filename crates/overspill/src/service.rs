@@ -365,6 +365,14 @@ impl Service {
         Ok(statuses)
     }
 
+    /// The members' sockets of all services of a network namespace, in list order, with the
+    /// services' names: less than [`Service::statuses`] tells, and cheaper.
+    pub fn sockets(namespace: &Namespace) -> Result<Vec<(Name, Vec<ListedSocket>)>> {
+        let Some(datapath) = Datapath::open(namespace)? else { return Ok(Vec::new()) };
+        let sockets = datapath.sockets()?.into_iter();
+        Ok(sockets.map(|(name, members)| (Name(name), members)).collect())
+    }
+
     /// Its name.
     #[must_use]
     pub fn name(&self) -> &Name {
@@ -388,31 +396,6 @@ impl Service {
         // Its number may have been given to another service since.
         let status = datapath.status(id)?.filter(|status| status.name == self.name.0);
         status.ok_or_else(|| self.unknown(std::iter::empty()))
-    }
-
-    /// The members and their sockets, in list order: less than [`Service::status`] tells, and
-    /// cheaper.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSuchService`] when it was removed.
-    pub fn sockets(&self) -> Result<Vec<ListedSocket>> {
-        let datapath = self.datapath()?;
-        let (id, roster) = self.read(&datapath)?;
-        let queues = datapath.queues(id, &self.name.0)?;
-        // A socket that is not among them has joined since.
-        let gone = |member| {
-            let queue = queues.iter().flatten().find(|queue| queue.member == member);
-            queue.is_some_and(|queue| queue.gone)
-        };
-        let listed = |it: &Member| ListedSocket {
-            member: it.id,
-            cookie: it.cookie,
-            address: it.address,
-            pid: it.pid,
-            gone: gone(it.id),
-        };
-        Ok(roster.members.iter().map(listed).collect())
     }
 
     /// Adds a listening socket of this process at the end of the list.
@@ -508,18 +491,29 @@ impl Service {
         })
     }
 
-    /// Counts a start of the member's process ([`MemberStatus::starts`]). For whoever starts
-    /// it: nothing else does.
+    /// Counts a start of the process of each of these members ([`MemberStatus::starts`]). For
+    /// whoever starts it: nothing else does.
     ///
     /// [`MemberStatus::starts`]: crate::MemberStatus::starts
     ///
     /// # Errors
     ///
     /// [`Error::NoSuchMember`].
-    pub fn count_start(&self, member: MemberId) -> Result<()> {
+    pub fn count_starts(&self, members: &[MemberId]) -> Result<()> {
         let Open { lock: _lock, datapath, roster, .. } = self.open_for_change()?;
-        let slot = roster.members[self.position(&roster, member)?].slot;
-        datapath.set_starts(slot, datapath.starts(slot)? + 1)
+        members.iter().try_for_each(|&member| {
+            let slot = roster.members[self.position(&roster, member)?].slot;
+            datapath.set_starts(slot, datapath.starts(slot)? + 1)
+        })
+    }
+
+    /// Counts a start of one member's process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchMember`].
+    pub fn count_start(&self, member: MemberId) -> Result<()> {
+        self.count_starts(&[member])
     }
 
     /// Puts another listening socket into a member's place: that of its successor, at the

@@ -229,21 +229,25 @@ tell(together == sorted(together))
     run.ends_at(Signal::SIGTERM);
 }
 
+/// The supervisor lets it join again, and it stands where its server has asked it to.
 #[test]
-fn a_member_taken_out_is_told_so() {
+fn a_member_taken_out_comes_back_to_its_place() {
     world::enter();
     let run = start(
         "",
         "
 made = [listening((f'10.0.0.{n}', 80)) for n in (1, 2)]
 tell(join(80, made))
-waits_for('ENOENT', lambda: place(made[0]))
-waits_for('0 of web', lambda: place(made[1]))
+waits_for('0 of web', lambda: place(made[0]))
+waits_for('1 of web', lambda: place(made[1]))
 ",
     );
-    tells(&run, &["ok"]);
-    crate::tool::overspill("rm web 0").done();
-    tells(&run, &["ENOENT", "0 of web"]);
+    tells(&run, &["ok", "0 of web", "1 of web"]);
+    crate::tool::overspill("rm web 0 --force").done();
+    wait_until("it is back", || {
+        let ids: Vec<u32> = members("web").iter().map(|member| member.member.0).collect();
+        ids == [2, 1]
+    });
     run.ends_at(Signal::SIGTERM);
 }
 

@@ -209,10 +209,21 @@ fn copy(from: &Path, to: &Path, edit: &dyn Fn(&Path, Vec<u8>) -> Vec<u8>) -> boo
     }
     if from.is_dir() {
         fs::create_dir_all(to).unwrap();
-        let entries = fs::read_dir(from).unwrap().map(|entry| entry.unwrap().file_name());
+        let names = |folder: &Path| {
+            fs::read_dir(folder)
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name())
+                .collect::<Vec<_>>()
+        };
+        let there = names(from);
+        let stale: Vec<_> = names(to).into_iter().filter(|name| !there.contains(name)).collect();
+        for name in &stale {
+            let path = to.join(name);
+            if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.unwrap();
+        }
         // Each is copied: no short cut after the first that differs.
-        let differ = entries.filter(|name| copy(&from.join(name), &to.join(name), edit));
-        return differ.count() > 0;
+        let differ = there.iter().filter(|name| copy(&from.join(name), &to.join(name), edit));
+        return differ.count() + stale.len() > 0;
     }
     let wanted = edit(from, fs::read(from).unwrap());
     let differs = fs::read(to).ok().as_ref() != Some(&wanted);

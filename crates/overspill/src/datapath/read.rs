@@ -14,7 +14,7 @@ use super::roster::{self, Member, Roster, Row, health_flags};
 use crate::error::{Error, Result};
 use crate::member::Health;
 use crate::policy::Policy;
-use crate::status::{Exits, MemberState, MemberStatus, Queue, Requests, Status};
+use crate::status::{Exits, ListedSocket, MemberState, MemberStatus, Queue, Requests, Status};
 use crate::sys;
 
 /// How often a roster that is replaced while it is read is read again.
@@ -216,6 +216,22 @@ impl Datapath {
         }
     }
 
+    /// The members' sockets of all services, with the services' names.
+    pub(crate) fn sockets(&self) -> Result<Vec<(String, Vec<ListedSocket>)>> {
+        let mut all = Vec::new();
+        for id in self.numbers()? {
+            while let Some((place, roster)) = self.published(id)? {
+                let figures = self.figures(id, &roster)?;
+                if self.still_published(id, &place, &roster)? {
+                    let members = roster.members.iter().zip(figures);
+                    all.push((roster.name.clone(), members.map(listed).collect()));
+                    break;
+                }
+            }
+        }
+        Ok(all)
+    }
+
     /// Marks a member's health in the published snapshot. False if the member moved.
     pub(crate) fn mark(&self, id: u32, position: usize, member: &Member) -> Result<bool> {
         self.set_flags(id, position, member, [health_flags(member.health), HUNG | TRIAL])
@@ -290,6 +306,16 @@ fn member_status(
         redirected_out: counters.redirected_out,
         special: counters.special,
         starts,
+    }
+}
+
+fn listed((member, figures): (&Member, Option<Figures>)) -> ListedSocket {
+    ListedSocket {
+        member: member.id,
+        cookie: member.cookie,
+        address: member.address,
+        pid: member.pid,
+        gone: figures.is_none(),
     }
 }
 
