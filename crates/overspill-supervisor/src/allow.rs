@@ -42,6 +42,7 @@ const LEAVING: Duration = Duration::from_secs(15);
 pub fn run(peers: Peers) -> Result<()> {
     let (sender, events) = channel();
     watch_signals(&Ignored::read()?, sender.clone())?;
+    crate::worker::raise_descriptors();
     let report = sender.clone();
     let hand = Hand::start(Services::of_peers(&peers), move |done| {
         let _ = report.send(Event::Done(done));
@@ -62,6 +63,7 @@ pub fn run(peers: Peers) -> Result<()> {
         watching: Watching::new(peers.patience, "process"),
         hand,
         busy: false,
+        told: None,
         looked: None,
         hinted: true,
         hint: Arc::default(),
@@ -112,6 +114,8 @@ struct Keeper {
     watching: Watching,
     hand: Hand,
     busy: bool,
+    /// Why hooks could not be attached, as it was told.
+    told: Option<String>,
     looked: Option<Instant>,
     hinted: bool,
     hint: Arc<AtomicBool>,
@@ -134,7 +138,14 @@ impl Keeper {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the keeper holds a sender"),
             }
             self.bury();
-            self.attach()?;
+            if let Err(error) = self.attach() {
+                // A unit goes at any moment. What stays is told once.
+                let why = error.to_string();
+                if self.told.as_ref() != Some(&why) {
+                    log::line(format_args!("{why}; it is tried again"));
+                }
+                self.told = Some(why);
+            }
             self.look();
             self.watching.look(&self.services, &self.seats, &self.copies);
         }
@@ -167,8 +178,13 @@ impl Keeper {
         Ok(())
     }
 
-    fn processes(&self) -> Vec<u32> {
-        self.grounds.iter().flat_map(|it| it.cgroup.processes().unwrap_or_default()).collect()
+    /// Nothing if they can't be read now.
+    fn processes(&self) -> Option<Vec<u32>> {
+        let of = |it: &Ground| match it.cgroup.processes() {
+            Err(_) if !it.cgroup.path().exists() => Some(Vec::new()),
+            processes => processes.ok(),
+        };
+        Some(self.grounds.iter().map(of).collect::<Option<Vec<_>>>()?.concat())
     }
 
     /// Looks at what processes hold, if it is time to, and does what follows from it.
@@ -184,13 +200,14 @@ impl Keeper {
         }
         (self.looked, self.hinted) = (Some(now), false);
         self.hint.store(false, Ordering::Release);
-        let processes = self.processes();
+        // What can't be seen now is seen later: nothing follows from it.
+        let Some(processes) = self.processes() else { return };
         for &pid in &processes {
             self.meet(pid);
         }
         let group = |it: &Owner| Group { id: it.id, processes: vec![it.pid] };
         let groups: Vec<Group> = self.owners.iter().map(group).collect();
-        let (held, fresh) = self.sight.look(now, &groups);
+        let Some((held, fresh)) = self.sight.look(now, &groups) else { return };
         for socket in fresh {
             if let Ok(cookie) = socket.cookie() {
                 self.copies.insert(cookie, Arc::new(socket));

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid};
 use overspill::{Address, Cgroup};
 
@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::instance_id::InstanceId;
 use crate::log;
 use crate::services::tell;
+use crate::sight::Group;
 use crate::threads::start_thread;
 
 /// A process of a worker. There are two of a worker while one replaces the other.
@@ -82,12 +83,22 @@ impl Instance {
         self.child.as_ref().map_or(self.successor.unwrap_or_default(), Child::id)
     }
 
-    /// All its processes that are known.
-    pub(crate) fn processes(&self) -> Vec<u32> {
-        match &self.cgroup {
-            Some(cgroup) => cgroup.processes().unwrap_or_default(),
+    /// All its processes that are known; nothing if they can't be read now.
+    pub(crate) fn group_now(&self) -> Option<Group> {
+        let processes = match &self.cgroup {
+            Some(cgroup) => match cgroup.processes() {
+                Ok(processes) => processes,
+                Err(_) if !cgroup.path().exists() => Vec::new(),
+                Err(_) => return None,
+            },
             None => vec![self.pid()],
-        }
+        };
+        Some(Group { id: self.id, processes })
+    }
+
+    /// All its processes, as far as they can be read.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        self.group_now().map(|group| group.processes).unwrap_or_default()
     }
 
     pub(crate) fn is_stranger(&self) -> bool {
@@ -97,6 +108,15 @@ impl Instance {
     /// Whether it is one that a killed supervisor has left, and has ended.
     pub(crate) fn has_left(&self) -> bool {
         self.child.is_none() && self.cgroup.as_ref().is_none_or(|it| it.is_empty().unwrap_or(true))
+    }
+
+    /// Whether its first process has ended, or, of one that is no child, all of them.
+    pub(crate) fn has_ended(&self) -> bool {
+        if self.child.is_none() {
+            return self.has_left();
+        }
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
+        waitid(Id::Pid(self.group()), flags).is_ok_and(|status| status != WaitStatus::StillAlive)
     }
 
     /// Calls this when its process ends, and leaves it to be reaped.

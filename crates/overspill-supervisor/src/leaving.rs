@@ -23,6 +23,7 @@ impl Supervisor {
         // Who shares its socket with its successor would go on taking requests.
         let drain = if self.plan.hands_over() { Duration::ZERO } else { self.plan.drain };
         let until = now.checked_add(drain);
+        self.leaving.retain(|it| it.id != id);
         self.leaving.push(Leaving { id, phase: Phase::Drains(until), look: now });
     }
 

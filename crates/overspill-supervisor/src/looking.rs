@@ -39,6 +39,9 @@ impl Supervisor {
             () if !self.begun => looked + BEGINNING,
             () => looked + Self::LOOK,
         };
+        let closed = self.instances.iter().filter(|it| self.serves(it)).filter_map(|it| it.closed);
+        let closed = closed.map(|since| since + CLOSED).filter(|&at| at > looked);
+        let sooner = closed.fold(sooner, Instant::min);
         let again = self.seats.next_attempt().filter(|_| !self.busy);
         again.map_or(sooner, |at| sooner.min(at.max(looked + APART)))
     }
@@ -51,11 +54,15 @@ impl Supervisor {
         self.looks.last = Some(now);
         self.looks.hinted = false;
         self.looks.hint.store(false, Ordering::Release);
-        let fresh = self.see(now);
+        // What can't be seen now is seen later: nothing follows from it.
+        let Some(fresh) = self.see(now) else { return };
         self.succeed_closed(now);
+        self.take_back();
+        self.dismiss_strays();
         if !self.redirected {
             // Without a service a socket is the worker's own affair, as without overspill.
             self.tell_listening(&fresh);
+            self.note_begun();
             return;
         }
         for socket in fresh {
@@ -73,13 +80,12 @@ impl Supervisor {
     }
 
     /// Sees who holds what.
-    fn see(&mut self, now: Instant) -> Vec<Adopted> {
+    fn see(&mut self, now: Instant) -> Option<Vec<Adopted>> {
         if self.plan.hands_over() {
-            return self.see_own();
+            return Some(self.see_own());
         }
-        let group = |it: &Instance| Group { id: it.id, processes: it.processes() };
-        let groups: Vec<Group> = self.instances.iter().map(group).collect();
-        let (held, fresh) = self.sight.look(now, &groups);
+        let groups: Option<Vec<Group>> = self.instances.iter().map(Instance::group_now).collect();
+        let (held, fresh) = self.sight.look(now, &groups?)?;
         for instance in &mut self.instances {
             let mut own = held.iter().filter(|it| it.owner == instance.id).peekable();
             instance.listened |= own.peek().is_some();
@@ -96,7 +102,7 @@ impl Supervisor {
             instance.holds = holds;
         }
         self.held = held;
-        fresh
+        Some(fresh)
     }
 
     /// A worker that has closed all its sockets finishes what it has, and ends: its successor is
@@ -106,7 +112,7 @@ impl Supervisor {
         let is_closed = |it: &&Instance| {
             self.serves(it)
                 && it.closed.is_some_and(|since| now >= since + CLOSED)
-                && replaced.is_none_or(|step| step.successor != it.id)
+                && replaced.is_none_or(|step| step.worker != it.worker)
         };
         let closed = self.instances.iter().filter(is_closed);
         for (id, worker) in closed.map(|it| (it.id, it.worker)).collect::<Vec<_>>() {
@@ -114,8 +120,53 @@ impl Supervisor {
             let pause = log::after(self.crew.server_ended(worker, now));
             log::line(format_args!("{told} has closed its sockets; next start {pause}"));
             self.current[worker] = None;
+            // One of each worker takes what time it wants.
+            let finishing = |it: &&Leaving| matches!(it.phase, Phase::Finishes);
+            let before = self.leaving.iter().filter(finishing).map(|it| it.id);
+            let before: Vec<InstanceId> =
+                before.filter(|&id| self.find(id).is_some_and(|it| it.worker == worker)).collect();
+            for id in before {
+                self.take_leave(id);
+            }
             self.leaving.push(Leaving { id, phase: Phase::Finishes, look: now });
         }
+    }
+
+    /// A worker that has closed its sockets and listens again serves on, if its successor does not
+    /// yet; otherwise it is one too many.
+    fn take_back(&mut self) {
+        let finishes = |it: &&Leaving| matches!(it.phase, Phase::Finishes);
+        let finishing: Vec<InstanceId> =
+            self.leaving.iter().filter(finishes).map(|it| it.id).collect();
+        for id in finishing {
+            let Some(it) = self.find(id).filter(|it| !it.holds.is_empty()) else { continue };
+            let worker = it.worker;
+            let successor = self.current[worker].and_then(|id| self.find(id));
+            if successor.is_some_and(|it| it.listened) {
+                self.take_leave(id);
+                continue;
+            }
+            let successor = successor.map(|it| it.id);
+            self.leaving.retain(|it| it.id != id);
+            self.current[worker] = Some(id);
+            self.crew.started(worker, Instant::now());
+            if let Some(successor) = successor {
+                self.take_leave(successor);
+            }
+        }
+    }
+
+    /// Nobody runs that is not known to serve, to come or to leave.
+    fn dismiss_strays(&mut self) {
+        let step = self.restart.as_ref().and_then(|restart| restart.step);
+        let known = |it: &&Instance| {
+            self.serves(it)
+                || self.leaving.iter().any(|leaving| leaving.id == it.id)
+                || step.is_some_and(|step| step.successor == it.id || step.old == it.id)
+                || it.believed.is_some()
+        };
+        let strays = self.instances.iter().filter(|it| !known(it)).map(|it| it.id);
+        strays.collect::<Vec<_>>().into_iter().for_each(|id| self.take_leave(id));
     }
 
     /// The process that goes on with the sockets of an instance whose first process has ended as
@@ -124,9 +175,8 @@ impl Supervisor {
         if self.plan.hands_over() || !self.instance_opt(id)?.ended_well() {
             return None;
         }
-        let group = |it: &Instance| Group { id: it.id, processes: it.processes() };
-        let groups: Vec<Group> = self.find(id).map(group).into_iter().collect();
-        let (held, _) = Sight::default().look(Instant::now(), &groups);
+        let group = self.find(id)?.group_now()?;
+        let (held, _) = Sight::default().look(Instant::now(), &[group])?;
         held.iter().find(|it| it.shares_port).map(|it| it.pid)
     }
 
@@ -233,6 +283,13 @@ impl Supervisor {
                 self.job.copies.insert(cookie, Arc::clone(copy));
             }
             self.job.actions.push(action);
+        }
+        for seat in self.seats.all() {
+            // Taken again at the next look.
+            if seat.owner.is_some() && !self.copies.contains_key(&seat.cookie) {
+                self.sight.forget(seat.cookie);
+                self.looks.hinted = true;
+            }
         }
         // Older kernels wake nobody for a connection that was moved.
         for seat in self.seats.all().iter().filter(|seat| emptied.contains(&seat.address)) {

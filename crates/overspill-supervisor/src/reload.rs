@@ -52,7 +52,13 @@ impl Supervisor {
 
     /// The services have the new rules, or refuse them.
     pub(crate) fn rules_set(&mut self, result: Result<(), String>) {
-        let Some(reload) = self.reload.take() else { return };
+        let Some(reload) = self.reload.take() else {
+            // Those of a service that was taken over.
+            if let Err(why) = result {
+                log::line(format_args!("the rules of the services are as before: {why}"));
+            }
+            return;
+        };
         match result {
             Ok(()) => self.reload_by(reload),
             Err(why) => refuse(&[why], reload.reply),

@@ -68,6 +68,13 @@ impl Supervisor {
     /// Starts a worker's successor; a worker that does not run is started anew anyway.
     fn begin_step(&mut self, worker: usize) -> bool {
         let Some(old) = self.current[worker] else { return true };
+        if self.is_in_the_way(old) {
+            // It is started anew when it has ended.
+            self.current[worker] = None;
+            self.crew.ended(worker, Instant::now());
+            self.take_leave(old);
+            return true;
+        }
         match self.spawn(worker) {
             Ok(successor) => {
                 let until = Instant::now() + self.plan.ready;
@@ -81,6 +88,15 @@ impl Supervisor {
                 false
             }
         }
+    }
+
+    /// Whether a worker of a killed supervisor has its port for itself: it was bound when no hook
+    /// was there.
+    fn is_in_the_way(&self, id: InstanceId) -> bool {
+        let instance = self.find(id).filter(|it| it.is_stranger());
+        instance.is_some_and(|it| {
+            it.holds.is_empty() && self.held.iter().any(|held| held.owner == it.id)
+        })
     }
 
     /// Whether a successor can take over: it listens wherever its predecessor does.
@@ -101,6 +117,17 @@ impl Supervisor {
         if let Some(restart) = &mut self.restart {
             restart.step = Some(Step { takes_over: true, ..step });
         }
+    }
+
+    /// A worker has ended while its successor comes up: no other one is started. False where none
+    /// comes.
+    pub(crate) fn succeed_early(&mut self, old: InstanceId) -> bool {
+        let step = self.restart.as_ref().and_then(|restart| restart.step);
+        let Some(step) = step.filter(|step| step.old == old) else { return false };
+        if self.current[step.worker] == Some(old) {
+            self.hand_over(step);
+        }
+        true
     }
 
     fn has_taken_over(&self, step: Step) -> bool {

@@ -46,7 +46,7 @@ const BELIEVED: Duration = Duration::from_millis(100);
 /// How long what was killed may take to end.
 const ENDING: Duration = Duration::from_secs(5);
 /// How long it may take to remove the services in the end: somebody else may be changing some.
-const REMOVING: Duration = Duration::from_secs(15);
+const REMOVING: Duration = Duration::from_secs(2);
 
 /// Runs the workers until a signal ends them. Nothing is left behind, whatever happens. A
 /// plan that can be read again is, at each restart.
@@ -91,6 +91,7 @@ pub fn run(plan: Plan, reread: Option<Reread>) -> Result<()> {
         plan,
         sockets,
         relay,
+        descriptors: worker::raise_descriptors(),
         sight: crate::sight::Sight::default(),
         held: Vec::new(),
         looks: Looks { last: None, hinted: true, hint: Arc::default(), overdue: false },
@@ -363,6 +364,13 @@ impl Run {
         if it.leaving.iter().any(|it| it.id == id) {
             it.leaving.retain(|it| it.id != id);
             log::line(format_args!("{told} {ending}"));
+            // Its successor has the same sockets.
+            self.revive(worker);
+            return Ok(());
+        }
+        if it.succeed_early(id) {
+            log::line(format_args!("{told} {ending}; its successor takes over as it comes"));
+            self.revive(worker);
             return Ok(());
         }
         if it.successor_ended(id, &format!("{told} {ending} before it was ready"))
@@ -471,7 +479,8 @@ impl Run {
                 }
                 _ => {}
             }
-            let ended = self.supervisor.instances.iter().filter(|it| it.has_left());
+            // Of some the word has come before.
+            let ended = self.supervisor.instances.iter().filter(|it| it.has_ended());
             ended.map(|it| it.id).collect::<Vec<_>>().into_iter().for_each(|id| self.bury(id));
         }
     }
@@ -502,7 +511,7 @@ impl Run {
             }
             cgroup.remove()
         });
-        let removed = removed.map(|removed| removed.recv_timeout(REMOVING));
+        let removed = removed.map(|removed| removed.recv_timeout(REMOVING.max(it.plan.grace)));
         let services = match removed {
             None => Ok(()),
             Some(Ok(result)) => result.map_err(Error::from),

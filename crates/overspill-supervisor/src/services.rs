@@ -119,9 +119,8 @@ impl Services {
     }
 
     /// Uses a service that a predecessor has made.
-    pub(crate) fn take_over(&mut self, service: Service) -> Result<ServiceNumber> {
-        self.apply_rules_to(&service)?;
-        Ok(self.add(service))
+    pub(crate) fn take_over(&mut self, service: Service) {
+        self.add(service);
     }
 
     fn add(&mut self, service: Service) -> ServiceNumber {

@@ -1,17 +1,14 @@
 //! Looks at the listening sockets that processes hold now.
 //!
-//! The kernel lists the sockets of a network namespace that listen before all others
-//! (`/proc/net/tcp`; `tcp_get_idx` in `net/ipv4/tcp_ipv4.c`), so that a look reads these alone. A
-//! socket that is known is looked for at the descriptor where it was; the descriptors of
-//! processes are gone through only for one that is new, or is not there any more.
+//! A look asks the kernel for those that listen, and no others. A socket that is known is looked
+//! for at the descriptor where it was; the descriptors of processes are gone through only for one
+//! that is new, or is not there any more.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufRead as _, BufReader};
 use std::time::{Duration, Instant};
 
 use overspill::adopt::{self, Adopted};
-use overspill::{Address, Error};
+use overspill::{Address, Error, listening};
 
 use crate::instance_id::InstanceId;
 use crate::services::tell;
@@ -65,12 +62,25 @@ pub(crate) struct Sight {
     missing: HashMap<u64, Pause>,
     /// Processes whose descriptors can't be read.
     unreadable: HashSet<u32>,
+    /// Why the last look failed, as it was told.
+    told: Option<String>,
 }
 
 impl Sight {
     /// The sockets that these processes hold; and copies of those that were not known.
-    pub(crate) fn look(&mut self, now: Instant, groups: &[Group]) -> (Vec<Held>, Vec<Adopted>) {
-        let listening = listening();
+    /// Nothing if they can't be read now: that they are closed does not follow from it.
+    pub(crate) fn look(
+        &mut self,
+        now: Instant,
+        groups: &[Group],
+    ) -> Option<(Vec<Held>, Vec<Adopted>)> {
+        let listening = match listening() {
+            Ok(listening) => listening,
+            Err(error) => {
+                self.tell_once(error);
+                return None;
+            }
+        };
         self.known.retain(|inode, _| listening.contains(inode));
         self.missing.retain(|inode, _| listening.contains(inode));
         let owners: HashMap<u32, InstanceId> = groups
@@ -90,13 +100,22 @@ impl Sight {
             .into_iter()
             .filter(|inode| !holders.contains_key(inode) && is_due(inode))
             .collect();
-        let fresh = self.search(groups, &mut wanted, &mut holders);
+        let fresh = self.search(groups, &mut wanted, &mut holders)?;
+        self.told = None;
         self.missing.retain(|inode, _| !holders.contains_key(inode));
         for inode in wanted {
             self.miss(now, inode);
         }
         let held = holders.iter().filter_map(|(inode, &owner)| self.known[inode].held(owner));
-        (held.collect(), fresh)
+        Some((held.collect(), fresh))
+    }
+
+    fn tell_once(&mut self, error: Error) {
+        let why = error.with_causes();
+        if self.told.as_ref() != Some(&why) {
+            tell(error);
+            self.told = Some(why);
+        }
     }
 
     /// Goes through the descriptors of processes. What is found is wanted no more.
@@ -105,7 +124,7 @@ impl Sight {
         groups: &[Group],
         wanted: &mut HashSet<u64>,
         holders: &mut HashMap<u64, InstanceId>,
-    ) -> Vec<Adopted> {
+    ) -> Option<Vec<Adopted>> {
         let mut fresh = Vec::new();
         for (owner, pid) in
             groups.iter().flat_map(|it| it.processes.iter().map(|&pid| (it.id, pid)))
@@ -113,7 +132,7 @@ impl Sight {
             if wanted.is_empty() {
                 break;
             }
-            for (descriptor, inode) in self.sockets_of(pid) {
+            for (descriptor, inode) in self.sockets_of(pid)? {
                 if !wanted.contains(&inode) {
                     continue;
                 }
@@ -130,19 +149,24 @@ impl Sight {
                 holders.insert(inode, owner);
             }
         }
-        fresh
+        Some(fresh)
     }
 
-    /// The sockets of a process. Why they can't be read is told once.
-    fn sockets_of(&mut self, pid: u32) -> Vec<(i32, u64)> {
+    /// The sockets of a process; nothing if that can't be told now. Why it may not be read is told
+    /// once.
+    fn sockets_of(&mut self, pid: u32) -> Option<Vec<(i32, u64)>> {
         match adopt::sockets_of(pid) {
-            Ok(sockets) => sockets,
-            Err(Error::NoSuchProcess { .. }) => Vec::new(),
-            Err(error) => {
+            Ok(sockets) => Some(sockets),
+            Err(Error::NoSuchProcess { .. }) => Some(Vec::new()),
+            Err(error @ Error::Permission { .. }) => {
                 if self.unreadable.insert(pid) {
                     tell(error);
                 }
-                Vec::new()
+                Some(Vec::new())
+            }
+            Err(error) => {
+                self.tell_once(error);
+                None
             }
         }
     }
@@ -192,45 +216,8 @@ fn take(pid: u32, descriptor: i32, inode: u64) -> Option<Adopted> {
     })
 }
 
-/// The inode numbers of the TCP sockets of this network namespace that listen.
-fn listening() -> HashSet<u64> {
-    let files = ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"];
-    let files = files.into_iter().filter_map(|path| File::open(path).ok());
-    files
-        .flat_map(|file| listening_in(BufReader::new(file).lines().map_while(Result::ok)))
-        .collect()
-}
-
-fn listening_in(lines: impl Iterator<Item = String>) -> Vec<u64> {
-    const LISTEN: &str = "0A";
-    let fields = |line: String| -> Option<(bool, u64)> {
-        let mut fields = line.split_whitespace().skip(3);
-        let listens = fields.next()? == LISTEN;
-        Some((listens, fields.nth(5)?.parse().ok()?))
-    };
-    let sockets = lines.skip(1).map_while(fields);
-    sockets.take_while(|(listens, _)| *listens).map(|(_, inode)| inode).collect()
-}
-
 /// Whether a process's descriptor is the socket with that inode number.
 fn holds((pid, descriptor): (u32, i32), inode: u64) -> bool {
     let link = std::fs::read_link(format!("/proc/{pid}/fd/{descriptor}"));
     link.is_ok_and(|link| link.as_os_str() == format!("socket:[{inode}]").as_str())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn listeners_are_read_and_no_others() {
-        let text = "\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 21 1 0 100 0 0 10 0
-   1: 00000000:0016 00000000:0000 0A 00000000:00000003 00:00000000 00000000     0        0 22 1 0 100 0 0 10 0
-   2: 0100007F:1F90 0100007F:A001 01 00000000:00000000 00:00000000 00000000     0        0 23 1 0 20 4 30 10 -1
-";
-        assert_eq!(listening_in(text.lines().map(str::to_owned)), [21, 22]);
-        assert_eq!(listening_in(std::iter::empty()), Vec::<u64>::new());
-    }
 }

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::instance::Instance;
 use crate::log;
 use crate::services::Services;
-use crate::sight::{Group, Held};
+use crate::sight::{Group, Held, Sight};
 use crate::supervisor::{Supervisor, cgroup_prefix};
 
 /// A worker's control group, as its name says whose it is.
@@ -38,13 +38,15 @@ impl Supervisor {
             let id = self.next_id.take();
             self.instances.push(Instance::left(id, worker, cgroup));
         }
-        let group = |it: &Instance| Group { id: it.id, processes: it.processes() };
-        let groups: Vec<Group> = self.instances.iter().map(group).collect();
-        let (held, _) = std::mem::take(&mut self.sight).look(std::time::Instant::now(), &groups);
+        let groups: Vec<Group> = self.instances.iter().filter_map(Instance::group_now).collect();
+        let held = Sight::default().look(std::time::Instant::now(), &groups);
+        let held = held.map(|(held, _)| held).unwrap_or_default();
         if self.redirected {
             for service in own_services(&self.plan.name, &held)? {
-                services.take_over(service)?;
+                services.take_over(service);
             }
+            // The hand sets them: it may take time.
+            self.job.rules = Some((self.plan.rules, self.plan.dispatcher.clone()));
             self.listing = services.list();
             self.services = services.all();
         }
@@ -97,7 +99,8 @@ fn left_behind(name: &Name) -> Result<Vec<Left>> {
             }
             continue;
         }
-        if !processes.iter().all(is_here) {
+        // One that ends just now is nowhere.
+        if !processes.iter().any(is_here) {
             continue;
         }
         for cgroup in run.children().unwrap_or_default() {

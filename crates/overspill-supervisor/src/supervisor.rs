@@ -126,6 +126,8 @@ pub(crate) struct Supervisor {
     /// Those that are handed to the workers.
     pub(crate) sockets: Sockets,
     pub(crate) relay: Relay,
+    /// How many descriptors a worker may have open, if not as many as this process.
+    pub(crate) descriptors: Option<u64>,
     /// Whether there are services at all: redirection was on at the start.
     pub(crate) redirected: bool,
     pub(crate) sight: Sight,
@@ -235,6 +237,7 @@ impl Supervisor {
             command: &self.plan.command,
             cgroup: cgroup.as_ref(),
             words: self.words.as_ref(),
+            descriptors: self.descriptors,
         }
         .start(self.sockets.of(worker), outputs);
         let child = started.inspect_err(|_| {

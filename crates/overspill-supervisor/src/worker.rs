@@ -14,11 +14,13 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use nix::errno::Errno;
 use nix::sys::signal::SigSet;
 use nix::unistd::{Uid, User, initgroups, setgid, setuid};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use overspill::{Cgroup, Words, nearest};
 
@@ -29,6 +31,9 @@ use crate::error::{Error, Result};
 /// The first of the descriptors handed over (`SD_LISTEN_FDS_START`).
 const FIRST_DESCRIPTOR: i32 = 3;
 
+/// How long the supervisor waits until a process has become COMMAND.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Become a worker (for `overspill run`)
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -36,6 +41,9 @@ pub struct Args {
     user: Option<String>,
     #[arg(long)]
     cgroup: Option<PathBuf>,
+    /// How many descriptors it may have open
+    #[arg(long)]
+    descriptors: Option<u64>,
     #[arg(last = true, required = true)]
     command: Vec<OsString>,
 }
@@ -59,6 +67,8 @@ pub(crate) struct Start<'a> {
     pub(crate) command: &'a [OsString],
     /// Where it belongs to, if it makes its sockets itself.
     pub(crate) cgroup: Option<&'a Cgroup>,
+    /// How many descriptors it may have open, if not as many as the supervisor.
+    pub(crate) descriptors: Option<u64>,
     /// What it is to write its words to, if it is to.
     pub(crate) words: Option<&'a Words>,
 }
@@ -75,6 +85,8 @@ impl Start<'_> {
         let (mut child, mut report) =
             spawned.map_err(|error| NotStarted::new(Error::system("start a worker", error)))?;
         let mut failure = String::new();
+        // One that takes longer tells of its failure itself, and is seen to end.
+        let _ = report.set_read_timeout(Some(PATIENCE));
         // A report that breaks off is one that COMMAND's start has closed.
         let _ = report.read_to_string(&mut failure);
         if failure.is_empty() {
@@ -110,6 +122,9 @@ impl Start<'_> {
         }
         if let Some(cgroup) = self.cgroup {
             worker.arg("--cgroup").arg(cgroup.path()).env("GODEBUG", go_debug());
+        }
+        if let Some(descriptors) = self.descriptors {
+            worker.args(["--descriptors", &descriptors.to_string()]);
         }
         if names.is_empty() {
             worker.env_remove("LISTEN_FDS").env_remove("LISTEN_FDNAMES");
@@ -163,6 +178,11 @@ pub fn run(args: &Args) -> Result<()> {
 fn become_command(args: &Args) -> Result<Infallible> {
     // The supervisor blocks the signals that it waits for; a worker is to get them.
     SigSet::empty().thread_set_mask().map_err(|error| Error::system("unblock signals", error))?;
+    if let Some(current) = args.descriptors {
+        let limit = Rlimit { current: Some(current), ..getrlimit(Resource::Nofile) };
+        setrlimit(Resource::Nofile, limit)
+            .map_err(|error| Error::system("limit the number of open files", error))?;
+    }
     if let Some(cgroup) = &args.cgroup {
         Cgroup::at(cgroup.clone()).enter(std::process::id())?;
     }
@@ -180,6 +200,14 @@ fn become_command(args: &Args) -> Result<Infallible> {
     }
     let operation = format!("start {}", program.display());
     Err(Error::helped(operation, command.exec(), "; give a program in PATH, or its path"))
+}
+
+/// Lets this process have as many descriptors as it may: it holds a copy of each socket. Gives
+/// what its workers are to have.
+pub(crate) fn raise_descriptors() -> Option<u64> {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    setrlimit(Resource::Nofile, raised).ok().and(limit.current)
 }
 
 /// The user of that name or number.

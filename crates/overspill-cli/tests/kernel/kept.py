@@ -8,6 +8,8 @@ dies=FILE    when it listens, it kills itself, unless FILE exists; it makes FILE
 again        worker 0 listens again and again
 closes       at SIGUSR1 it closes its sockets and goes on running
 upgrades     at SIGUSR2 a child goes on with its sockets, and it ends
+reopens      at SIGUSR1 it closes its sockets, and listens again a while later
+slow=FILE    if FILE exists it takes a second until it listens
 notes=FILE   at SIGUSR2 it makes FILE and ends
 """
 
@@ -39,6 +41,19 @@ def serve(listener):
         connection.close()
 
 
+def listen():
+    for address in addresses.split(","):
+        host, port = address.rsplit(":", 1)
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, int(port)))
+        listener.listen(64)
+        # So that who waits in accept() sees that it is closed.
+        listener.settimeout(0.05)
+        listeners.append(listener)
+        threading.Thread(target=serve, args=[listener]).start()
+
+
 def close(*_):
     for listener in listeners:
         listener.close()
@@ -49,6 +64,13 @@ def upgrade(*_):
         os._exit(0)
     for listener in listeners:
         threading.Thread(target=serve, args=[listener]).start()
+
+
+def reopen(*_):
+    close()
+    listeners.clear()
+    time.sleep(3)
+    listen()
 
 
 def note(*_):
@@ -62,16 +84,11 @@ if "upgrades" in words:
     signal.signal(signal.SIGUSR2, upgrade)
 if "notes" in words:
     signal.signal(signal.SIGUSR2, note)
-for address in addresses.split(","):
-    host, port = address.rsplit(":", 1)
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, int(port)))
-    listener.listen(64)
-    # So that who waits in accept() sees that it is closed.
-    listener.settimeout(0.05)
-    listeners.append(listener)
-    threading.Thread(target=serve, args=[listener]).start()
+if "reopens" in words:
+    signal.signal(signal.SIGUSR1, reopen)
+if os.path.exists(words.get("slow", "")):
+    time.sleep(1)
+listen()
 if "dies" in words and not os.path.exists(words["dies"]):
     open(words["dies"], "w").close()
     os.kill(os.getpid(), signal.SIGKILL)

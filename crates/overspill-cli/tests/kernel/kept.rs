@@ -197,7 +197,7 @@ fn a_worker_that_listens_again_and_again_harms_itself_alone() {
         wait_until("it is succeeded", || pids("web")[1] != before[1]);
     }
     all_active(2);
-    assert_eq!(starts("web"), [1, 4]);
+    wait_until("each start is counted", || starts("web") == [1, 4]);
     run.ends_at(Signal::SIGTERM);
 }
 
@@ -345,4 +345,95 @@ fn a_stopped_worker_delays_nothing() {
     let start = std::time::Instant::now();
     run.ends_at(Signal::SIGTERM);
     assert!(start.elapsed() < deadline());
+}
+
+#[test]
+fn a_first_start_that_fails_late_ends_the_run() {
+    world::enter();
+    let run = Run::start("--name web -n 2 --grace 2", &["sh", "-c", "sleep 0.3; exit 3"]);
+    let (status, lines) = run.end();
+    assert_eq!(status.code(), Some(1));
+    assert!(lines.iter().any(|line| line.contains("ended with status 3 before it listened")));
+}
+
+#[test]
+fn without_redirection_workers_are_kept_as_well() {
+    world::enter();
+    let run = serving(2, "--redirect off", &[]);
+    let groups = groups(&run);
+    for _ in 0..2 {
+        let pid = groups().into_iter().flatten().next().unwrap();
+        kill(pid);
+        run.line(" listens on ");
+        wait_until("there are two", || groups().iter().filter(|it| !it.is_empty()).count() == 2);
+    }
+    run.ends_at(Signal::SIGTERM);
+}
+
+/// The processes of each instance that a supervisor has started.
+fn groups(run: &Run) -> impl Fn() -> Vec<Vec<u32>> + use<> {
+    let own = format!("overspill-web-{}", run.supervisor.id());
+    let own = Cgroup::at(Cgroup::own().unwrap().path().join(own));
+    move || own.children().unwrap().iter().map(|it| it.processes().unwrap_or_default()).collect()
+}
+
+#[test]
+fn a_worker_that_dies_while_it_is_replaced_leaves_nobody_behind() {
+    world::enter();
+    let folder = TempDir::new().unwrap();
+    let slow = folder.path().join("slow");
+    let run = serving(2, "", &[&format!("slow={}", slow.display())]);
+    let groups = groups(&run);
+    fs::write(&slow, "").unwrap();
+    run.signal(Signal::SIGHUP);
+    wait_until("the successor runs", || groups().iter().filter(|it| !it.is_empty()).count() == 3);
+    kill(pids("web")[0]);
+    run.line("done, 2 workers replaced");
+    all_active(2);
+    wait_until("there are two", || groups().iter().filter(|it| !it.is_empty()).count() == 2);
+    all_answer(2, || ask(at(CALLED)));
+    run.ends_at(Signal::SIGTERM);
+}
+
+#[test]
+fn a_worker_that_listens_again_is_one_of_as_many_as_before() {
+    world::enter();
+    let run = serving(2, "--drain 0", &["reopens"]);
+    let groups = groups(&run);
+    for _ in 0..2 {
+        send(pids("web")[0], Signal::SIGUSR1);
+        run.line("has closed its sockets");
+        all_active(2);
+        wait_until("there are two", || groups().iter().filter(|it| !it.is_empty()).count() == 2);
+        all_answer(2, || ask(at(CALLED)));
+    }
+    run.ends_at(Signal::SIGTERM);
+}
+
+/// Predecessor and successor have one socket, which the first shuts down as it ends.
+#[test]
+fn a_socket_that_is_shut_down_in_a_restart_is_opened_again() {
+    world::enter();
+    let script = "
+import signal, socket, sys
+listener = socket.socket(fileno=3)
+def end(*_):
+    listener.shutdown(socket.SHUT_RDWR)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+while True:
+    connection, _ = listener.accept()
+    connection.recv(1024)
+    connection.sendall(b'HTTP/1.0 200 OK\\r\\n\\r\\n0')
+    connection.close()
+";
+    let run = Run::start("--name web -n 2 --listen 10.0.0.1:80", &["python3", "-c", script]);
+    run.line("service web");
+    assert_eq!(ask(at(CALLED)), 0);
+    overspill("restart web").done();
+    all_active(2);
+    for _ in 0..4 {
+        assert_eq!(ask(at(CALLED)), 0);
+    }
+    run.ends_at(Signal::SIGTERM);
 }

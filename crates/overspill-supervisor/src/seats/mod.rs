@@ -240,6 +240,7 @@ impl Seats {
             }
             if let Some(held) = held {
                 (seat.worker, seat.pid, seat.vacant) = (held.worker, held.pid, None);
+                seat.kept = true;
             }
             seat.owner = held.map(|it| it.owner);
         }
