@@ -240,6 +240,7 @@ impl Supervisor {
         let since = self.current[own.worker].and_then(|id| self.find(id)?.listens_since);
         self.begun
             || self.plan.hands_over()
+            || self.seats.by_cookie(own.cookie).is_some()
             || self.current[..own.worker].iter().all(listens)
             || since.is_some_and(|since| now >= since + IN_ORDER)
     }

@@ -374,7 +374,7 @@ impl Run {
             return Ok(());
         }
         if it.successor_ended(id, &format!("{told} {ending} before it was ready"))
-            || it.current.get(worker) != Some(&Some(id)) && it.current[worker].is_some()
+            || it.current.get(worker).is_none_or(|current| current.is_some_and(|it| it != id))
         {
             return Ok(());
         }

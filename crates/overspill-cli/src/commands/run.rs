@@ -120,7 +120,7 @@ pub(crate) struct Args {
           value_parser = args::seconds())]
     ready: u32,
 
-    /// What ends a replaced worker
+    /// What tells workers to end
     #[arg(long, hide_short_help = true, value_name = "SIGNAL", default_value = "TERM", value_parser = supervisor::stop_signal)]
     stop_signal: Signal,
 
