@@ -68,13 +68,6 @@ impl Supervisor {
     /// Starts a worker's successor; a worker that does not run is started anew anyway.
     fn begin_step(&mut self, worker: usize) -> bool {
         let Some(old) = self.current[worker] else { return true };
-        if self.is_in_the_way(old) {
-            // It is started anew when it has ended.
-            self.current[worker] = None;
-            self.crew.ended(worker, Instant::now());
-            self.take_leave(old);
-            return true;
-        }
         match self.spawn(worker) {
             Ok(successor) => {
                 let until = Instant::now() + self.plan.ready;
@@ -88,15 +81,6 @@ impl Supervisor {
                 false
             }
         }
-    }
-
-    /// Whether a worker of a killed supervisor has its port for itself: it was bound when no hook
-    /// was there.
-    fn is_in_the_way(&self, id: InstanceId) -> bool {
-        let instance = self.find(id).filter(|it| it.is_stranger());
-        instance.is_some_and(|it| {
-            it.holds.is_empty() && self.held.iter().any(|held| held.owner == it.id)
-        })
     }
 
     /// Whether a successor can take over: it listens wherever its predecessor does.

@@ -104,6 +104,7 @@ pub fn run(plan: Plan, reread: Option<Reread>) -> Result<()> {
         job: Job::default(),
         cgroup,
         hooks: None,
+        left_hooks: Vec::new(),
         words: None,
         listened: Arc::default(),
         given: Given::default(),
@@ -204,6 +205,7 @@ impl Run {
         self.start_hand(services)?;
         if taken_over? {
             self.supervisor.look(Instant::now());
+            self.supervisor.retire_those_in_the_way();
             // Workers that had no predecessor are started like those that have ended.
             self.supervisor.ask_restart(None, None);
             return Ok(());

@@ -5,16 +5,18 @@
 //! namespace.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use overspill::{Cgroup, Name, Namespace, Service};
+use overspill::{Cgroup, Hooks, Name, Namespace, Service};
 
 use crate::control;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::instance::Instance;
+use crate::instance_id::InstanceId;
 use crate::log;
 use crate::services::Services;
 use crate::sight::{Group, Held, Sight};
-use crate::supervisor::{Supervisor, cgroup_prefix};
+use crate::supervisor::{Supervisor, cgroup_prefix, hand_on};
 
 /// A worker's control group, as its name says whose it is.
 struct Left {
@@ -34,6 +36,7 @@ impl Supervisor {
         let told = log::workers(left.len());
         log::line(format_args!("taking over {told} of a supervisor that was killed"));
         self.begun = true;
+        self.hook_left(&left);
         for Left { cgroup, worker, .. } in left {
             let id = self.next_id.take();
             self.instances.push(Instance::left(id, worker, cgroup));
@@ -54,14 +57,50 @@ impl Supervisor {
         Ok(true)
     }
 
+    /// The hooks on these ended with their supervisor. Who has not bound its port yet would have it
+    /// for itself.
+    fn hook_left(&mut self, left: &[Left]) {
+        let mut runs: Vec<Cgroup> = left.iter().filter_map(|it| it.cgroup.parent()).collect();
+        runs.dedup();
+        for run in runs {
+            let hooked = Hooks::attach(&run, &self.plan.private).map_err(Error::from);
+            let handed_on = hooked.and_then(|hooks| {
+                let hint = Arc::clone(&self.looks.hint);
+                hand_on(&hooks, self.sender.clone(), hint, &self.listened)?;
+                self.left_hooks.push(hooks);
+                Ok(())
+            });
+            if let Err(error) = handed_on {
+                log::line(format_args!("{error}"));
+            }
+        }
+    }
+
+    /// Ends the workers that have their port for themselves: they were bound when no hook was
+    /// there, and no other worker can share it. They are started anew.
+    pub(crate) fn retire_those_in_the_way(&mut self) {
+        for worker in 0..self.current.len() {
+            if let Some(old) = self.current[worker].filter(|&old| self.is_in_the_way(old)) {
+                self.current[worker] = None;
+                self.crew.ended(worker, std::time::Instant::now());
+                self.take_leave(old);
+            }
+        }
+    }
+
+    fn is_in_the_way(&self, id: InstanceId) -> bool {
+        self.find(id).is_some_and(|it| {
+            it.holds.is_empty() && self.held.iter().any(|held| held.owner == it.id)
+        })
+    }
+
     /// Of each worker the one serves that has members; of several of them, and where none has,
     /// the one that was started last. The others were leaving, or were to succeed others.
     fn sort_out(&mut self, held: &[Held]) {
         let is_member = |cookie| self.listing.values().flatten().any(|it| it.cookie == cookie);
         let serves =
             |it: &Instance| held.iter().any(|held| held.owner == it.id && is_member(held.cookie));
-        let mut best: Vec<Option<(bool, crate::instance_id::InstanceId)>> =
-            vec![None; self.plan.workers];
+        let mut best: Vec<Option<(bool, InstanceId)>> = vec![None; self.plan.workers];
         for it in &self.instances {
             if let Some(best) = best.get_mut(it.worker) {
                 *best = (*best).max(Some((serves(it), it.id)));

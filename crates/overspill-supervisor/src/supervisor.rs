@@ -146,6 +146,8 @@ pub(crate) struct Supervisor {
     /// Of all workers that make their sockets themselves, and the hooks on it.
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) hooks: Option<Hooks>,
+    /// The hooks on what a predecessor has left.
+    pub(crate) left_hooks: Vec<Hooks>,
     /// Processes that have begun to listen, as far as the hooks tell.
     pub(crate) listened: Listened,
     /// What the workers are given, if they are.
