@@ -4,33 +4,29 @@ use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use overspill::{Cgroup, Hooks, Request, Service, wake};
+use overspill::{Cgroup, Hooks, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use crate::error::{Error, Result};
-use crate::hand::{Copies, Hand, Job, Report};
+use crate::error::Result;
+use crate::hand::{Hand, Report};
 use crate::ignored::Ignored;
 use crate::instance_id::InstanceId;
 use crate::log;
-use crate::option::{Asked, Given, There};
+use crate::membership::{APART, LOOK, Membership, Nouns};
 use crate::plan::Peers;
 use crate::run::watch_signals;
-use crate::seats::{Action, Around, Listing, Member, Present, Seats, ServiceNumber};
+use crate::seats::{Around, Present};
 use crate::services::Services;
-use crate::sight::{Group, Held, Sight};
+use crate::sight::{Group, Held};
 use crate::supervisor::{Event, hand_on};
 use crate::watching::Watching;
 
 /// How often it is looked at who has ended.
 const ENDED: Duration = Duration::from_millis(50);
-/// How often it is looked at what processes hold, if nothing happens; and at most.
-const LOOK: Duration = Duration::from_secs(1);
-const APART: Duration = Duration::from_millis(5);
 /// How long it may take in the end until a change is done that is under way.
 const LEAVING: Duration = Duration::from_secs(15);
 
@@ -51,29 +47,26 @@ pub fn run(peers: Peers) -> Result<()> {
     let mut keeper = Keeper {
         grounds: grounds.collect(),
         ports: peers.ports,
-        given: Given::default(),
-        asked: Asked::default(),
         owners: Vec::new(),
         next_id: InstanceId::default(),
-        sight: Sight::default(),
-        seats: Seats::default(),
-        copies: Copies::new(),
-        listing: Listing::new(),
-        services: Vec::new(),
-        watching: Watching::new(peers.patience, "process"),
-        hand,
-        busy: false,
+        members: Membership::new(
+            Watching::new(peers.patience, "process"),
+            Nouns {
+                joined: Some(|seat| format!("process {}", seat.pid)),
+                failed: |_| String::new(),
+            },
+        ),
         told: None,
-        looked: None,
-        hinted: true,
-        hint: Arc::default(),
         sender,
         events,
     };
+    keeper.members.hand = Some(hand);
     keeper.attach()?;
     log::line(format_args!("service {}: peers may join", peers.name));
     let kept = keeper.keep();
-    keeper.hand.leave(LEAVING);
+    if let Some(hand) = &keeper.members.hand {
+        hand.leave(LEAVING);
+    }
     log::flush();
     kept
 }
@@ -102,23 +95,11 @@ impl Owner {
 struct Keeper {
     grounds: Vec<Ground>,
     ports: Vec<u16>,
-    given: Given,
-    asked: Asked,
     owners: Vec<Owner>,
     next_id: InstanceId,
-    sight: Sight,
-    seats: Seats,
-    copies: Copies,
-    listing: Listing,
-    services: Vec<(ServiceNumber, Service)>,
-    watching: Watching,
-    hand: Hand,
-    busy: bool,
+    members: Membership,
     /// Why hooks could not be attached, as it was told.
     told: Option<String>,
-    looked: Option<Instant>,
-    hinted: bool,
-    hint: Arc<AtomicBool>,
     sender: Sender<Event>,
     events: Receiver<Event>,
 }
@@ -131,7 +112,7 @@ impl Keeper {
                     log::line(format_args!("{signal}: the service stays as it is"));
                     return Ok(());
                 }
-                Ok(Event::Hint) => self.hinted = true,
+                Ok(Event::Hint) => self.members.looks.hinted = true,
                 Ok(Event::Given(request)) => self.requested(&request),
                 Ok(Event::Done(report)) => self.reported(report),
                 Ok(Event::Ended(_) | Event::Asked(..)) | Err(RecvTimeoutError::Timeout) => {}
@@ -147,14 +128,14 @@ impl Keeper {
                 self.told = Some(why);
             }
             self.look();
-            self.watching.look(&self.services, &self.seats, &self.copies);
+            self.members.watch();
         }
     }
 
     fn next_wait(&self) -> Duration {
         let now = Instant::now();
-        let watching = self.watching.next(&self.services, now);
-        let hinted = self.hinted.then_some(now + APART);
+        let watching = self.members.next_watch(now);
+        let hinted = self.members.looks.hinted.then_some(now + APART);
         let next = [watching, hinted].into_iter().flatten().min();
         next.map_or(ENDED, |next| next.saturating_duration_since(now).min(ENDED))
     }
@@ -169,11 +150,16 @@ impl Keeper {
             ground.hooked = None;
             let Some(inode) = inode else { continue };
             let hooks = Hooks::attach_sharing(&ground.cgroup, &self.ports)?;
-            hand_on(&hooks, self.sender.clone(), Arc::clone(&self.hint), &Arc::default())?;
+            hand_on(
+                &hooks,
+                self.sender.clone(),
+                Arc::clone(&self.members.looks.hint),
+                &Arc::default(),
+            )?;
             ground.hooked = Some((inode, hooks));
-            self.given.renew();
-            self.sight.hurry();
-            self.hinted = true;
+            self.members.given.renew();
+            self.members.sight.hurry();
+            self.members.looks.hinted = true;
         }
         Ok(())
     }
@@ -190,16 +176,15 @@ impl Keeper {
     /// Looks at what processes hold, if it is time to, and does what follows from it.
     fn look(&mut self) {
         let now = Instant::now();
-        let wait = match self.seats.next_attempt() {
-            _ if self.hinted => APART,
-            Some(_) if !self.busy => ENDED,
+        let wait = match self.members.seats.next_attempt() {
+            _ if self.members.looks.hinted => APART,
+            Some(_) if !self.members.busy => ENDED,
             _ => LOOK,
         };
-        if self.busy || self.looked.is_some_and(|looked| now < looked + wait) {
+        if self.members.busy || self.members.looks.last.is_some_and(|looked| now < looked + wait) {
             return;
         }
-        (self.looked, self.hinted) = (Some(now), false);
-        self.hint.store(false, Ordering::Release);
+        self.members.looks.begin(now);
         // What can't be seen now is seen later: nothing follows from it.
         let Some(processes) = self.processes() else { return };
         for &pid in &processes {
@@ -207,14 +192,10 @@ impl Keeper {
         }
         let group = |it: &Owner| Group { id: it.id, processes: vec![it.pid] };
         let groups: Vec<Group> = self.owners.iter().map(group).collect();
-        let Some((held, fresh)) = self.sight.look(now, &groups) else { return };
-        for socket in fresh {
-            if let Ok(cookie) = socket.cookie() {
-                self.copies.insert(cookie, Arc::new(socket));
-            }
-        }
+        let Some((held, fresh)) = self.members.sight.look(now, &groups) else { return };
+        self.members.keep(fresh);
         let wanted =
-            |it: &&Held| self.ports.contains(&it.address.port) || self.given.has(it.cookie);
+            |it: &&Held| self.ports.contains(&it.address.port) || self.members.given.has(it.cookie);
         let present = |it: &Held| {
             let Held { owner, pid, cookie, address, .. } = *it;
             Present { cookie, address, worker: pid as usize, owner, pid }
@@ -222,8 +203,8 @@ impl Keeper {
         let mut present: Vec<Present> = held.iter().filter(wanted).map(present).collect();
         present.sort_by_key(|it| (it.address.port, it.pid));
         self.decide(now, &present);
-        let seats = &self.seats;
-        self.copies.retain(|&cookie, _| seats.by_cookie(cookie).is_some_and(|it| it.kept));
+        let seats = &self.members.seats;
+        self.members.copies.retain(|&cookie, _| seats.by_cookie(cookie).is_some_and(|it| it.kept));
     }
 
     fn decide(&mut self, now: Instant, present: &[Present]) {
@@ -231,37 +212,8 @@ impl Keeper {
         // Who runs and does not hold it any more has closed it.
         let closed = |pid: usize| owners.iter().any(|it| it.pid as usize == pid);
         let around = Around { awaited: &|_| true, dismissed: &closed, leaving: &[], peers: true };
-        let mut job = Job::default();
-        let mut emptied = Vec::new();
-        for action in self.seats.decide(now, present, &self.listing, &around) {
-            match action {
-                Action::Release { cookie } => {
-                    emptied.extend(self.seats.by_cookie(cookie).map(|seat| seat.address));
-                    self.copies.remove(&cookie);
-                    self.seats.done(now, action, Ok(None));
-                    continue;
-                }
-                Action::Succeed { cookie, .. } | Action::Join { cookie } => {
-                    let Some(copy) = self.copies.get(&cookie) else {
-                        // It is taken again at the next look.
-                        self.sight.forget(cookie);
-                        self.hinted = true;
-                        continue;
-                    };
-                    job.copies.insert(cookie, Arc::clone(copy));
-                }
-                _ => {}
-            }
-            job.actions.push(action);
-        }
-        // Older kernels wake nobody for a connection that was moved.
-        for seat in self.seats.all().iter().filter(|seat| emptied.contains(&seat.address)) {
-            if let Some(copy) = self.copies.get(&seat.cookie) {
-                let _ = wake(copy);
-            }
-        }
-        self.hand.give(job);
-        self.busy = true;
+        self.members.decide(now, present, &around);
+        self.members.give_job();
     }
 
     /// A process of a control group; it is looked after until it ends.
@@ -274,78 +226,25 @@ impl Keeper {
         if let Some(pidfd) = pidfd {
             let id = self.next_id.take();
             self.owners.push(Owner { id, pid, pidfd });
-            self.sight.hurry();
+            self.members.sight.hurry();
         }
     }
 
     fn reported(&mut self, report: Report) {
-        let now = Instant::now();
-        let Report { outcomes, troubles, listing, services, .. } = report;
-        self.busy = false;
-        (self.listing, self.services) = (listing, services);
-        self.hinted |= !outcomes.is_empty();
-        for (action, result) in outcomes {
-            match result {
-                Ok(member) => {
-                    self.seats.done(now, action, Ok(member));
-                    self.tell_joined(action, member);
-                }
-                Err(error) => {
-                    self.asked.fail(action, &error);
-                    let why = Error::from(error).to_string();
-                    if let Some(told) = self.seats.done(now, action, Err(why)) {
-                        log::line(format_args!("{told}; it is tried again"));
-                    }
-                }
-            }
-        }
-        for why in troubles {
-            log::line(format_args!("{why}"));
-        }
-        self.tend();
-    }
-
-    /// Notes where members are, and answers the calls of the socket option that are done.
-    fn tend(&mut self) {
-        let hooks = hooks(&self.grounds);
-        let there = There {
-            services: &self.services,
-            listing: &self.listing,
-            seats: &self.seats,
-            copies: &self.copies,
-        };
-        let orders = self.given.tend(&there, &hooks);
-        if orders.is_empty() {
-            self.asked.answer(&self.seats, &hooks);
-        } else {
-            self.hand.give(Job { orders, ..Job::default() });
-            self.busy = true;
-        }
-    }
-
-    fn tell_joined(&mut self, action: Action, member: Option<Member>) {
-        let (Action::Succeed { cookie, .. } | Action::Join { cookie }, Some(member)) =
-            (action, member)
-        else {
-            return;
-        };
-        self.watching.forget(member);
-        let name = self.services.iter().find(|it| it.0 == member.service).map(|it| it.1.name());
-        if let (Some(seat), Some(name)) = (self.seats.by_cookie(cookie), name) {
-            let (pid, address, id) = (seat.pid, seat.address, member.id);
-            log::line(format_args!("process {pid} listens on {address}: member {id} of {name}"));
-        }
+        // No failure is fatal here.
+        let _ = self.members.reported(Instant::now(), report, |_| true);
+        self.members.tend(&hooks(&self.grounds));
     }
 
     fn requested(&mut self, request: &Request) {
         self.meet(request.pid);
         let owner = self.owners.iter().find(|owner| owner.pid == request.pid).map(|it| it.id);
         let owner = owner.ok_or(rustix::io::Errno::SRCH);
-        let listening = owner.and_then(|owner| self.given.accept(owner, request));
-        self.asked.begin(request, listening);
-        self.tend();
-        self.hinted = true;
-        self.sight.hurry();
+        let listening = owner.and_then(|owner| self.members.given.accept(owner, request));
+        self.members.asked.begin(request, listening);
+        self.members.tend(&hooks(&self.grounds));
+        self.members.looks.hinted = true;
+        self.members.sight.hurry();
     }
 
     /// Sees who has ended. A socket that another process has as well is that one's at the next
@@ -355,14 +254,14 @@ impl Keeper {
             std::mem::take(&mut self.owners).into_iter().partition(Owner::has_ended);
         self.owners = owners;
         let seated: HashSet<InstanceId> =
-            self.seats.all().iter().filter_map(|seat| seat.owner).collect();
+            self.members.seats.all().iter().filter_map(|seat| seat.owner).collect();
         for Owner { id, pid, .. } in ended {
             if seated.contains(&id) {
                 log::line(format_args!("process {pid} has ended"));
             }
-            self.given.forget(id);
-            self.sight.hurry();
-            self.hinted = true;
+            self.members.given.forget(id);
+            self.members.sight.hurry();
+            self.members.looks.hinted = true;
         }
     }
 }

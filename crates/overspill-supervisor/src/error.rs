@@ -1,4 +1,4 @@
-//! Why a supervisor failed, or whoever asks one.
+//! The errors of supervisors, and of their clients.
 
 use std::io;
 
@@ -84,7 +84,7 @@ pub enum Error {
         /// What came of asking it.
         source: io::Error,
     },
-    /// Whoever holds the name is neither root nor the caller.
+    /// The process that holds the name belongs to neither root nor the caller.
     #[error(
         "the supervisor of {name} ({holder}) is not root's nor your own; ask as that user, if you \
          trust it"

@@ -82,9 +82,7 @@ impl Hand {
         let _ = self.0.send(Order::Remove(sender));
         removed
     }
-}
 
-impl Hand {
     /// Leaves the services as they are, when what is under way is done: a change that breaks off
     /// is left for others to repair. Waits no longer than that.
     pub(crate) fn leave(&self, patience: Duration) {

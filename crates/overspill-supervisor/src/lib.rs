@@ -17,6 +17,7 @@ mod instance_id;
 mod leaving;
 mod log;
 mod looking;
+mod membership;
 mod notify;
 mod option;
 mod plan;

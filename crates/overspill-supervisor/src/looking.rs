@@ -1,24 +1,21 @@
 //! Looking at what is: the sockets that workers hold become members, and stay so.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use overspill::Address;
 use overspill::adopt::Adopted;
-use overspill::{Address, wake};
 
 use crate::error::Result;
 use crate::hand::Report;
 use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
-use crate::seats::{Action, Around, Member, Present};
+use crate::membership::{APART, LOOK};
+use crate::seats::{Around, Present};
 use crate::sight::{Group, Held, Sight};
 use crate::supervisor::{Leaving, Phase, Supervisor};
 
-/// Looks do not follow one another faster, however many hints come.
-const APART: Duration = Duration::from_millis(5);
 /// How often to look until all workers listen.
 const BEGINNING: Duration = Duration::from_millis(50);
 /// At the first start, how long the sockets of workers wait for those of workers with lower
@@ -32,17 +29,17 @@ const SETTLED: Duration = Duration::from_secs(10);
 impl Supervisor {
     /// When to look, if nothing happens.
     pub(crate) fn next_sight(&self, now: Instant) -> Instant {
-        let Some(looked) = self.looks.last else { return now };
+        let Some(looked) = self.members.looks.last else { return now };
         let sooner = match () {
-            () if self.looks.hinted => looked + APART,
+            () if self.members.looks.hinted => looked + APART,
             // Those that have to wait for others do not wait for a hint.
             () if !self.begun => looked + BEGINNING,
-            () => looked + Self::LOOK,
+            () => looked + LOOK,
         };
         let closed = self.instances.iter().filter(|it| self.serves(it)).filter_map(|it| it.closed);
         let closed = closed.map(|since| since + CLOSED).filter(|&at| at > looked);
         let sooner = closed.fold(sooner, Instant::min);
-        let again = self.seats.next_attempt().filter(|_| !self.busy);
+        let again = self.members.seats.next_attempt().filter(|_| !self.members.busy);
         again.map_or(sooner, |at| sooner.min(at.max(looked + APART)))
     }
 
@@ -51,9 +48,7 @@ impl Supervisor {
         if now < self.next_sight(now) {
             return;
         }
-        self.looks.last = Some(now);
-        self.looks.hinted = false;
-        self.looks.hint.store(false, Ordering::Release);
+        self.members.looks.begin(now);
         // What can't be seen now is seen later: nothing follows from it.
         let Some(fresh) = self.see(now) else { return };
         self.succeed_closed(now);
@@ -65,16 +60,11 @@ impl Supervisor {
             self.note_begun();
             return;
         }
-        for socket in fresh {
-            if let Ok(cookie) = socket.cookie() {
-                self.copies.insert(cookie, Arc::new(socket));
-            }
-        }
-        self.looks.overdue = self.busy;
-        if !self.busy {
+        self.members.keep(fresh);
+        if self.members.can_decide() {
             self.decide(now);
             self.set_draining();
-            self.give_job();
+            self.members.give_job();
         }
         self.drop_copies();
     }
@@ -85,7 +75,7 @@ impl Supervisor {
             return Some(self.see_own());
         }
         let groups: Option<Vec<Group>> = self.instances.iter().map(Instance::group_now).collect();
-        let (held, fresh) = self.sight.look(now, &groups?)?;
+        let (held, fresh) = self.members.sight.look(now, &groups?)?;
         for instance in &mut self.instances {
             let mut own = held.iter().filter(|it| it.owner == instance.id).peekable();
             instance.listened |= own.peek().is_some();
@@ -188,7 +178,8 @@ impl Supervisor {
             .filter(|it| self.serves(it))
             .map(|it| (it.worker, it.pid()))
             .collect();
-        let (held, fresh) = self.sockets.held(&pids, |cookie| self.copies.contains_key(&cookie));
+        let (held, fresh) =
+            self.sockets.held(&pids, |cookie| self.members.copies.contains_key(&cookie));
         self.held = held;
         fresh
     }
@@ -205,8 +196,9 @@ impl Supervisor {
             let Held { owner, pid, cookie, address, .. } = *it;
             Some(Present { cookie, address, worker: worker(owner)?, owner, pid })
         };
-        let joins =
-            |it: &&Held| it.shares_port || self.plan.hands_over() || self.given.has(it.cookie);
+        let joins = |it: &&Held| {
+            it.shares_port || self.plan.hands_over() || self.members.given.has(it.cookie)
+        };
         let held = self.held.iter().filter(joins);
         let mut present: Vec<Present> =
             held.filter_map(present).filter(|it| self.is_in_order(now, it)).collect();
@@ -240,7 +232,7 @@ impl Supervisor {
         let since = self.current[own.worker].and_then(|id| self.find(id)?.listens_since);
         self.begun
             || self.plan.hands_over()
-            || self.seats.by_cookie(own.cookie).is_some()
+            || self.members.seats.by_cookie(own.cookie).is_some()
             || self.current[..own.worker].iter().all(listens)
             || since.is_some_and(|since| now >= since + IN_ORDER)
     }
@@ -265,39 +257,7 @@ impl Supervisor {
         let leaving: Vec<u64> = self.held.iter().filter(is_leaving).map(|it| it.cookie).collect();
         let around =
             Around { awaited: &awaited, dismissed: &dismissed, leaving: &leaving, peers: false };
-        let actions = self.seats.decide(now, &present, &self.listing, &around);
-        let mut emptied = Vec::new();
-        for action in actions {
-            if let Action::Release { cookie } = action {
-                emptied.extend(self.seats.by_cookie(cookie).map(|seat| seat.address));
-                self.copies.remove(&cookie);
-                self.seats.done(now, action, Ok(None));
-                continue;
-            }
-            if let Action::Succeed { cookie, .. } | Action::Join { cookie } = action {
-                let Some(copy) = self.copies.get(&cookie) else {
-                    // It is taken again at the next look.
-                    self.sight.forget(cookie);
-                    self.looks.hinted = true;
-                    continue;
-                };
-                self.job.copies.insert(cookie, Arc::clone(copy));
-            }
-            self.job.actions.push(action);
-        }
-        for seat in self.seats.all() {
-            // Taken again at the next look.
-            if seat.owner.is_some() && !self.copies.contains_key(&seat.cookie) {
-                self.sight.forget(seat.cookie);
-                self.looks.hinted = true;
-            }
-        }
-        // Older kernels wake nobody for a connection that was moved.
-        for seat in self.seats.all().iter().filter(|seat| emptied.contains(&seat.address)) {
-            if let Some(copy) = self.copies.get(&seat.cookie) {
-                let _ = wake(copy);
-            }
-        }
+        self.members.decide(now, &present, &around);
     }
 
     /// Lets the members of workers drain that wait, where the sockets are handed over: elsewhere
@@ -311,9 +271,9 @@ impl Supervisor {
         for drain in [false, true] {
             for (worker, &wanted) in wanted.iter().enumerate() {
                 if wanted == drain && wanted != self.draining[worker] {
-                    let own = self.seats.all().iter().filter(|seat| seat.worker == worker);
+                    let own = self.members.seats.all().iter().filter(|seat| seat.worker == worker);
                     let own = own.filter_map(|seat| seat.member);
-                    self.job.drains.extend(own.map(|member| (member, drain)));
+                    self.members.job.drains.extend(own.map(|member| (member, drain)));
                 }
             }
         }
@@ -324,8 +284,8 @@ impl Supervisor {
     fn drop_copies(&mut self) {
         let step = self.restart.as_ref().and_then(|restart| restart.step);
         let successor = step.map(|step| step.successor);
-        let (seats, held) = (&self.seats, &self.held);
-        self.copies.retain(|&cookie, _| {
+        let (seats, held) = (&self.members.seats, &self.held);
+        self.members.copies.retain(|&cookie, _| {
             seats.by_cookie(cookie).is_some_and(|seat| seat.kept)
                 || held.iter().any(|it| it.cookie == cookie && Some(it.owner) == successor)
         });
@@ -333,76 +293,21 @@ impl Supervisor {
 
     /// What the hand has done. An error that can't pass ends the first start.
     pub(crate) fn reported(&mut self, now: Instant, report: Report) -> Result<()> {
-        let Report { outcomes, rules, troubles, listing, services } = report;
-        self.busy = false;
-        (self.listing, self.services) = (listing, services);
-        self.looks.hinted |= self.looks.overdue || !outcomes.is_empty();
-        let mut fatal = None;
-        for (action, result) in outcomes {
-            match result {
-                Ok(member) => {
-                    self.seats.done(now, action, Ok(member));
-                    self.tell_joined(action, member);
-                }
-                Err(error) => {
-                    self.asked.fail(action, &error);
-                    let error = crate::error::Error::from(error);
-                    let told = self.seats.done(now, action, Err(error.to_string()));
-                    if !self.begun && !error.may_pass() {
-                        fatal = fatal.or(Some(error));
-                    } else if let Some(told) = told {
-                        let who = self.describe(action);
-                        log::line(format_args!("{who}{told}; it is tried again"));
-                    }
-                }
-            }
-        }
-        for why in troubles {
-            log::line(format_args!("{why}"));
-        }
+        let begun = self.begun;
+        let (result, rules) = self.members.reported(now, report, |it| begun || it.may_pass());
         if let Some(result) = rules {
             self.rules_set(result);
         }
         self.note_begun();
-        fatal.map_or(Ok(()), Err)
-    }
-
-    fn tell_joined(&mut self, action: Action, member: Option<Member>) {
-        let (Action::Succeed { cookie, .. } | Action::Join { cookie }, Some(member)) =
-            (action, member)
-        else {
-            return;
-        };
-        self.watching.forget(member);
-        let Some(seat) = self.seats.by_cookie(cookie) else { return };
-        let services = &self.services;
-        let name = services.iter().find(|it| it.0 == member.service).map(|it| it.1.name());
-        if let Some(name) = name
-            && !self.plan.hands_over()
-        {
-            let (worker, pid, address, id) = (seat.worker, seat.pid, seat.address, member.id);
-            log::line(format_args!(
-                "worker {worker} (pid {pid}) listens on {address}: member {id} of {name}"
-            ));
-        }
-    }
-
-    fn describe(&self, action: Action) -> String {
-        let seat = match action {
-            Action::Succeed { cookie, .. } | Action::Join { cookie } => {
-                self.seats.by_cookie(cookie)
-            }
-            _ => None,
-        };
-        seat.map_or_else(String::new, |seat| format!("worker {}: ", seat.worker))
+        result
     }
 
     /// Whether the process of each worker that runs is noted at its members.
     pub(crate) fn is_noted(&self) -> bool {
-        self.instances
-            .iter()
-            .filter(|it| self.serves(it))
-            .all(|it| !self.redirected || self.seats.are_noted(it.worker, it.pid(), &self.listing))
+        self.instances.iter().filter(|it| self.serves(it)).all(|it| {
+            !self.redirected
+                || self.members.seats.are_noted(it.worker, it.pid(), &self.members.listing)
+        })
     }
 
     /// From when on nothing ends the supervisor but signals: each worker has listened, and what
@@ -414,10 +319,10 @@ impl Supervisor {
         let ready = |id: &Option<InstanceId>| {
             let instance = id.and_then(|id| self.find(id));
             instance.is_some_and(|it| {
-                let seated = |address| self.seats.addresses(it.id).contains(address);
+                let seated = |address| self.members.seats.addresses(it.id).contains(address);
                 it.listened
                     && (!self.redirected
-                        || it.holds.iter().all(seated) && self.seats.is_seated(it.id))
+                        || it.holds.iter().all(seated) && self.members.seats.is_seated(it.id))
             })
         };
         self.begun = self.begun || self.current.iter().all(ready);

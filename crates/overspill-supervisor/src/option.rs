@@ -153,7 +153,7 @@ impl Asked {
 
     /// A socket could not be made a member.
     pub(crate) fn fail(&mut self, action: Action, error: &Error) {
-        let (Action::Join { cookie } | Action::Succeed { cookie, .. }) = action else { return };
+        let Some(cookie) = action.joining() else { return };
         for (_, result) in &mut self.calls {
             if result.as_ref().is_ok_and(|cookies| cookies.contains(&cookie)) {
                 *result = Err(errno(error));

@@ -43,7 +43,7 @@ pub struct Plan {
     /// What tells a worker that is replaced to end.
     pub stop_signal: Signal,
     /// How long a request may wait at the head of a worker's queue, while others accept,
-    /// until the worker is taken to hang; zero is for ever.
+    /// until the worker is taken to hang; 0 disables.
     pub patience: Duration,
     /// How what the workers write comes out.
     pub output: Output,

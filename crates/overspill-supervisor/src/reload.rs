@@ -43,11 +43,11 @@ impl Supervisor {
         if !self.redirected {
             return self.reload_by(reload);
         }
-        self.job.rules = Some((reload.plan.rules, reload.plan.dispatcher.clone()));
+        self.members.job.rules = Some((reload.plan.rules, reload.plan.dispatcher.clone()));
         if let Some(earlier) = self.reload.replace(reload) {
             refuse(&["another restart has come in between".to_owned()], earlier.reply);
         }
-        self.give_job();
+        self.members.give_job();
     }
 
     /// The services have the new rules, or refuse them.
@@ -68,7 +68,7 @@ impl Supervisor {
     fn reload_by(&mut self, Reload { plan, kept, reply }: Reload) {
         let before = self.recipe();
         if plan.patience != self.plan.patience {
-            self.watching = Watching::new(plan.patience, "worker");
+            self.members.watching = Watching::new(plan.patience, "worker");
         }
         self.plan = plan;
         if !kept.is_empty() {

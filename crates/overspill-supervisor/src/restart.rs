@@ -97,7 +97,7 @@ impl Supervisor {
     /// of its predecessor's.
     fn hand_over(&mut self, step: Step) {
         self.current[step.worker] = Some(step.successor);
-        self.looks.hinted = true;
+        self.members.looks.hinted = true;
         if let Some(restart) = &mut self.restart {
             restart.step = Some(Step { takes_over: true, ..step });
         }
@@ -120,11 +120,13 @@ impl Supervisor {
         }
         if self.plan.hands_over() {
             let pid = self.find(step.successor).map(Instance::pid);
-            return pid.is_none_or(|pid| self.seats.are_noted(step.worker, pid, &self.listing));
+            return pid.is_none_or(|pid| {
+                self.members.seats.are_noted(step.worker, pid, &self.members.listing)
+            });
         }
         let holds = self.find(step.successor).map(|it| &it.holds[..]).unwrap_or_default();
-        let seated = self.seats.addresses(step.successor);
-        covers(&seated, holds) && self.seats.is_seated(step.successor)
+        let seated = self.members.seats.addresses(step.successor);
+        covers(&seated, holds) && self.members.seats.is_seated(step.successor)
     }
 
     fn succeeded(&mut self, step: Step) {
@@ -157,7 +159,7 @@ impl Supervisor {
         if step.takes_over {
             let old = self.find(step.old).map(|it| it.id);
             self.current[step.worker] = old;
-            self.looks.hinted = true;
+            self.members.looks.hinted = true;
         }
     }
 

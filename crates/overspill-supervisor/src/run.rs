@@ -24,14 +24,16 @@ use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::leaving;
 use crate::log;
+use crate::membership::{Membership, Nouns};
 use crate::notify;
-use crate::option::{Asked, Given, There};
 use crate::plan::Plan;
 use crate::relay::Relay;
 use crate::reload::Reread;
+use crate::seats::Seat;
 use crate::services::Services;
+use crate::sight::runs;
 use crate::sockets::Sockets;
-use crate::supervisor::{Event, Looks, Supervisor, hand_on, make_cgroup};
+use crate::supervisor::{Event, Supervisor, hand_on, make_cgroup, supervisor_of};
 use crate::threads::start_thread;
 use crate::watching::Watching;
 use crate::worker::{self, NotStarted};
@@ -39,7 +41,7 @@ use crate::worker::{self, NotStarted};
 /// A signal this soon after the first is the same one: `timeout`, for one, sends it to the
 /// process and then to its group.
 const ECHO: Duration = Duration::from_millis(100);
-/// A worker that listens nowhere for this long is told of.
+/// After this time, the log reports a worker that does not listen.
 const SILENT: Duration = Duration::from_secs(10);
 /// How long the word of a `listen()` may be under way.
 const BELIEVED: Duration = Duration::from_millis(100);
@@ -87,28 +89,23 @@ pub fn run(plan: Plan, reread: Option<Reread>) -> Result<()> {
         draining: vec![false; plan.workers],
         current: vec![None; plan.workers],
         redirected: plan.rules.redirect,
-        watching: Watching::new(plan.patience, "worker"),
+        members: Membership::new(
+            Watching::new(plan.patience, "worker"),
+            Nouns {
+                joined: (!plan.hands_over()).then_some(worker_and_pid),
+                failed: |seat| format!("worker {}: ", seat.worker),
+            },
+        ),
         plan,
         sockets,
         relay,
         descriptors: worker::raise_descriptors(),
-        sight: crate::sight::Sight::default(),
         held: Vec::new(),
-        looks: Looks { last: None, hinted: true, hint: Arc::default(), overdue: false },
-        seats: crate::seats::Seats::default(),
-        copies: crate::hand::Copies::new(),
-        listing: crate::seats::Listing::new(),
-        services: Vec::new(),
-        hand: None,
-        busy: false,
-        job: Job::default(),
         cgroup,
         hooks: None,
         left_hooks: Vec::new(),
         words: None,
         listened: Arc::default(),
-        given: Given::default(),
-        asked: Asked::default(),
         instances: Vec::new(),
         next_id: InstanceId::default(),
         leaving: Vec::new(),
@@ -166,7 +163,7 @@ impl Run {
             self.look_for_believed()?;
             self.tell_silent();
             let it = &mut self.supervisor;
-            it.watching.look(&it.services, &it.seats, &it.copies);
+            it.members.watch();
             it.tend_leaving();
             it.tend_restart();
         }
@@ -183,8 +180,8 @@ impl Run {
                     .map(|(port, of_port)| (*port, of_port.iter().collect()))
                     .collect();
                 services.make(&by_port)?;
-                it.listing = services.list();
-                it.services = services.all();
+                it.members.listing = services.list();
+                it.members.services = services.all();
             }
             // From here on they are removed in the end, whatever comes.
             self.start_hand(services)?;
@@ -198,7 +195,7 @@ impl Run {
         }
         if let Some(cgroup) = &it.cgroup {
             let hooks = Hooks::attach(cgroup, &it.plan.private)?;
-            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.looks.hint), &it.listened)?;
+            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.members.looks.hint), &it.listened)?;
             it.hooks = Some(hooks);
         }
         let taken_over = it.take_over(&mut services);
@@ -221,14 +218,14 @@ impl Run {
         let hand = Hand::start(services, move |report| {
             let _ = sender.send(Event::Done(report));
         });
-        self.supervisor.hand = Some(hand?);
+        self.supervisor.members.hand = Some(hand?);
         Ok(())
     }
 
     /// Workers that are handed their sockets serve once their starts are noted.
     fn begin_to_serve(&mut self) {
         let it = &mut self.supervisor;
-        if it.plan.hands_over() && !it.begun && it.job.starts.is_empty() && it.is_noted() {
+        if it.plan.hands_over() && !it.begun && it.members.job.starts.is_empty() && it.is_noted() {
             it.begun = true;
             self.tell_services();
         }
@@ -248,7 +245,7 @@ impl Run {
         if !it.redirected {
             log::line(format_args!("no service: redirection is off for {workers}"));
         }
-        for (_, service) in &it.services {
+        for (_, service) in &it.members.services {
             let name = service.name();
             log::line(format_args!(
                 "service {name}: {workers}, policy {policy}, on full {on_full}"
@@ -296,7 +293,7 @@ impl Run {
         let it = &mut self.supervisor;
         match event {
             Event::Ended(id) => self.may_have_ended(id)?,
-            Event::Hint => it.looks.hinted = true,
+            Event::Hint => it.members.looks.hinted = true,
             Event::Given(request) => self.requested(&request),
             Event::Done(report) => {
                 it.reported(Instant::now(), report)?;
@@ -336,7 +333,7 @@ impl Run {
         let listened = it.listened.lock().unwrap_or_else(PoisonError::into_inner);
         for instance in it.instances.iter_mut().filter(|it| it.believed.is_some()) {
             // One that left it to a child that has ended as well can't be told from others.
-            let is_its = |&pid: &u32| pid == instance.pid() || !has_process(pid);
+            let is_its = |&pid: &u32| pid == instance.pid() || !runs(pid);
             instance.listened |= listened.iter().any(is_its);
         }
         drop(listened);
@@ -360,9 +357,9 @@ impl Run {
         let worker = instance.worker;
         let told = instance.to_string();
         let ending = instance.end();
-        it.given.forget(id);
-        it.looks.hinted = true;
-        it.sight.hurry();
+        it.members.given.forget(id);
+        it.members.looks.hinted = true;
+        it.members.sight.hurry();
         if it.leaving.iter().any(|it| it.id == id) {
             it.leaving.retain(|it| it.id != id);
             log::line(format_args!("{told} {ending}"));
@@ -386,7 +383,7 @@ impl Run {
             && !it.plan.hands_over()
             && !instance.listened
             && !others
-            && it.seats.all().is_empty()
+            && it.members.seats.all().is_empty()
         {
             return Err(Error::NeverListened { worker: told, ending });
         }
@@ -405,31 +402,19 @@ impl Run {
         let it = &mut self.supervisor;
         let asks = |it: &&Instance| it.processes().contains(&request.pid);
         let id = it.instances.iter().find(asks).map(|it| it.id).ok_or(Errno::SRCH);
-        let listening = id.and_then(|id| it.given.accept(id, request));
+        let listening = id.and_then(|id| it.members.given.accept(id, request));
         // Without a service there is nothing to join.
         let listening = listening.map(|all| if it.redirected { all } else { Vec::new() });
-        it.asked.begin(request, listening);
-        it.looks.hinted = true;
-        it.sight.hurry();
+        it.members.asked.begin(request, listening);
+        it.members.looks.hinted = true;
+        it.members.sight.hurry();
         self.tend_given();
     }
 
     fn tend_given(&mut self) {
         let it = &mut self.supervisor;
         let Some(hooks) = &it.hooks else { return };
-        let there = There {
-            services: &it.services,
-            listing: &it.listing,
-            seats: &it.seats,
-            copies: &it.copies,
-        };
-        let orders = it.given.tend(&there, &[hooks]);
-        if orders.is_empty() {
-            it.asked.answer(&it.seats, &[hooks]);
-        } else {
-            it.job.orders = orders;
-            it.give_job();
-        }
+        it.members.tend(&[hooks]);
     }
 
     /// Tells once of each worker that listens nowhere: it is of no use here.
@@ -455,8 +440,8 @@ impl Run {
         // With the last copy of its socket a worker closes it: new requests go to those
         // that still listen, and in the end they are refused.
         it.sockets.close();
-        it.copies.clear();
-        it.job = Job::default();
+        it.members.copies.clear();
+        it.members.job = Job::default();
         // A server that was given one knows that alone as the wish to finish what it has.
         let own = it.plan.stop_signal;
         let signal = if own == Signal::SIGTERM { signal } else { own };
@@ -503,7 +488,7 @@ impl Run {
     /// Takes away all that was made for the workers.
     fn clean_up(&mut self) -> Result<()> {
         let it = &mut self.supervisor;
-        let removed = it.hand.take().map(Hand::remove);
+        let removed = it.members.hand.take().map(Hand::remove);
         it.hooks = None;
         let cgroup = it.cgroup.as_ref().map_or(Ok(()), |cgroup| {
             // What was killed may take a moment to end.
@@ -533,7 +518,7 @@ impl Run {
             .and_then(|silent| silent.map(|it| it.started + SILENT).min());
         let others = [
             it.crew.next_change(now),
-            it.watching.next(&it.services, now),
+            it.members.next_watch(now),
             waits.then(|| now + leaving::LOOK),
             silent,
             it.instances.iter().filter_map(|it| it.believed).min(),
@@ -542,8 +527,8 @@ impl Run {
     }
 }
 
-fn has_process(pid: u32) -> bool {
-    std::path::Path::new(&format!("/proc/{pid}")).exists()
+fn worker_and_pid(seat: &Seat) -> String {
+    format!("worker {} (pid {})", seat.worker, seat.pid)
 }
 
 /// The next event, or `None` when there is none until then.
@@ -580,11 +565,10 @@ pub(crate) fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Result<
 /// The control group of a worker: the one that a supervisor of that name has made.
 #[must_use]
 pub fn worker_cgroup(pid: u32, name: &overspill::Name) -> Option<Cgroup> {
-    let prefix = crate::supervisor::cgroup_prefix(name);
     let mut cgroup = Cgroup::of_process(pid).ok()?;
     loop {
         let parent = cgroup.parent()?;
-        if parent.name().strip_prefix(&prefix).is_some_and(|pid| pid.parse::<u32>().is_ok()) {
+        if supervisor_of(parent.name(), name).is_some() {
             return Some(cgroup);
         }
         cgroup = parent;

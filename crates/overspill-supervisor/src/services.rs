@@ -15,6 +15,7 @@ use overspill::{
 use crate::log;
 use crate::plan::{Peers, Plan};
 use crate::seats::{Listed, Listing, Member, ServiceNumber};
+use crate::sight::runs;
 
 /// The services.
 #[derive(Debug)]
@@ -384,9 +385,8 @@ impl Services {
 }
 
 fn listed(it: &ListedSocket) -> Listed {
-    let served = std::path::Path::new(&format!("/proc/{}", it.pid)).exists();
     let ListedSocket { member: id, cookie, address, pid, gone } = *it;
-    Listed { id, cookie, address, pid, gone, served }
+    Listed { id, cookie, address, pid, gone, served: runs(pid) }
 }
 
 /// Where several sockets have one address, what waits at one can move to another.

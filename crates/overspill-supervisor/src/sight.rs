@@ -216,6 +216,11 @@ fn take(pid: u32, descriptor: i32, inode: u64) -> Option<Adopted> {
     })
 }
 
+/// Whether there is a process with that number.
+pub(crate) fn runs(pid: u32) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
 /// Whether a process's descriptor is the socket with that inode number.
 fn holds((pid, descriptor): (u32, i32), inode: u64) -> bool {
     let link = std::fs::read_link(format!("/proc/{pid}/fd/{descriptor}"));

@@ -1,10 +1,8 @@
 //! Taking over what a supervisor of the same name has left that was killed.
 //!
 //! The workers are found by their control groups, whatever services there are. A control group of
-//! this name belongs to nobody else: the name is held by whoever asks here, in this network
-//! namespace.
+//! this name has no other owner: the caller holds the name in this network namespace.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use overspill::{Cgroup, Hooks, Name, Namespace, Service};
@@ -15,8 +13,8 @@ use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
 use crate::services::Services;
-use crate::sight::{Group, Held, Sight};
-use crate::supervisor::{Supervisor, cgroup_prefix, hand_on};
+use crate::sight::{Group, Held, Sight, runs};
+use crate::supervisor::{Supervisor, hand_on, supervisor_of};
 
 /// A worker's control group, as its name says whose it is.
 struct Left {
@@ -49,9 +47,9 @@ impl Supervisor {
                 services.take_over(service);
             }
             // The hand sets them: it may take time.
-            self.job.rules = Some((self.plan.rules, self.plan.dispatcher.clone()));
-            self.listing = services.list();
-            self.services = services.all();
+            self.members.job.rules = Some((self.plan.rules, self.plan.dispatcher.clone()));
+            self.members.listing = services.list();
+            self.members.services = services.all();
         }
         self.sort_out(&held);
         Ok(true)
@@ -65,7 +63,7 @@ impl Supervisor {
         for run in runs {
             let hooked = Hooks::attach(&run, &self.plan.private).map_err(Error::from);
             let handed_on = hooked.and_then(|hooks| {
-                let hint = Arc::clone(&self.looks.hint);
+                let hint = Arc::clone(&self.members.looks.hint);
                 hand_on(&hooks, self.sender.clone(), hint, &self.listened)?;
                 self.left_hooks.push(hooks);
                 Ok(())
@@ -97,7 +95,8 @@ impl Supervisor {
     /// Of each worker the one serves that has members; of several of them, and where none has,
     /// the one that was started last. The others were leaving, or were to succeed others.
     fn sort_out(&mut self, held: &[Held]) {
-        let is_member = |cookie| self.listing.values().flatten().any(|it| it.cookie == cookie);
+        let is_member =
+            |cookie| self.members.listing.values().flatten().any(|it| it.cookie == cookie);
         let serves =
             |it: &Instance| held.iter().any(|held| held.owner == it.id && is_member(held.cookie));
         let mut best: Vec<Option<(bool, InstanceId)>> = vec![None; self.plan.workers];
@@ -120,20 +119,19 @@ impl Supervisor {
 /// The control groups of workers that run, of supervisors of this name that have ended, in the
 /// order of their starts. Those that are empty are removed.
 fn left_behind(name: &Name) -> Result<Vec<Left>> {
-    let prefix = cgroup_prefix(name);
-    let pid = |own: &str| own.strip_prefix(&prefix)?.parse::<u32>().ok();
     // One of that name in another network namespace is another one.
     let own = Namespace::current()?;
     let is_here = |pid: &u32| Namespace::of_process(*pid).ok().as_ref() == Some(&own);
     let mut left = Vec::new();
-    for run in Cgroup::all_named(|own| pid(own).is_some())? {
-        if pid(run.name()) == Some(std::process::id()) {
+    for run in Cgroup::all_named(|own| supervisor_of(own, name).is_some())? {
+        let supervisor = supervisor_of(run.name(), name);
+        if supervisor == Some(std::process::id()) {
             continue;
         }
         let processes = run.processes().unwrap_or_default();
         if processes.is_empty() {
             // One that has just been made is empty as well.
-            if pid(run.name()).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            if supervisor.is_some_and(|pid| !runs(pid)) {
                 let _ = run.remove();
             }
             continue;

@@ -4,26 +4,24 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::sys::signal::Signal;
-use overspill::{Cgroup, Hooks, HooksEvent, Name, Request, Service, Words};
+use overspill::{Cgroup, Hooks, HooksEvent, Name, Request, Words};
 
 use crate::control::{self, Reply};
 use crate::crew::Crew;
 use crate::error::{Error, Result};
-use crate::hand::{Copies, Hand, Job, Report};
+use crate::hand::Report;
 use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
-use crate::option::{Asked, Given};
+use crate::membership::Membership;
 use crate::plan::Plan;
 use crate::relay::Relay;
-use crate::seats::{Listing, Seats, ServiceNumber};
-use crate::sight::{Held, Sight};
+use crate::sight::Held;
 use crate::sockets::Sockets;
 use crate::threads::start_thread;
-use crate::watching::Watching;
 use crate::worker::{self, NotStarted};
 
 /// What the thread that decides is told. Signals come by a way of their own.
@@ -108,18 +106,6 @@ pub(crate) enum Phase {
 /// Some of the processes that have begun to listen.
 pub(crate) type Listened = Arc<Mutex<HashSet<u32>>>;
 
-/// When to look at what is.
-#[derive(Debug)]
-pub(crate) struct Looks {
-    pub(crate) last: Option<Instant>,
-    /// Something has happened that is worth a look.
-    pub(crate) hinted: bool,
-    /// That a hint is under way: many are one.
-    pub(crate) hint: Arc<AtomicBool>,
-    /// The last look found the hand at work: what is to be done was not decided.
-    pub(crate) overdue: bool,
-}
-
 /// The workers, their sockets and services.
 pub(crate) struct Supervisor {
     pub(crate) plan: Plan,
@@ -130,19 +116,9 @@ pub(crate) struct Supervisor {
     pub(crate) descriptors: Option<u64>,
     /// Whether there are services at all: redirection was on at the start.
     pub(crate) redirected: bool,
-    pub(crate) sight: Sight,
+    pub(crate) members: Membership,
     /// What was seen at the last look.
     pub(crate) held: Vec<Held>,
-    pub(crate) looks: Looks,
-    pub(crate) seats: Seats,
-    pub(crate) copies: Copies,
-    pub(crate) listing: Listing,
-    pub(crate) services: Vec<(ServiceNumber, Service)>,
-    pub(crate) hand: Option<Hand>,
-    /// The hand works; what it is to do next gathers in `job`.
-    pub(crate) busy: bool,
-    pub(crate) job: Job,
-    pub(crate) watching: Watching,
     /// Of all workers that make their sockets themselves, and the hooks on it.
     pub(crate) cgroup: Option<Cgroup>,
     pub(crate) hooks: Option<Hooks>,
@@ -152,10 +128,6 @@ pub(crate) struct Supervisor {
     pub(crate) listened: Listened,
     /// What the workers are given, if they are.
     pub(crate) words: Option<Words>,
-    /// What the workers name by the socket option.
-    pub(crate) given: Given,
-    /// Calls of the socket option whose sockets are not members yet.
-    pub(crate) asked: Asked,
     pub(crate) crew: Crew,
     /// The workers whose members drain because they wait.
     pub(crate) draining: Vec<bool>,
@@ -174,20 +146,24 @@ pub(crate) struct Supervisor {
     pub(crate) events: Receiver<Event>,
 }
 
-/// How the name of the control group begins that a supervisor makes for its workers.
-pub(crate) fn cgroup_prefix(name: &Name) -> String {
-    format!("overspill-{name}-")
-}
-
 /// Makes the control group of all workers.
 pub(crate) fn make_cgroup(name: &Name) -> Result<Cgroup> {
     let own = format!("{}{}", cgroup_prefix(name), std::process::id());
     Ok(Cgroup::own()?.make(&own)?)
 }
 
+/// The process id of the supervisor of that name that made the control group called `cgroup`.
+pub(crate) fn supervisor_of(cgroup: &str, name: &Name) -> Option<u32> {
+    cgroup.strip_prefix(&cgroup_prefix(name))?.parse().ok()
+}
+
+fn cgroup_prefix(name: &Name) -> String {
+    format!("overspill-{name}-")
+}
+
 impl Supervisor {
     pub(crate) fn instance(&mut self, id: InstanceId) -> &mut Instance {
-        self.instances.iter_mut().find(|it| it.id == id).expect("it runs")
+        self.instance_opt(id).expect("it runs")
     }
 
     pub(crate) fn instance_opt(&mut self, id: InstanceId) -> Option<&mut Instance> {
@@ -221,15 +197,15 @@ impl Supervisor {
                 self.sockets.of(worker).map(|(address, _)| address.to_string()).collect();
             let addresses = addresses.join(", ");
             log::line(format_args!("worker {worker} (pid {pid}) started on {addresses}"));
-            self.looks.hinted = true;
+            self.members.looks.hinted = true;
         }
         Ok(())
     }
 
     /// Starts a process of a worker. It is counted, even if it comes to nothing.
     pub(crate) fn spawn(&mut self, worker: usize) -> Result<InstanceId, NotStarted> {
-        let members = self.seats.all().iter().filter(|seat| seat.worker == worker);
-        self.job.starts.extend(members.filter_map(|seat| seat.member));
+        let members = self.members.seats.all().iter().filter(|seat| seat.worker == worker);
+        self.members.job.starts.extend(members.filter_map(|seat| seat.member));
         let id = self.next_id.take();
         let cgroup = self.worker_cgroup(worker, id).map_err(NotStarted::new)?;
         let outputs = self.relay.outputs(worker);
@@ -258,7 +234,7 @@ impl Supervisor {
             return Err(NotStarted { pid, error });
         }
         self.instances.push(instance);
-        self.sight.hurry();
+        self.members.sight.hurry();
         Ok(id)
     }
 
@@ -272,25 +248,12 @@ impl Supervisor {
         }
         let all = make_cgroup(&self.plan.name)?;
         let hooks = Hooks::attach(&all, &self.plan.private)?;
-        hand_on(&hooks, self.sender.clone(), Arc::clone(&self.looks.hint), &self.listened)?;
+        hand_on(&hooks, self.sender.clone(), Arc::clone(&self.members.looks.hint), &self.listened)?;
         let own = all.make(&name)?;
         (self.cgroup, self.hooks) = (Some(all), Some(hooks));
-        self.given.renew();
+        self.members.given.renew();
         Ok(Some(own))
     }
-
-    /// Gives the hand what has gathered, if it is free.
-    pub(crate) fn give_job(&mut self) {
-        if let Some(hand) = &self.hand
-            && !self.busy
-        {
-            hand.give(std::mem::take(&mut self.job));
-            self.busy = true;
-        }
-    }
-
-    /// The time after which the next look comes by itself.
-    pub(crate) const LOOK: Duration = Duration::from_secs(1);
 }
 
 /// How many processes that have begun to listen are remembered.

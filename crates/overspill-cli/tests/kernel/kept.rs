@@ -151,24 +151,22 @@ fn workers_without_a_service_are_taken_over() {
     lock.lock().unwrap();
     let mut killed = Run::start("--name web -n 2", &worker(&[]));
     wait_until("the workers listen", || listening() == 2);
-    let left = format!("overspill-web-{}", killed.supervisor.id());
-    let left = Cgroup::own().unwrap().path().join(left);
+    let left = cgroup(&killed);
     killed.supervisor.kill().unwrap();
     killed.supervisor.wait().unwrap();
     drop(lock);
     let run = Run::start("--name web -n 2", &worker(&[]));
     run.line("taking over 2 workers");
     run.line("done, 2 workers replaced");
-    wait_until("none is left", || !left.exists());
+    wait_until("none is left", || !left.path().exists());
     all_active(2);
     all_answer(2, || ask(at(CALLED)));
     run.ends_at(Signal::SIGTERM);
 }
 
-/// How many TCP sockets over IPv4 listen.
+/// How many TCP sockets listen.
 fn listening() -> usize {
-    let sockets = fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
-    sockets.lines().filter(|line| line.contains(" 0A ")).count()
+    overspill::listening().unwrap().len()
 }
 
 /// A member that a person has added is neither touched nor in the way.
@@ -365,16 +363,25 @@ fn without_redirection_workers_are_kept_as_well() {
         let pid = groups().into_iter().flatten().next().unwrap();
         kill(pid);
         run.line(" listens on ");
-        wait_until("there are two", || groups().iter().filter(|it| !it.is_empty()).count() == 2);
+        wait_until("there are two", || groups().len() == 2);
     }
     run.ends_at(Signal::SIGTERM);
 }
 
-/// The processes of each instance that a supervisor has started.
-fn groups(run: &Run) -> impl Fn() -> Vec<Vec<u32>> + use<> {
+/// The control group of a supervisor's workers.
+fn cgroup(run: &Run) -> Cgroup {
     let own = format!("overspill-web-{}", run.supervisor.id());
-    let own = Cgroup::at(Cgroup::own().unwrap().path().join(own));
-    move || own.children().unwrap().iter().map(|it| it.processes().unwrap_or_default()).collect()
+    Cgroup::at(Cgroup::own().unwrap().path().join(own))
+}
+
+/// The processes of each instance that a supervisor has started and that runs.
+fn groups(run: &Run) -> impl Fn() -> Vec<Vec<u32>> + use<> {
+    let own = cgroup(run);
+    move || {
+        let all = own.children().unwrap().into_iter();
+        let processes = all.map(|it| it.processes().unwrap_or_default());
+        processes.filter(|processes| !processes.is_empty()).collect()
+    }
 }
 
 #[test]
@@ -386,11 +393,11 @@ fn a_worker_that_dies_while_it_is_replaced_leaves_nobody_behind() {
     let groups = groups(&run);
     fs::write(&slow, "").unwrap();
     run.signal(Signal::SIGHUP);
-    wait_until("the successor runs", || groups().iter().filter(|it| !it.is_empty()).count() == 3);
+    wait_until("the successor runs", || groups().len() == 3);
     kill(pids("web")[0]);
     run.line("done, 2 workers replaced");
     all_active(2);
-    wait_until("there are two", || groups().iter().filter(|it| !it.is_empty()).count() == 2);
+    wait_until("there are two", || groups().len() == 2);
     all_answer(2, || ask(at(CALLED)));
     run.ends_at(Signal::SIGTERM);
 }
@@ -404,7 +411,7 @@ fn a_worker_that_listens_again_is_one_of_as_many_as_before() {
         send(pids("web")[0], Signal::SIGUSR1);
         run.line("has closed its sockets");
         all_active(2);
-        wait_until("there are two", || groups().iter().filter(|it| !it.is_empty()).count() == 2);
+        wait_until("there are two", || groups().len() == 2);
         all_answer(2, || ask(at(CALLED)));
     }
     run.ends_at(Signal::SIGTERM);

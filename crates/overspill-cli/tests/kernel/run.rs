@@ -35,14 +35,16 @@ impl Run {
 
     /// With more options for `env`.
     pub(crate) fn start_with(env: &[&str], options: &str, command: &[&str]) -> Self {
-        let mut run = Self::command(&Version::this(), env);
-        run.args(options.split_whitespace()).arg("--").args(command);
-        Self::watch(run)
+        Self::start_as(&Version::this(), env, options, command)
     }
 
     /// By a build of overspill.
     pub(crate) fn start_by(version: &Version, options: &str, command: &[&str]) -> Self {
-        let mut run = Self::command(version, &[]);
+        Self::start_as(version, &[], options, command)
+    }
+
+    fn start_as(version: &Version, env: &[&str], options: &str, command: &[&str]) -> Self {
+        let mut run = Self::command(version, env);
         run.args(options.split_whitespace()).arg("--").args(command);
         Self::watch(run)
     }

@@ -87,6 +87,16 @@ pub(crate) enum Action {
     Note { member: Member, pid: u32 },
 }
 
+impl Action {
+    /// The socket that it makes a member, if it makes one.
+    pub(crate) fn joining(self) -> Option<u64> {
+        match self {
+            Self::Succeed { cookie, .. } | Self::Join { cookie } => Some(cookie),
+            Self::Release { .. } | Self::Leave { .. } | Self::Note { .. } => None,
+        }
+    }
+}
+
 /// What is known beside the sockets.
 pub(crate) struct Around<'a> {
     /// Whether a worker's next process may still come to take its seats.

@@ -22,7 +22,7 @@ fn address(number: u8) -> Address {
 #[derive(Debug, Clone)]
 struct Socket {
     address: Address,
-    /// Who holds it, besides whoever keeps a copy.
+    /// The process that holds it, besides the supervisor with its copy.
     holder: Option<InstanceId>,
 }
 
