@@ -4,9 +4,9 @@
  *
  * `overspill` gathers the candidates (rule 3 of crates/overspill/src/model.rs) into
  * `requests` and calls the program in `dispatchers` at the service's number: a tail call,
- * from which it does not come back. That program (include/overspill_dispatcher.h) writes its answer and calls
- * `take_answer` the same way, which carries it out. Whatever fails on the way is counted
- * (`fallback`), and next-available chooses.
+ * from which it does not come back. That program (include/overspill_dispatcher.h) writes
+ * its answer and calls `take_answer` the same way, which carries it out. Whatever fails on
+ * the way is counted (`fallback`), and next-available chooses.
  *
  * Between the two calls lies no end of an RCU read section: what `searches` says of the
  * request still holds, and nobody writes over the roster.
