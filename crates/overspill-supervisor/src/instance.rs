@@ -12,8 +12,7 @@ use overspill::{Address, Cgroup};
 
 use crate::error::Result;
 use crate::instance_id::InstanceId;
-use crate::log;
-use crate::services::tell;
+use crate::log::{self, tell};
 use crate::sight::Group;
 use crate::threads::start_thread;
 

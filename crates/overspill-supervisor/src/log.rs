@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::error::Error;
 use crate::threads::start_thread;
 
 /// How many lines may wait to be read.
@@ -41,6 +42,11 @@ pub(crate) fn line(text: fmt::Arguments<'_>) {
         }
         None => write(&line),
     }
+}
+
+/// Tells of something that failed and is of no consequence.
+pub(crate) fn tell(error: overspill::Error) {
+    line(format_args!("{}", Error::from(error)));
 }
 
 /// Waits until all that was told is written, but not for long.

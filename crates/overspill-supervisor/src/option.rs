@@ -10,9 +10,8 @@ use rustix::io::Errno;
 
 use crate::hand::Copies;
 use crate::instance_id::InstanceId;
-use crate::log;
+use crate::log::{self, tell};
 use crate::seats::{Action, Listing, Seats, ServiceNumber};
-use crate::services::tell;
 
 /// `CAP_NET_BIND_SERVICE` (`include/uapi/linux/capability.h`).
 const BIND_SERVICE: u32 = 10;

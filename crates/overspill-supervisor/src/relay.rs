@@ -7,6 +7,7 @@
 //! says so.
 
 mod lines;
+mod message;
 mod process;
 
 use std::fs::File;
@@ -25,13 +26,12 @@ use nix::unistd::Uid;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::error::{Error, Result};
+pub use message::Args;
+use message::Number;
 pub use process::run;
 
 /// How long to wait for those who read the output.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// A worker's number, as the relay is told it.
-type Number = u32;
 
 /// How what the workers write comes out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -41,14 +41,6 @@ pub enum Output {
     Prefixed,
     /// The workers' stdout and stderr are those of overspill run
     AsIs,
-}
-
-/// Pass on what workers write (for `overspill run`)
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    /// How many there are
-    #[arg(long)]
-    workers: usize,
 }
 
 /// What the workers write to. At its end it waits, not for long, until all that they have

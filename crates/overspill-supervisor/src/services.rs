@@ -12,7 +12,7 @@ use overspill::{
     Rules, Service,
 };
 
-use crate::log;
+use crate::log::{self, tell};
 use crate::plan::{Peers, Plan};
 use crate::seats::{Listed, Listing, Member, ServiceNumber};
 use crate::sight::runs;
@@ -394,11 +394,6 @@ fn keep_requests(service: &Service, socket: &Adopted) {
     if socket.shares_port() {
         service.keep_requests(socket).unwrap_or_else(tell);
     }
-}
-
-/// Tells of something that failed and is of no consequence.
-pub(crate) fn tell(error: Error) {
-    log::line(format_args!("{}", crate::error::Error::from(error)));
 }
 
 /// Removes a service of that name that nobody serves any more: its supervisor was killed

@@ -11,7 +11,7 @@ use overspill::adopt::{self, Adopted};
 use overspill::{Address, Error, listening};
 
 use crate::instance_id::InstanceId;
-use crate::services::tell;
+use crate::log::tell;
 
 /// The pause before a socket that no process here holds is looked for again; it doubles.
 const SHORTEST: Duration = Duration::from_millis(20);

@@ -7,9 +7,8 @@ use overspill::hang::{Sample, Watch};
 use overspill::{Health, Looker, MemberId, Name, Queue, Service, empty_queue, wake};
 
 use crate::hand::Copies;
-use crate::log;
+use crate::log::{self, tell};
 use crate::seats::{Member, Seat, Seats, ServiceNumber};
-use crate::services::tell;
 
 /// How many times as long it is between looks as long as no request comes.
 const QUIET: u32 = 5;

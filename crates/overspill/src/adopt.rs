@@ -119,28 +119,16 @@ impl AsFd for Adopted {
 /// where one of the sockets is unfit: left out, it would go on losing requests, and nobody
 /// would know.
 pub fn listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
-    take(pids, port, true)
-}
-
-/// As [`listeners`], but an unfit socket is passed over where its process has a fit one too.
-///
-/// # Errors
-///
-/// As [`listeners`], for a process without a fit one.
-pub fn fit_listeners(pids: &[u32], port: u16) -> Result<Vec<Adopted>> {
-    take(pids, port, false)
-}
-
-fn take(pids: &[u32], port: u16, all: bool) -> Result<Vec<Adopted>> {
     let mut seen = HashSet::new();
     let mut adopted = Vec::new();
     for &pid in pids {
         let mut found = Found::default();
         each_socket(pid, |socket| found.sort(socket, port))?;
-        match found.refused.take() {
-            Some(error) if all || found.listening.is_empty() => return Err(error),
-            None if found.listening.is_empty() => return Err(found.error(pid, port)),
-            _ => {}
+        if let Some(error) = found.refused.take() {
+            return Err(error);
+        }
+        if found.listening.is_empty() {
+            return Err(found.error(pid, port));
         }
         for socket in found.listening {
             let cookie = socket.cookie()?;

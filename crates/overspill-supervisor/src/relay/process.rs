@@ -18,7 +18,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::lines::Lines;
-use super::{Args, Number};
+use super::message::{Args, Number};
 use crate::error::{Error, Result};
 use crate::log;
 
