@@ -10,7 +10,8 @@ if test "$here" = /run/kernels; then
     mkdir -p /dev/pts /dev/shm
     mount -t devpts -o ptmxmode=666 devpts /dev/pts
     mount -t tmpfs tmpfs /dev/shm
-    mount -t tmpfs tmpfs /tmp
+    # A project that lies there itself is not to be hidden.
+    case "KERNEL_MODULES" in /tmp/*) ;; *) mount -t tmpfs tmpfs /tmp ;; esac
     chmod 1777 /tmp /dev/shm
     ln -sf /proc/self/fd /dev/fd
     mount -t bpf bpf /sys/fs/bpf
