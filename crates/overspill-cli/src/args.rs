@@ -220,21 +220,33 @@ impl Place {
             Some(Netns::Inode(inode)) => find_namespace(*inode)?,
             Some(Netns::Path(path)) => path.clone(),
         };
-        // To enter one takes privilege, even where one is already.
-        if namespace != Namespace::current()? {
-            let entered =
-                File::open(&path).and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?));
-            entered.map_err(|error| {
-                let path = path.display();
-                Failure::new(format!("cannot enter network namespace {path}: {error}; be root"))
-            })?;
-        }
+        enter_at(&namespace, &path)?;
         Ok(namespace)
     }
 
     pub(crate) fn service(&self, name: &Name) -> Result<Service, Failure> {
         Ok(Service::open_in(name.as_str(), &self.namespace()?)?)
     }
+}
+
+/// Lets the calling thread live in a network namespace from now on.
+pub(crate) fn enter(namespace: &Namespace) -> Result<(), Failure> {
+    if *namespace == Namespace::current()? {
+        return Ok(());
+    }
+    enter_at(namespace, &find_namespace(namespace.inode())?)
+}
+
+fn enter_at(namespace: &Namespace, path: &Path) -> Result<(), Failure> {
+    // To enter one takes privilege, even where one is already.
+    if *namespace == Namespace::current()? {
+        return Ok(());
+    }
+    let entered = File::open(path).and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?));
+    entered.map_err(|error| {
+        let path = path.display();
+        Failure::new(format!("cannot enter network namespace {path}: {error}; be root"))
+    })
 }
 
 /// The network namespace that somebody has named.

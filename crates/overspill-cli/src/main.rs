@@ -21,10 +21,10 @@ use std::sync::LazyLock;
 use clap::{FromArgMatches as _, Parser, Subcommand};
 
 use commands::{
-    allow, check, demo, drain, generate, ls, metrics, restart, resume, rm, run, set, share, show,
-    top, trace, upgrade,
+    allow, check, demo, drain, generate, hand_over, ls, metrics, restart, resume, rm, run, set,
+    share, show, top, trace, upgrade,
 };
-use overspill_supervisor::{relay, worker};
+use overspill_supervisor::{handover, relay, worker};
 
 /// The version, with what tells whether it works with services that another build has made.
 fn build() -> &'static str {
@@ -91,11 +91,13 @@ enum Command {
     Worker(worker::Args),
     #[command(hide = true)]
     Relay(relay::Args),
+    #[command(hide = true, name = handover::COMMAND)]
+    HandOver(hand_over::Args),
 }
 
 fn main() -> ExitCode {
     complete::answer();
-    let done = match parse().command {
+    let done = match parse(std::env::args_os().skip(1).collect()).command {
         Command::Run(args) => run::run(args),
         Command::Restart(args) => restart::run(&args),
         Command::Allow(args) => allow::run(args),
@@ -115,6 +117,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Worker(args) => worker::run(&args).map_err(failure::Failure::from),
         Command::Relay(args) => relay::run(&args).map_err(failure::Failure::from),
+        Command::HandOver(args) => hand_over(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -128,8 +131,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn parse() -> Cli {
-    let mut arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+/// Says whether a supervisor with these arguments could be handed over to this build.
+fn hand_over(hand_over::Args { arguments }: hand_over::Args) -> failure::Outcome {
+    match parse(arguments).command {
+        Command::Run(args) => run::check(args)?,
+        _ => return Err(failure::Failure::new("hand-over takes the arguments of overspill run")),
+    }
+    output::print(handover::CONTRACT)
+}
+
+fn parse(mut arguments: Vec<OsString>) -> Cli {
     if arguments.first().is_some_and(|it| it == "help") {
         // It takes no options, and help of help is help.
         arguments.retain(|it| !it.to_string_lossy().starts_with('-'));

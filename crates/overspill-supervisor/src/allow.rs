@@ -18,10 +18,10 @@ use crate::instance_id::InstanceId;
 use crate::log;
 use crate::membership::{APART, LOOK, Membership, Nouns};
 use crate::plan::Peers;
-use crate::run::watch_signals;
 use crate::seats::{Around, Present};
 use crate::services::Services;
 use crate::sight::{Group, Held};
+use crate::signals::Signals;
 use crate::supervisor::{Event, hand_on};
 use crate::watching::Watching;
 
@@ -37,7 +37,8 @@ const LEAVING: Duration = Duration::from_secs(15);
 /// When the hooks can't be attached.
 pub fn run(peers: Peers) -> Result<()> {
     let (sender, events) = channel();
-    watch_signals(&Ignored::read()?, sender.clone())?;
+    let signalled = sender.clone();
+    Signals::watch(&Ignored::read()?, move |it| signalled.send(Event::Signal(it)).is_ok())?;
     crate::worker::raise_descriptors();
     let report = sender.clone();
     let hand = Hand::start(Services::of_peers(&peers), move |done| {
@@ -115,7 +116,8 @@ impl Keeper {
                 Ok(Event::Hint) => self.members.looks.hinted = true,
                 Ok(Event::Given(request)) => self.requested(&request),
                 Ok(Event::Done(report)) => self.reported(report),
-                Ok(Event::Ended(_) | Event::Asked(..)) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Event::Ended(_) | Event::Asked(..) | Event::Tried(..))
+                | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the keeper holds a sender"),
             }
             self.bury();

@@ -12,11 +12,12 @@
 
 use std::fmt::{self, Display};
 use std::io::{self, BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -37,8 +38,8 @@ use crate::threads::start_thread;
 const PREFIX: &str = "overspill/";
 /// How many clients are served at once.
 const MOST_CLIENTS: usize = 16;
-/// No request is longer, in bytes.
-const LONGEST: usize = 256;
+/// No request is longer, in bytes: it may name a program.
+const LONGEST: usize = 4096 + 64;
 /// How long a client may take to say what it wants, or to take a line of the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long to look for whoever holds a name: it may be about to begin, or about to end.
@@ -49,25 +50,31 @@ const CONNECTING: TimeVal = TimeVal::new(2, 0);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// What a supervisor can be asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// Replace the workers, one after another.
     Restart,
+    /// Become this program, another build of overspill, without ending a worker.
+    HandOver(PathBuf),
 }
 
 impl Request {
-    const ALL: [Self; 1] = [Self::Restart];
+    const NAMES: [&str; 2] = ["restart", "hand-over"];
 
-    fn name(self) -> &'static str {
+    fn name(&self) -> &'static str {
         match self {
-            Self::Restart => "restart",
+            Self::Restart => Self::NAMES[0],
+            Self::HandOver(_) => Self::NAMES[1],
         }
     }
 }
 
 impl Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
+        match self {
+            Self::Restart => f.write_str(self.name()),
+            Self::HandOver(program) => write!(f, "{} {}", self.name(), program.display()),
+        }
     }
 }
 
@@ -75,10 +82,19 @@ impl FromStr for Request {
     type Err = String;
 
     fn from_str(line: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|request| request.name() == line).ok_or_else(|| {
-            let known = Self::ALL.map(Self::name).join(", ");
-            format!("there is no request {line:?} (known requests: {known})")
-        })
+        match line.split_once(' ') {
+            None if line == Self::NAMES[0] => Ok(Self::Restart),
+            Some((name, program)) if name == Self::NAMES[1] => {
+                let program = Path::new(program);
+                program.is_absolute().then(|| Self::HandOver(program.to_owned())).ok_or_else(|| {
+                    format!("cannot hand over to {program:?}: it is no absolute path")
+                })
+            }
+            _ => {
+                let known = Self::NAMES.join(", ");
+                Err(format!("there is no request {line:?} (known requests: {known})"))
+            }
+        }
     }
 }
 
@@ -113,23 +129,41 @@ impl Answer {
 
 /// How the supervisor answers a request. It never waits for the client; and a client whose
 /// answer is dropped is told that the supervisor has ended.
-pub(crate) struct Reply(Sender<Answer>);
+pub(crate) struct Reply {
+    answers: Sender<Answer>,
+    /// The client, for a program that this process becomes meanwhile.
+    client: Option<OwnedFd>,
+}
 
 impl Reply {
+    /// To a client whose connection this program has from the one that the process was before.
+    pub(crate) fn resume(client: &OwnedFd) -> Result<Self> {
+        let failed = |error| Error::system("go on with a client", error);
+        let stream = UnixStream::from(client.try_clone().map_err(failed)?);
+        let (answers, said) = channel();
+        start_thread(move || pass_on(&said, &stream))?;
+        Ok(Self { answers, client: Some(client.try_clone().map_err(failed)?) })
+    }
+
+    /// The connection to the client, if it can be had.
+    pub(crate) fn client(&self) -> Option<&OwnedFd> {
+        self.client.as_ref()
+    }
+
     /// Tells of a step.
     pub(crate) fn progress(&self, what: impl Display) {
         // Here as below: a client that has left is not told any more.
-        let _ = self.0.send(Answer::Progress(what.to_string()));
+        let _ = self.answers.send(Answer::Progress(what.to_string()));
     }
 
     /// Tells that all is done.
     pub(crate) fn done(self) {
-        let _ = self.0.send(Answer::Done);
+        let _ = self.answers.send(Answer::Done);
     }
 
     /// Tells why it was not done.
     pub(crate) fn failed(self, why: impl Display) {
-        let _ = self.0.send(Answer::Failed(why.to_string()));
+        let _ = self.answers.send(Answer::Failed(why.to_string()));
     }
 }
 
@@ -158,6 +192,18 @@ impl Control {
                 }
             }
         }
+    }
+
+    /// Goes on with the name that the process has held when it was another program.
+    pub(crate) fn inherit(name: &Name, listener: &OwnedFd, reserved: usize) -> Result<Self> {
+        let listener = aside(listener, reserved).map_err(|error| not_made(name, error))?;
+        Ok(Self { listener: listener.into() })
+    }
+
+    /// Another descriptor of the socket, for the program that the process becomes.
+    pub(crate) fn socket(&self) -> Result<OwnedFd> {
+        let copy = self.listener.as_fd().try_clone_to_owned();
+        copy.map_err(|error| Error::system("duplicate the control socket", error))
     }
 
     /// Hands each request on, from now on.
@@ -209,11 +255,16 @@ fn admit(client: &UnixStream, clients: usize) -> Result<(), String> {
 
 fn converse(client: &UnixStream, hand_on: &impl Fn(Request, Reply)) {
     let (sender, answers) = channel();
-    let reply = Reply(sender);
+    let reply = Reply { answers: sender, client: client.as_fd().try_clone_to_owned().ok() };
     match read_request(client, PATIENCE).and_then(|line| line.parse()) {
         Ok(request) => hand_on(request, reply),
         Err(why) => reply.failed(why),
     }
+    pass_on(&answers, client);
+}
+
+/// Sends a client what is said to it, until all is done.
+fn pass_on(answers: &Receiver<Answer>, client: &UnixStream) {
     loop {
         let ended = || Answer::Failed("the supervisor has ended".to_owned());
         let answer = answers.recv().unwrap_or_else(|_| ended());
@@ -348,11 +399,14 @@ fn socket() -> nix::Result<OwnedFd> {
     socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)
 }
 
-fn listen(name: &Name, reserved: usize) -> nix::Result<UnixListener> {
-    // Beside stdin, stdout and stderr.
+/// A duplicate that leaves the first descriptors free, beside stdin, stdout and stderr.
+fn aside(socket: impl AsFd, reserved: usize) -> nix::Result<OwnedFd> {
     let free = RawFd::try_from(3 + reserved).or(Err(Errno::EMFILE))?;
-    let socket = fcntl_dupfd_cloexec(socket()?, free)
-        .map_err(|error| Errno::from_raw(error.raw_os_error()))?;
+    fcntl_dupfd_cloexec(socket, free).map_err(|error| Errno::from_raw(error.raw_os_error()))
+}
+
+fn listen(name: &Name, reserved: usize) -> nix::Result<UnixListener> {
+    let socket = aside(socket()?, reserved)?;
     socket::bind(socket.as_raw_fd(), &address(name))?;
     socket::listen(&socket, Backlog::MAXCONN)?;
     Ok(socket.into())
@@ -426,7 +480,7 @@ mod tests {
         let done = "progress: restart begins?and goes on\ndone\n";
         assert_eq!(answered(b"restart\n"), done);
         assert_eq!(answered(b"restart\r\nand more"), done);
-        let known = "(known requests: restart)";
+        let known = "(known requests: restart, hand-over)";
         for (said, why) in [
             (&b"stop\n"[..], format!("there is no request \"stop\" {known}")),
             (b"\n", format!("there is no request \"\" {known}")),
@@ -436,7 +490,8 @@ mod tests {
             ),
             (b"", "the request is not a whole line".to_owned()),
             (b"restart", "the request is not a whole line".to_owned()),
-            (&[b'x'; 1000], "the request is longer than 256 bytes".to_owned()),
+            (&[b'x'; 5000], "the request is longer than 4160 bytes".to_owned()),
+            (b"hand-over bin\n", "cannot hand over to \"bin\": it is no absolute path".to_owned()),
         ] {
             assert_eq!(answered(said), format!("failed: {why}\n"), "{said:?}");
         }

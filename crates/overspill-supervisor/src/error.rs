@@ -95,6 +95,14 @@ pub enum Error {
         /// Who it is.
         holder: String,
     },
+    /// What the process has from the build that it was before can't be used.
+    #[error("cannot take over from another build by {variable}: {why}; start overspill without it")]
+    NotInherited {
+        /// The environment variable that says where it is.
+        variable: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Somebody else has held the right to change services until the end.
     #[error(
         "cannot remove the services of {name}: another process is changing services, and does not \

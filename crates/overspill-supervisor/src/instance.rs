@@ -1,7 +1,6 @@
 //! An instance of a worker: one process, and what it started.
 
 use std::fmt;
-use std::process::Child;
 use std::time::Instant;
 
 use nix::errno::Errno;
@@ -13,6 +12,7 @@ use overspill::{Address, Cgroup};
 use crate::error::Result;
 use crate::instance_id::InstanceId;
 use crate::log::{self, tell};
+use crate::process::Process;
 use crate::sight::Group;
 use crate::threads::start_thread;
 
@@ -22,7 +22,7 @@ pub(crate) struct Instance {
     pub(crate) id: InstanceId,
     pub(crate) worker: usize,
     /// Nothing for one that a killed supervisor has left: it is no child of this process.
-    child: Option<Child>,
+    child: Option<Process>,
     /// The process that has taken the place of the first one.
     successor: Option<u32>,
     cgroup: Option<Cgroup>,
@@ -42,7 +42,12 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    pub(crate) fn new(id: InstanceId, worker: usize, child: Child, cgroup: Option<Cgroup>) -> Self {
+    pub(crate) fn new(
+        id: InstanceId,
+        worker: usize,
+        child: Process,
+        cgroup: Option<Cgroup>,
+    ) -> Self {
         Self {
             id,
             worker,
@@ -61,12 +66,25 @@ impl Instance {
 
     /// What a killed supervisor has left.
     pub(crate) fn left(id: InstanceId, worker: usize, cgroup: Cgroup) -> Self {
+        Self::inherited(id, worker, 0, None, Some(cgroup))
+    }
+
+    /// What the build before has left to this one: a child, or, where that is not known or has
+    /// another process in its place, what has its number, 0 for none.
+    pub(crate) fn inherited(
+        id: InstanceId,
+        worker: usize,
+        pid: u32,
+        child: Option<Process>,
+        cgroup: Option<Cgroup>,
+    ) -> Self {
+        let successor = Some(pid).filter(|&pid| child.is_none() && pid != 0);
         Self {
             id,
             worker,
-            child: None,
-            successor: None,
-            cgroup: Some(cgroup),
+            child,
+            successor,
+            cgroup,
             started: Instant::now(),
             listened: true,
             listens_since: None,
@@ -77,9 +95,13 @@ impl Instance {
         }
     }
 
+    pub(crate) fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_ref()
+    }
+
     /// Its first process, or the one that has taken its place.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(self.successor.unwrap_or_default(), Child::id)
+        self.child.as_ref().map_or(self.successor.unwrap_or_default(), Process::id)
     }
 
     /// All its processes that are known; nothing if they can't be read now.

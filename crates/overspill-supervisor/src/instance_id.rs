@@ -17,6 +17,11 @@ impl InstanceId {
         usize::try_from(u64::MAX - self.0).ok().filter(|&worker| worker < workers)
     }
 
+    /// By its number.
+    pub(crate) fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+
     /// Gives this number away, and becomes the next one.
     pub(crate) fn take(&mut self) -> Self {
         let own = *self;

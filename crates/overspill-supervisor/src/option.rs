@@ -63,6 +63,16 @@ impl Given {
         Ok(sockets.into_iter().filter(Adopted::listens).collect())
     }
 
+    /// The sockets that were given, in their order, with their owners.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (u64, InstanceId)> {
+        self.sockets.iter().map(|it| (it.cookie, it.owner))
+    }
+
+    /// A socket was given, behind those that are known.
+    pub(crate) fn add(&mut self, cookie: u64, owner: InstanceId) {
+        self.sockets.push(Socket { owner, cookie });
+    }
+
     /// Whether a socket was given.
     pub(crate) fn has(&self, cookie: u64) -> bool {
         self.sockets.iter().any(|socket| socket.cookie == cookie)

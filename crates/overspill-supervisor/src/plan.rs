@@ -11,7 +11,7 @@ use overspill::{Capacity, Cgroup, Name, Rules};
 use crate::relay::Output;
 
 /// The workers of a server, as `overspill run` is to start and keep them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// The supervisor's name, and that of its first service.
     pub name: Name,

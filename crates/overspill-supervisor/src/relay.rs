@@ -95,6 +95,11 @@ impl Relay {
         to.into_iter().map(|to| Place::start(to, workers)).collect()
     }
 
+    /// Its processes. They go on without it, until nobody writes to their pipes any more.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = u32> {
+        self.places.iter().map(|place| place.process.id())
+    }
+
     /// stdout and stderr for a process of this worker.
     pub(crate) fn outputs(&mut self, worker: usize) -> io::Result<[Stdio; 2]> {
         let owner = self.owner;

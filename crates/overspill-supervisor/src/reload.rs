@@ -71,11 +71,7 @@ impl Supervisor {
             self.members.watching = Watching::new(plan.patience, "worker");
         }
         self.plan = plan;
-        if !kept.is_empty() {
-            let what = format!(
-                "{} changed in the file: left as before until overspill run is started anew",
-                kept.join(", ")
-            );
+        if let Some(what) = left_as_before(&kept) {
             log::line(format_args!("restart: {what}"));
             if let Some(reply) = &reply {
                 reply.progress(&what);
@@ -92,6 +88,12 @@ fn refuse(lines: &[String], reply: Option<Reply>) {
     if let Some(reply) = reply {
         reply.failed(format!("{}; nothing is changed", lines.join("; ")));
     }
+}
+
+/// What is told of keys that have changed and can't.
+pub(crate) fn left_as_before(kept: &[&str]) -> Option<String> {
+    let keys = (!kept.is_empty()).then(|| kept.join(", "))?;
+    Some(format!("{keys} changed in the file: left as before until overspill run is started anew"))
 }
 
 /// Keeps in a new plan what can't be changed any more, and gives the keys of what differs.

@@ -6,20 +6,22 @@
 //! may take time is done by others (`hand.rs`, `log.rs`).
 
 use std::fs::File;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::Signal;
 use overspill::{Cgroup, Hooks, Namespace, Request, Rules, Words};
 use rustix::io::Errno;
 
-use crate::control::{self, Control};
+use crate::control::{self, Control, Reply};
 use crate::crew::Crew;
 use crate::error::{Error, Result};
 use crate::hand::{Hand, Job};
+use crate::handover::{self, Estate};
 use crate::ignored::Ignored;
+use crate::inheritance;
 use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::leaving;
@@ -28,12 +30,13 @@ use crate::membership::{Membership, Nouns};
 use crate::notify;
 use crate::plan::Plan;
 use crate::relay::Relay;
-use crate::reload::Reread;
+use crate::reload::{self, Reread};
 use crate::seats::Seat;
 use crate::services::Services;
 use crate::sight::runs;
+use crate::signals::Signals;
 use crate::sockets::Sockets;
-use crate::supervisor::{Event, Supervisor, hand_on, make_cgroup, supervisor_of};
+use crate::supervisor::{Event, HandOver, Supervisor, hand_on, make_cgroup, supervisor_of};
 use crate::threads::start_thread;
 use crate::watching::Watching;
 use crate::worker::{self, NotStarted};
@@ -58,77 +61,168 @@ const REMOVING: Duration = Duration::from_secs(2);
 /// When what the workers need can't be had, at the beginning; and where a worker of the first
 /// start ends before it listens.
 pub fn run(plan: Plan, reread: Option<Reread>) -> Result<()> {
-    let (sender, events) = channel();
-    let ignored = Ignored::read()?;
-    if ignored.contains(Signal::SIGCHLD) {
-        return Err(Error::ChildrenIgnored);
-    }
-    watch_signals(&ignored, sender.clone())?;
-    let user = plan.user.as_deref().map(worker::find_user).transpose()?;
-    // Before the sockets: those of a second supervisor would take requests from the first.
-    let control = Control::bind(&plan.name, plan.addresses.len() + usize::from(plan.words))?;
-    // First of all descriptors: they fill the numbers from 3 on, which those of the workers
-    // get, so that nothing that starting a worker needs can lie there.
-    let sockets = Sockets::make(&plan.addresses, plan.backlog)?;
-    // A lone worker's sockets leave the number free that the words get.
-    let _place = plan
-        .words
-        .then(|| File::open("/dev/null"))
-        .transpose()
-        .map_err(|error| Error::helped("open /dev/null", error, "; mount /dev"))?;
-    let asked = sender.clone();
-    control.serve(move |request, reply| {
-        // Nobody listens any more once the supervisor has ended.
-        let _ = asked.send(Event::Asked(request, reply));
-    })?;
-    let relay = Relay::start(plan.output, plan.workers, user.map(|user| user.uid))?;
-    let cgroup = (!plan.hands_over()).then(|| make_cgroup(&plan.name)).transpose()?;
-    let services = Services::new(&plan);
-    let supervisor = Supervisor {
-        crew: Crew::new(plan.workers, Instant::now()),
-        draining: vec![false; plan.workers],
-        current: vec![None; plan.workers],
-        redirected: plan.rules.redirect,
-        members: Membership::new(
-            Watching::new(plan.patience, "worker"),
-            Nouns {
-                joined: (!plan.hands_over()).then_some(worker_and_pid),
-                failed: |seat| format!("worker {}: ", seat.worker),
-            },
-        ),
-        plan,
-        sockets,
-        relay,
-        descriptors: worker::raise_descriptors(),
-        held: Vec::new(),
-        cgroup,
-        hooks: None,
-        left_hooks: Vec::new(),
-        words: None,
-        listened: Arc::default(),
-        instances: Vec::new(),
-        next_id: InstanceId::default(),
-        leaving: Vec::new(),
-        restart: None,
-        reload: None,
-        begun: false,
-        sender,
-        events,
+    let Some(mut estate) = Estate::take()? else {
+        return Run::prepare(plan, reread, None)?.supervise_and_clean_up();
     };
-    Run { supervisor, reread, told_ready: false }.supervise_and_clean_up(services)
+    match Run::prepare(plan, reread, Some(&estate)) {
+        Ok(mut run) => {
+            run.settle(&mut estate);
+            drop(estate);
+            run.supervise_and_clean_up()
+        }
+        // The workers are not to go without a supervisor: that of before goes on.
+        Err(error) if estate.refused().is_none() => {
+            let failed = estate.give_back(&error);
+            Err(Error::system(format!("go on ({error}), or give back to the build before"), failed))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a plan can be run here, as far as that shows before anything is started.
+///
+/// # Errors
+///
+/// What is missing.
+pub fn check(plan: &Plan) -> Result<()> {
+    plan.user.as_deref().map(worker::find_user).transpose().map(drop)
 }
 
 /// A run of a supervisor.
 struct Run {
     supervisor: Supervisor,
+    /// Until the hand has them.
+    services: Option<Services>,
     reread: Option<Reread>,
+    signals: Signals,
     /// Who has started the supervisor knows that all workers serve.
     told_ready: bool,
+    /// A descriptor of no use at the number that workers get their words at.
+    _place: Option<File>,
 }
 
 impl Run {
-    fn supervise_and_clean_up(mut self, services: Services) -> Result<()> {
-        let ended = self.supervise(services);
+    /// Makes what a supervisor needs, before it starts workers; and goes on with what the build
+    /// before has left, if there is such a thing.
+    fn prepare(mut plan: Plan, reread: Option<Reread>, estate: Option<&Estate>) -> Result<Self> {
+        let kept = estate.map(|estate| inheritance::keep_plan(estate, &mut plan));
+        if let Some(what) = kept.as_deref().and_then(reload::left_as_before) {
+            log::line(format_args!("{what}"));
+        }
+        let (sender, events) = channel();
+        let ignored = Ignored::read()?;
+        if ignored.contains(Signal::SIGCHLD) {
+            return Err(Error::ChildrenIgnored);
+        }
+        let signalled = sender.clone();
+        let signals =
+            Signals::watch(&ignored, move |it| signalled.send(Event::Signal(it)).is_ok())?;
+        let user = plan.user.as_deref().map(worker::find_user).transpose()?;
+        // Before the sockets: those of a second supervisor would take requests from the first.
+        let reserved = plan.addresses.len() + usize::from(plan.words);
+        let control = hold_name(&plan, estate, reserved)?;
+        // First of all descriptors: they fill the numbers from 3 on, which those of the workers
+        // get, so that nothing that starting a worker needs can lie there.
+        let sockets = match estate {
+            None => Sockets::make(&plan.addresses, plan.backlog)?,
+            Some(estate) => inheritance::sockets(estate, &plan)?,
+        };
+        // A lone worker's sockets leave the number free that the words get.
+        let place = plan
+            .words
+            .then(|| File::open("/dev/null"))
+            .transpose()
+            .map_err(|error| Error::helped("open /dev/null", error, "; mount /dev"))?;
+        let socket = control.socket()?;
+        serve(control, sender.clone())?;
+        let relay = Relay::start(plan.output, plan.workers, user.map(|user| user.uid))?;
+        let cgroup = match estate {
+            None => (!plan.hands_over()).then(|| make_cgroup(&plan.name)).transpose()?,
+            Some(estate) => inheritance::cgroup(estate),
+        };
+        let services = Services::new(&plan);
+        let supervisor = Supervisor {
+            crew: Crew::new(plan.workers, Instant::now()),
+            draining: vec![false; plan.workers],
+            current: vec![None; plan.workers],
+            redirected: plan.rules.redirect,
+            members: Membership::new(
+                Watching::new(plan.patience, "worker"),
+                Nouns {
+                    joined: (!plan.hands_over()).then_some(worker_and_pid),
+                    failed: |seat| format!("worker {}: ", seat.worker),
+                },
+            ),
+            plan,
+            sockets,
+            relay,
+            left_relays: Vec::new(),
+            control: socket,
+            hand_over: None,
+            descriptors: worker::raise_descriptors(),
+            held: Vec::new(),
+            cgroup,
+            hooks: None,
+            left_hooks: Vec::new(),
+            words: None,
+            listened: Arc::default(),
+            instances: Vec::new(),
+            next_id: InstanceId::default(),
+            leaving: Vec::new(),
+            restart: None,
+            reload: None,
+            begun: false,
+            sender,
+            events,
+        };
+        let mut run = Self {
+            supervisor,
+            services: Some(services),
+            reread,
+            signals,
+            told_ready: false,
+            _place: place,
+        };
+        estate.map_or(Ok(()), |estate| run.inherit(estate))?;
+        Ok(run)
+    }
+
+    /// Goes on where the build before has ended.
+    fn inherit(&mut self, estate: &Estate) -> Result<()> {
+        let mut services = self.services.take().expect("nobody has them yet");
+        self.attach_hooks()?;
+        let it = &mut self.supervisor;
+        it.inherit(estate, &mut services)?;
+        if it.plan.words {
+            it.words = Words::open(&Namespace::current()?)?;
+        }
+        self.start_hand(services)
+    }
+
+    /// All is taken over: what was kept in case it is not goes, and who has asked is told.
+    fn settle(&mut self, estate: &mut Estate) {
+        let it = &mut self.supervisor;
+        it.sockets.settle(estate.give(inheritance::LISTENER));
+        let build = overspill::Build::current();
+        let workers = log::workers(it.current.iter().flatten().count());
+        let told = format!("{} (build {}) goes on with {workers}", build.version, build.digest);
+        let client = estate.descriptor(inheritance::CLIENT);
+        let reply = client.and_then(|client| Reply::resume(client).ok());
+        if let Some(why) = estate.refused() {
+            let why = format!("the other build cannot take over: {why}; {told}");
+            log::line(format_args!("{why}"));
+            return reply.into_iter().for_each(|reply| reply.failed(&why));
+        }
+        log::line(format_args!("{told}"));
+        reply.iter().for_each(|reply| reply.progress(&told));
+        if estate.fact(inheritance::RESTART).is_some() {
+            return it.reload(self.reread.as_ref(), reply);
+        }
+        reply.into_iter().for_each(Reply::done);
+    }
+
+    fn supervise_and_clean_up(mut self) -> Result<()> {
+        let ended = self.supervise();
         if ended.is_err() {
             self.stop(Signal::SIGTERM);
         }
@@ -137,18 +231,16 @@ impl Run {
         ended.and(removed)
     }
 
-    fn supervise(&mut self, services: Services) -> Result<()> {
-        self.begin(services)?;
+    fn supervise(&mut self) -> Result<()> {
+        if let Some(services) = self.services.take() {
+            self.begin(services)?;
+        }
         loop {
             self.tell_ready();
             self.start_due();
-            let it = &mut self.supervisor;
-            it.look(Instant::now());
-            let until = self.next_change(Instant::now());
-            match next_event(&self.supervisor, Some(until)) {
-                Some(Event::Signal(Signal::SIGHUP)) => {
-                    self.supervisor.reload(self.reread.as_ref(), None);
-                }
+            self.supervisor.look(Instant::now());
+            match self.next_event() {
+                Some(Event::Signal(Signal::SIGHUP)) => self.reload(None),
                 Some(Event::Signal(signal)) => {
                     let it = &self.supervisor;
                     let running = log::workers(it.current.iter().flatten().count());
@@ -163,6 +255,7 @@ impl Run {
             self.look_for_believed()?;
             self.tell_silent();
             let it = &mut self.supervisor;
+            it.left_relays.retain_mut(|relay| matches!(relay.try_wait(), Ok(None)));
             it.members.watch();
             it.tend_leaving();
             it.tend_restart();
@@ -193,12 +286,8 @@ impl Run {
             self.begin_to_serve();
             return Ok(());
         }
-        if let Some(cgroup) = &it.cgroup {
-            let hooks = Hooks::attach(cgroup, &it.plan.private)?;
-            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.members.looks.hint), &it.listened)?;
-            it.hooks = Some(hooks);
-        }
-        let taken_over = it.take_over(&mut services);
+        self.attach_hooks()?;
+        let taken_over = self.supervisor.take_over(&mut services);
         self.start_hand(services)?;
         if taken_over? {
             self.supervisor.look(Instant::now());
@@ -211,6 +300,89 @@ impl Run {
             self.tell_services();
         }
         self.start_all()
+    }
+
+    fn attach_hooks(&mut self) -> Result<()> {
+        let it = &mut self.supervisor;
+        if let Some(cgroup) = &it.cgroup {
+            let hooks = Hooks::attach(cgroup, &it.plan.private)?;
+            hand_on(&hooks, it.sender.clone(), Arc::clone(&it.members.looks.hint), &it.listened)?;
+            it.hooks = Some(hooks);
+        }
+        Ok(())
+    }
+
+    /// The next thing to be done, or `None` where it is time to look. Becomes another build
+    /// instead, where one is to take over and nothing is under way.
+    fn next_event(&mut self) -> Option<Event> {
+        if !self.supervisor.can_hand_over() {
+            let until = self.next_change(Instant::now());
+            return next_event(&self.supervisor, Some(until));
+        }
+        // A signal that comes from now on is the next build's.
+        let gate = self.signals.hold();
+        let event = next_event(&self.supervisor, Some(Instant::now()));
+        let it = &mut self.supervisor;
+        if event.is_none()
+            && let Some(hand_over) = it.hand_over.take()
+        {
+            let shown = hand_over.program.display();
+            log::line(format_args!("handing over to {shown}"));
+            let error = it.become_program(&hand_over);
+            let why = format!("cannot run {shown}: {error}");
+            drop(gate);
+            self.go_on(hand_over, &why);
+        }
+        event
+    }
+
+    /// Replaces the workers. Where another program has taken the place of this one's file since
+    /// it was started, that takes over first.
+    fn reload(&mut self, reply: Option<Reply>) {
+        let it = &mut self.supervisor;
+        let Some(program) = handover::replacement() else {
+            return it.reload(self.reread.as_ref(), reply);
+        };
+        let hand_over = HandOver { program: program.clone(), reply, restarts: true };
+        let (tried, result) = (it.sender.clone(), sync_channel(1));
+        let started = start_thread(move || {
+            if let Ok(hand_over) = result.1.recv() {
+                let outcome = handover::try_out(&program);
+                // Nobody listens any more once the supervisor has ended.
+                let _ = tried.send(Event::Tried(hand_over, outcome));
+            }
+        });
+        match started {
+            Ok(()) => drop(result.0.send(hand_over)),
+            Err(error) => self.go_on(hand_over, &error.to_string()),
+        }
+    }
+
+    /// Another build can't take over: this one goes on.
+    fn go_on(&mut self, hand_over: HandOver, why: &str) {
+        let why = format!("{why}; this build goes on");
+        log::line(format_args!("{why}"));
+        match hand_over {
+            HandOver { restarts: true, reply, .. } => {
+                reply.iter().for_each(|reply| reply.progress(&why));
+                self.supervisor.reload(self.reread.as_ref(), reply);
+            }
+            HandOver { reply, .. } => reply.into_iter().for_each(|reply| reply.failed(&why)),
+        }
+    }
+
+    /// Another build is to take over as soon as nothing is under way.
+    fn ask_hand_over(&mut self, hand_over: HandOver) {
+        let it = &mut self.supervisor;
+        let before = it.hand_over.replace(hand_over);
+        if let Some(reply) = before.and_then(|before| before.reply) {
+            reply.failed("somebody has asked for another hand-over since");
+        }
+        if !it.can_hand_over()
+            && let Some(HandOver { reply: Some(reply), .. }) = &it.hand_over
+        {
+            reply.progress("waiting until the change that is under way is done");
+        }
     }
 
     fn start_hand(&mut self, services: Services) -> Result<()> {
@@ -300,9 +472,12 @@ impl Run {
                 self.tend_given();
                 self.begin_to_serve();
             }
-            Event::Asked(control::Request::Restart, reply) => {
-                it.reload(self.reread.as_ref(), Some(reply));
+            Event::Asked(control::Request::Restart, reply) => self.reload(Some(reply)),
+            Event::Asked(control::Request::HandOver(program), reply) => {
+                self.ask_hand_over(HandOver { program, reply: Some(reply), restarts: false });
             }
+            Event::Tried(hand_over, Ok(())) => self.ask_hand_over(hand_over),
+            Event::Tried(hand_over, Err(why)) => self.go_on(hand_over, &why),
             Event::Signal(_) => unreachable!("signals are seen before"),
         }
         Ok(())
@@ -546,19 +721,29 @@ fn next_event(it: &Supervisor, until: Option<Instant>) -> Option<Event> {
     }
 }
 
-/// Sends the signals that the supervisor acts on. They are blocked in all its threads and
-/// taken one by one; one that is ignored (`nohup`) stays ignored.
-pub(crate) fn watch_signals(ignored: &Ignored, sender: Sender<Event>) -> Result<()> {
-    let known = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
-    // A blocked signal would be taken even where it is ignored.
-    let signals: SigSet = known.into_iter().filter(|&it| !ignored.contains(it)).collect();
-    signals.thread_block().map_err(|error| Error::system("block signals", error))?;
-    start_thread(move || {
-        while let Ok(signal) = signals.wait() {
-            if sender.send(Event::Signal(signal)).is_err() {
-                break;
+/// Takes the name, or goes on with it.
+fn hold_name(plan: &Plan, estate: Option<&Estate>, reserved: usize) -> Result<Control> {
+    let inherited = estate.map(|estate| estate.descriptor(inheritance::CONTROL));
+    match inherited {
+        Some(Some(socket)) => Control::inherit(&plan.name, socket, reserved),
+        Some(None) | None => Control::bind(&plan.name, reserved),
+    }
+}
+
+/// Hands requests on to the thread that decides.
+fn serve(control: Control, sender: Sender<Event>) -> Result<()> {
+    control.serve(move |request, reply| {
+        if let control::Request::HandOver(program) = &request {
+            if handover::is_this(program) {
+                reply.progress("is this build already");
+                return reply.done();
+            }
+            if let Err(why) = handover::try_out(program) {
+                return reply.failed(why);
             }
         }
+        // Nobody listens any more once the supervisor has ended.
+        let _ = sender.send(Event::Asked(request, reply));
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 
 use nix::sys::socket::sockopt::AcceptConn;
 use nix::sys::socket::{Backlog, getsockopt, listen};
@@ -31,6 +31,29 @@ impl Sockets {
         let addresses = addresses.concat();
         let listeners = overspill::listeners(addresses.iter().copied(), backlog)?;
         Ok(Self { listeners, addresses, workers, backlog })
+    }
+
+    /// Those that this process has from the program that it was before, in their order.
+    pub(crate) fn inherit(
+        addresses: &[Vec<SocketAddr>],
+        backlog: u32,
+        listeners: Vec<OwnedFd>,
+    ) -> Self {
+        let workers = addresses.first().map_or(0, Vec::len);
+        let mut own =
+            Self { listeners: Vec::new(), addresses: addresses.concat(), workers, backlog };
+        own.settle(listeners);
+        own
+    }
+
+    /// Other descriptors of the same sockets take the places of these.
+    pub(crate) fn settle(&mut self, listeners: Vec<OwnedFd>) {
+        self.listeners = listeners.into_iter().map(TcpListener::from).collect();
+    }
+
+    /// All of them, in their order.
+    pub(crate) fn all(&self) -> &[TcpListener] {
+        &self.listeners
     }
 
     /// The sockets of one worker, each with its address.

@@ -1,6 +1,8 @@
 //! What a supervisor knows and has, and what all that it does is made of.
 
 use std::collections::{HashSet, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,6 +20,7 @@ use crate::instance_id::InstanceId;
 use crate::log;
 use crate::membership::Membership;
 use crate::plan::Plan;
+use crate::process::Process;
 use crate::relay::Relay;
 use crate::sight::Held;
 use crate::sockets::Sockets;
@@ -37,6 +40,8 @@ pub(crate) enum Event {
     Done(Report),
     /// Somebody asks for something.
     Asked(control::Request, Reply),
+    /// Whether the build that has replaced this one's file can take over.
+    Tried(HandOver, Result<(), String>),
 }
 
 /// How a worker is started.
@@ -58,6 +63,15 @@ pub(crate) struct Restart {
     pub(crate) before: Option<Recipe>,
     /// Those who want to know.
     pub(crate) replies: Vec<Reply>,
+}
+
+/// Another build is to go on in this process.
+pub(crate) struct HandOver {
+    pub(crate) program: PathBuf,
+    /// Who wants to know.
+    pub(crate) reply: Option<Reply>,
+    /// Whether it is to replace the workers then.
+    pub(crate) restarts: bool,
 }
 
 /// A worker that is being replaced.
@@ -112,6 +126,12 @@ pub(crate) struct Supervisor {
     /// Those that are handed to the workers.
     pub(crate) sockets: Sockets,
     pub(crate) relay: Relay,
+    /// Those of the builds before this one, which end with the workers of their time.
+    pub(crate) left_relays: Vec<Process>,
+    /// The socket of the control socket's thread, for the next build.
+    pub(crate) control: OwnedFd,
+    /// The build that is to take over, as soon as nothing is under way.
+    pub(crate) hand_over: Option<HandOver>,
     /// How many descriptors a worker may have open, if not as many as this process.
     pub(crate) descriptors: Option<u64>,
     /// Whether there are services at all: redirection was on at the start.
@@ -222,12 +242,8 @@ impl Supervisor {
             // It is empty: nothing has been started in it, or it has ended.
             let _ = cgroup.as_ref().map(Cgroup::remove);
         })?;
-        let mut instance = Instance::new(id, worker, child, cgroup);
-        let sender = self.sender.clone();
-        if let Err(error) = instance.watch_end(move || {
-            // Nobody listens any more once the supervisor has ended.
-            let _ = sender.send(Event::Ended(id));
-        }) {
+        let mut instance = Instance::new(id, worker, child.into(), cgroup);
+        if let Err(error) = self.watch_end_of(&instance) {
             // Unwatched, it would never be started again.
             let pid = Some(instance.pid());
             instance.end();
@@ -236,6 +252,18 @@ impl Supervisor {
         self.instances.push(instance);
         self.members.sight.hurry();
         Ok(id)
+    }
+
+    /// Has the end of a child told.
+    pub(crate) fn watch_end_of(&self, instance: &Instance) -> Result<()> {
+        if instance.is_stranger() {
+            return Ok(());
+        }
+        let (sender, id) = (self.sender.clone(), instance.id);
+        instance.watch_end(move || {
+            // Nobody listens any more once the supervisor has ended.
+            let _ = sender.send(Event::Ended(id));
+        })
     }
 
     /// The control group of a new instance, where workers have some. Somebody may have removed

@@ -24,9 +24,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use overspill::{Cgroup, Words, nearest};
 
-use super::notify;
-use super::sockets::descriptor_name;
 use crate::error::{Error, Result};
+use crate::handover;
+use crate::notify;
+use crate::sockets::descriptor_name;
 
 /// The first of the descriptors handed over (`SD_LISTEN_FDS_START`).
 const FIRST_DESCRIPTOR: i32 = 3;
@@ -138,6 +139,7 @@ impl Start<'_> {
         };
         worker
             .env_remove(notify::VARIABLE)
+            .env_remove(handover::VARIABLE)
             .arg("--")
             .args(self.command)
             .stdin(OwnedFd::from(stdin))

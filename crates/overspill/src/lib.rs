@@ -39,6 +39,7 @@ mod error;
 mod figure;
 pub mod flow;
 pub mod hang;
+mod inherited;
 mod listening;
 mod member;
 pub mod model;
@@ -62,6 +63,7 @@ pub use datapath::{
 };
 pub use error::{Error, Result};
 pub use figure::{Figure, Kind};
+pub use inherited::inherited;
 pub use listening::listening;
 pub use member::{Address, Families, Health, MemberId};
 pub use name::Name;

@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub(crate) mod demo;
 pub(crate) mod drain;
 pub(crate) mod generate;
+pub(crate) mod hand_over;
 pub(crate) mod ls;
 pub(crate) mod metrics;
 pub(crate) mod restart;

@@ -173,6 +173,18 @@ pub(crate) fn run(args: Args) -> Outcome {
     }
 }
 
+/// Whether these arguments can be run. Nothing is started.
+pub(crate) fn check(args: Args) -> Outcome {
+    if let Some(file) = args.config {
+        return Ok(supervisor::check(&plan_of(&file)?)?);
+    }
+    args.rules.check_dispatcher()?;
+    match args.plan() {
+        Ok(plan) => Ok(supervisor::check(&plan)?),
+        Err(clash) => usage::refuse(&clash.message),
+    }
+}
+
 /// What a configuration file says is to be run. Nothing but the file is looked at.
 pub(crate) fn read(file: &Path) -> Result<Plan, Failure> {
     let command = <Args as clap::Args>::augment_args(clap::Command::new("overspill run"));

@@ -1,8 +1,11 @@
 //! `overspill upgrade`
 
-use overspill::{Build, Upgrade};
+use std::path::Path;
 
-use crate::args::Places;
+use overspill::{Build, Name, Namespace, Upgrade};
+use overspill_supervisor::control::{self, Client, Request};
+
+use crate::args::{self, Places};
 use crate::failure::{Failure, Outcome};
 use crate::help;
 use crate::output;
@@ -11,8 +14,9 @@ use crate::output;
 ///
 /// Services and their programs in the kernel keep running when no overspill process runs.
 /// This command replaces the programs in one step while clients connect. No client is lost.
-/// Members, rules and counters are kept. If the services are already of this version, it does
-/// nothing. The Debian package runs it when it is installed. It needs root.
+/// Members, rules and counters are kept. Each overspill run becomes this version too: its
+/// process goes on, and so do its workers. The Debian package runs this command when it is
+/// installed. It needs root.
 ///
 /// To go back, run overspill upgrade with the older binary.
 #[derive(Debug, clap::Args)]
@@ -35,13 +39,43 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     for namespace in namespaces {
         match namespace.upgrade() {
-            Ok(Some(upgrade)) => output::print(&line(namespace.inode(), &upgrade))?,
+            Ok(Some(upgrade)) => {
+                output::print(&line(namespace.inode(), &upgrade))?;
+                failed.extend(hand_over_all(&namespace));
+            }
             // The last service was removed meanwhile.
             Ok(None) => {}
             Err(error) => failed.extend_from_slice(Failure::from(error).lines()),
         }
     }
     if failed.is_empty() { Ok(()) } else { Err(Failure::several(failed)) }
+}
+
+/// Has the supervisors of a network namespace become this program. Gives what failed.
+fn hand_over_all(namespace: &Namespace) -> Vec<String> {
+    let program = std::env::current_exe()
+        .map_err(|error| Failure::new(format!("cannot find this program: {error}; mount /proc")));
+    let program = program.and_then(|program| {
+        args::enter(namespace)?;
+        Ok(program)
+    });
+    match program {
+        Ok(program) => {
+            let names = control::names().into_iter();
+            names.filter_map(|name| hand_over(&name, &program).err()).collect()
+        }
+        Err(failure) => failure.lines().to_vec(),
+    }
+}
+
+fn hand_over(name: &Name, program: &Path) -> Result<(), String> {
+    let Some(supervisor) = Client::connect(name).map_err(|error| error.to_string())? else {
+        // It has ended.
+        return Ok(());
+    };
+    let told = |line: &str| output::print(&format!("supervisor of {name}: {line}"));
+    let asked = supervisor.ask(Request::HandOver(program.to_owned()), told);
+    asked.map_err(|failure: Failure| failure.lines().join("; "))
 }
 
 fn line(netns: u64, Upgrade { from, to, services }: &Upgrade) -> String {

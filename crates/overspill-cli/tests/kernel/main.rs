@@ -8,6 +8,7 @@ mod config;
 mod control;
 mod demo;
 mod dispatcher;
+mod handover;
 mod hang;
 mod kept;
 mod metrics;

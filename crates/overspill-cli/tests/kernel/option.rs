@@ -13,7 +13,7 @@ use crate::run::{Run, assert_no_state, members};
 const HELPERS: &str = include_str!("option.py");
 
 /// A worker that runs this script.
-fn start(options: &str, script: &str) -> Run {
+pub(crate) fn start(options: &str, script: &str) -> Run {
     let script = format!("{HELPERS}\n{script}\ntime.sleep(60)\n");
     Run::start(&format!("--name web -n 1 {options}"), &["python3", "-c", &script])
 }
@@ -36,7 +36,7 @@ fn answer(address: &str) -> String {
     answer
 }
 
-fn addresses(service: &str) -> Vec<String> {
+pub(crate) fn addresses(service: &str) -> Vec<String> {
     members(service).iter().map(|member| member.address.to_string()).collect()
 }
 

@@ -104,6 +104,13 @@ const MOVED: &[Edit] = &[
     ),
 ];
 
+/// A supervisor that fails when nearly all is taken over.
+const FAILING: &[Edit] = &[(
+    "crates/overspill-supervisor/src/run.rs",
+    "        it.inherit(estate, &mut services)?;\n",
+    "        it.inherit(estate, &mut services).and(Err(Error::ChildrenIgnored))?;\n",
+)];
+
 /// A line whose number is raised by one: the file, and what stands before and after the number.
 type Raise = (&'static str, &'static str, &'static str);
 
@@ -137,9 +144,17 @@ impl Version {
         Self::built("layout", &[RULES, APPENDED, MOVED].concat(), LAYOUT)
     }
 
-    /// One that keeps another record of connections.
+    /// One that keeps another record of connections, and whose supervisor can't go on in the place
+    /// of another one.
     pub(crate) fn of_other_connections() -> Self {
-        Self::built("connections", &[], CONNECTIONS)
+        Self::built("connections", FAILING, CONNECTIONS)
+    }
+
+    /// The one that is tested, as another file in that folder.
+    pub(crate) fn copied_to(folder: &Path) -> Self {
+        let copy = folder.join("overspill");
+        fs::copy(Self::this().path(), &copy).unwrap();
+        Self(copy)
     }
 
     fn built(name: &str, edits: &[Edit], raised: &[Raise]) -> Self {

@@ -160,6 +160,22 @@ impl Seats {
         self.seats.iter().all(|seat| seat.owner != Some(owner) || seat.member.is_some())
     }
 
+    /// A copy of the socket is kept, since before this program ran: whoever holds it is seen at
+    /// the next look.
+    pub(crate) fn keep(&mut self, cookie: u64, address: Address, worker: usize, pid: u32) {
+        let seat = Seat {
+            cookie,
+            address,
+            worker,
+            pid,
+            owner: None,
+            member: None,
+            kept: true,
+            vacant: None,
+        };
+        self.seats.push(seat);
+    }
+
     /// What is to be done now. A socket that is new gets a seat at once, and its copy is to be
     /// kept.
     pub(crate) fn decide(

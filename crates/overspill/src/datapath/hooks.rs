@@ -1,7 +1,7 @@
 //! The hooks on a control group.
 
 use std::cell::Cell;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 use std::time::Duration;
 
 use libbpf_rs::{
@@ -31,7 +31,7 @@ const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hooks.bpf.o"));
 /// and `cgroup/getsockopt`.
 #[derive(Debug)]
 pub struct Hooks {
-    _links: Vec<Link>,
+    links: Vec<Link>,
     events: MapHandle,
     calls: MapHandle,
     places: MapHandle,
@@ -141,7 +141,12 @@ impl Hooks {
             })
         });
         let links = links.collect::<Result<_>>()?;
-        Ok(Self { _links: links, events, calls, places })
+        Ok(Self { links, events, calls, places })
+    }
+
+    /// The descriptors that keep them attached: with the last of these they end.
+    pub fn links(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.links.iter().map(AsFd::as_fd)
     }
 
     /// What they tell, for one reader.

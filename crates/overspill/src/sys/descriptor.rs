@@ -5,9 +5,10 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 /// `SIOCGSKNS` (`include/uapi/linux/sockios.h`): a descriptor of a socket's namespace.
 const SIOCGSKNS: libc::c_ulong = 0x894c;
@@ -281,4 +282,25 @@ pub(crate) fn own_descriptor(number: i32) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel has just made this descriptor, for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Takes a descriptor that this process has from the program that it was before `execve(2)`, and
+/// closes it at the next. `EBADF` where there is none, or where it is closed on exec: it is
+/// somebody's then.
+pub(crate) fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
+    static TAKING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: F_GETFD reads a flag of a number, whatever is behind it.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    // Standard input, output and error belong to the standard library.
+    if number < 3 || flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: F_SETFD changes that flag alone, of a descriptor that is open.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, flags | libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is open. It had no FD_CLOEXEC, which all that a Rust program opens
+    // has: nobody in this process owns it. From now on it has, so that nobody takes it again.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }

@@ -9,7 +9,7 @@ mod socket;
 pub(crate) use clock::monotonic;
 pub(crate) use descriptor::{
     attach_to_cgroup, attach_to_group, enter_new_netns, own_descriptor, pin, read_array, read_hash,
-    test_run, update_link,
+    take_inherited, test_run, update_link,
 };
 pub(crate) use memory::Shared;
 pub(crate) use signals::without_signals;

@@ -1,0 +1,241 @@
+//! What a supervisor leaves to the next build of itself, and how that goes on with it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use overspill::adopt::Adopted;
+use overspill::{Cgroup, Service};
+
+use crate::control::Reply;
+use crate::error::{Error, Result};
+use crate::handover::{Estate, Will};
+use crate::instance::Instance;
+use crate::instance_id::InstanceId;
+use crate::log;
+use crate::plan::Plan;
+use crate::process::Process;
+use crate::reload;
+use crate::services::Services;
+use crate::sockets::Sockets;
+use crate::supervisor::{HandOver, Leaving, Phase, Supervisor};
+
+// The kinds of descriptors and facts. With their arguments they are a contract between builds.
+pub(crate) const CONTROL: &str = "control";
+pub(crate) const CLIENT: &str = "client";
+pub(crate) const LISTENER: &str = "listener";
+const BEFORE: &str = "before";
+/// PID DESCRIPTOR WORKER
+const COPY: &str = "copy";
+const LINK: &str = "link";
+/// NAME WORKERS ADDRESS...
+const PLAN: &str = "plan";
+/// There are services: redirection was on at the start.
+const REDIRECTED: &str = "redirected";
+const CGROUP: &str = "cgroup";
+const SERVICE: &str = "service";
+/// ID WORKER PID child|stranger serves|leaves|finishes [CGROUP]
+const PROCESS: &str = "worker";
+/// COOKIE ID
+const GIVEN: &str = "given";
+const NEXT: &str = "next";
+const RELAY: &str = "relay";
+/// The workers are to be replaced.
+pub(crate) const RESTART: &str = "restart";
+
+impl Supervisor {
+    /// Whether nothing is under way that another build would have to go on with.
+    pub(crate) fn can_hand_over(&self) -> bool {
+        self.hand_over.is_some()
+            && self.begun
+            && self.restart.is_none()
+            && self.reload.is_none()
+            && !self.members.busy
+    }
+
+    /// Becomes the program that is to take over. Returns only why it could not.
+    pub(crate) fn become_program(&self, hand_over: &HandOver) -> io::Error {
+        let before = match File::open("/proc/self/exe") {
+            Ok(before) => before,
+            Err(error) => return error,
+        };
+        let mut will = Will::new();
+        will.descriptor(CONTROL, self.control.as_fd(), "");
+        will.descriptor(BEFORE, before.as_fd(), "");
+        if let Some(client) = hand_over.reply.as_ref().and_then(Reply::client) {
+            will.descriptor(CLIENT, client.as_fd(), "");
+        }
+        if hand_over.restarts {
+            will.fact(RESTART, "");
+        }
+        for listener in self.sockets.all() {
+            will.descriptor(LISTENER, listener.as_fd(), "");
+        }
+        for (cookie, copy) in &self.members.copies {
+            let worker = self.members.seats.by_cookie(*cookie).map_or(0, |seat| seat.worker);
+            let arguments = format!("{} {} {worker}", copy.pid(), copy.descriptor());
+            will.descriptor(COPY, copy.as_fd(), arguments);
+        }
+        let hooks = self.hooks.iter().chain(&self.left_hooks);
+        hooks.flat_map(overspill::Hooks::links).for_each(|link| will.descriptor(LINK, link, ""));
+        will.fact(PLAN, plan_line(&self.plan));
+        if self.redirected {
+            will.fact(REDIRECTED, "");
+        }
+        if let Some(cgroup) = &self.cgroup {
+            will.fact(CGROUP, cgroup.path().display());
+        }
+        for (_, service) in &self.members.services {
+            will.fact(SERVICE, service.name());
+        }
+        for instance in &self.instances {
+            will.fact(PROCESS, self.process_line(instance));
+        }
+        for (cookie, owner) in self.members.given.all() {
+            will.fact(GIVEN, format_args!("{cookie} {owner}"));
+        }
+        will.fact(NEXT, self.next_id);
+        let left = self.left_relays.iter().map(Process::id);
+        self.relay.processes().chain(left).for_each(|pid| will.fact(RELAY, pid));
+        log::flush();
+        will.become_program(&hand_over.program)
+    }
+
+    fn process_line(&self, instance: &Instance) -> String {
+        let Instance { id, worker, .. } = instance;
+        let (pid, kind) =
+            (instance.pid(), if instance.is_stranger() { "stranger" } else { "child" });
+        let finishes = |it: &Leaving| it.id == *id && matches!(it.phase, Phase::Finishes);
+        let state = match () {
+            () if self.serves(instance) => "serves",
+            () if self.leaving.iter().any(finishes) => "finishes",
+            () => "leaves",
+        };
+        let cgroup = instance.cgroup().map(|own| format!(" {}", own.path().display()));
+        format!("{id} {worker} {pid} {kind} {state}{}", cgroup.unwrap_or_default())
+    }
+
+    /// Goes on where the build before has ended: with its workers, services and sockets.
+    pub(crate) fn inherit(&mut self, estate: &Estate, services: &mut Services) -> Result<()> {
+        self.begun = true;
+        self.redirected = estate.fact(REDIRECTED).is_some();
+        let relays =
+            numbers(estate, RELAY).filter_map(|pid| Process::numbered(pid.try_into().ok()?));
+        self.left_relays = relays.collect();
+        self.inherit_processes(estate)?;
+        for name in estate.facts(SERVICE).filter_map(|words| words.first()) {
+            match Service::open(name) {
+                Ok(service) => services.take_over(service),
+                // Somebody has removed it.
+                Err(overspill::Error::NoSuchService { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.members.listing = services.list();
+        self.members.services = services.all();
+        self.inherit_copies(estate)?;
+        for words in estate.facts(GIVEN) {
+            if let Some((cookie, owner)) = pair(words) {
+                self.members.given.add(cookie, InstanceId::numbered(owner));
+            }
+        }
+        Ok(())
+    }
+
+    fn inherit_processes(&mut self, estate: &Estate) -> Result<()> {
+        let next = numbers(estate, NEXT).next().unwrap_or_default();
+        self.next_id = InstanceId::numbered(next);
+        let now = Instant::now();
+        for words in estate.facts(PROCESS) {
+            let [id, worker, pid, kind, state, cgroup @ ..] = words else { continue };
+            let (Ok(id), Ok(worker), Ok(pid)) = (id.parse(), worker.parse(), pid.parse()) else {
+                continue;
+            };
+            let id = InstanceId::numbered(id);
+            let child = Process::numbered(pid).filter(|_| kind == "child");
+            let instance = Instance::inherited(id, worker, pid, child, at(cgroup));
+            self.watch_end_of(&instance)?;
+            self.instances.push(instance);
+            match state.as_str() {
+                "serves" if worker < self.current.len() => {
+                    self.current[worker] = Some(id);
+                    self.crew.started(worker, now);
+                }
+                "finishes" => {
+                    self.leaving.push(Leaving { id, phase: Phase::Finishes, look: now });
+                }
+                _ => self.take_leave(id),
+            }
+        }
+        let own = self.cgroup.as_ref().map(|own| own.path().to_owned());
+        let others = self.instances.iter().filter_map(Instance::cgroup);
+        let others = others.filter(|it| it.path().parent() != own.as_deref());
+        self.hook_left(others.cloned().collect::<Vec<_>>().iter());
+        Ok(())
+    }
+
+    fn inherit_copies(&mut self, estate: &Estate) -> Result<()> {
+        for (descriptor, words) in estate.all(COPY) {
+            let [pid, number, worker, ..] = words else { continue };
+            let (Ok(pid), Ok(number), Ok(worker)) = (pid.parse(), number.parse(), worker.parse())
+            else {
+                continue;
+            };
+            let copy = descriptor.try_clone();
+            let copy = copy.map_err(|error| Error::system("duplicate a socket", error))?;
+            let copy = Adopted::new(copy, pid, number);
+            // One that was shut down meanwhile is nobody's any more.
+            let (Ok(cookie), Ok(address)) = (copy.cookie(), copy.address()) else { continue };
+            self.members.seats.keep(cookie, address, worker, pid);
+            self.members.copies.insert(cookie, Arc::new(copy));
+        }
+        Ok(())
+    }
+}
+
+/// Copies of the sockets that are handed to workers.
+pub(crate) fn sockets(estate: &Estate, plan: &Plan) -> Result<Sockets> {
+    let copies = estate.all(LISTENER).map(|(listener, _)| listener.try_clone());
+    let copies = copies.collect::<io::Result<Vec<_>>>();
+    let copies = copies.map_err(|error| Error::system("duplicate a socket", error))?;
+    Ok(Sockets::inherit(&plan.addresses, plan.backlog, copies))
+}
+
+/// The control group of all workers, where they have one.
+pub(crate) fn cgroup(estate: &Estate) -> Option<Cgroup> {
+    at(estate.fact(CGROUP)?)
+}
+
+/// The control group of that path, which may have spaces.
+fn at(path: &[String]) -> Option<Cgroup> {
+    (!path.is_empty()).then(|| Cgroup::at(PathBuf::from(path.join(" "))))
+}
+
+/// Keeps in a plan what can't be changed while workers run, and gives the keys of what differs.
+pub(crate) fn keep_plan(estate: &Estate, plan: &mut Plan) -> Vec<&'static str> {
+    let mut before = plan.clone();
+    if let Some([name, workers, addresses @ ..]) = estate.fact(PLAN)
+        && let (Ok(name), Ok(workers)) = (name.parse(), workers.parse::<usize>())
+    {
+        (before.name, before.workers) = (name, workers);
+        let addresses: Vec<_> = addresses.iter().filter_map(|it| it.parse().ok()).collect();
+        before.addresses = addresses.chunks(workers.max(1)).map(<[_]>::to_vec).collect();
+    }
+    reload::keep(&before, plan)
+}
+
+fn plan_line(plan: &Plan) -> String {
+    let addresses = plan.addresses.iter().flatten().map(|address| format!(" {address}"));
+    format!("{} {}{}", plan.name, plan.workers, addresses.collect::<String>())
+}
+
+fn numbers<'a>(estate: &'a Estate, kind: &'a str) -> impl Iterator<Item = u64> + 'a {
+    estate.facts(kind).filter_map(|words| words.first()?.parse().ok())
+}
+
+fn pair(words: &[String]) -> Option<(u64, u64)> {
+    Some((words.first()?.parse().ok()?, words.get(1)?.parse().ok()?))
+}
