@@ -26,6 +26,8 @@ use report::Row;
 #[derive(Debug, Parser)]
 #[command(name = "survive")]
 struct Args {
+    /// Only these cases, by the first column of the table [default: all]
+    cases: Vec<String>,
     /// How long clients come in each case
     #[arg(long, default_value_t = 60)]
     seconds: u64,
@@ -66,8 +68,12 @@ fn main() -> Result<()> {
         "{} is missing; build it: cargo build --release --package overspill-cli",
         program.display()
     );
+    let is_asked_for =
+        |it: &Trouble| args.cases.is_empty() || args.cases.iter().any(|own| own == it.name());
+    let troubles: Vec<_> = Trouble::ALL.into_iter().filter(is_asked_for).collect();
+    ensure!(!troubles.is_empty(), "there is no such case: {}", args.cases.join(", "));
     let mut rows = Vec::new();
-    for trouble in Trouble::ALL {
+    for trouble in troubles {
         for redirect in [true, false] {
             let trial = Trial {
                 program: program.clone(),

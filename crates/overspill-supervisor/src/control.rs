@@ -87,7 +87,7 @@ impl FromStr for Request {
             Some((name, program)) if name == Self::NAMES[1] => {
                 let program = Path::new(program);
                 program.is_absolute().then(|| Self::HandOver(program.to_owned())).ok_or_else(|| {
-                    format!("cannot hand over to {program:?}: it is no absolute path")
+                    format!("cannot hand over to {}: it is no absolute path", program.display())
                 })
             }
             _ => {
@@ -335,7 +335,7 @@ impl Client {
     /// called with each line that it says meanwhile.
     pub fn ask<E: From<Error>>(
         self,
-        request: Request,
+        request: &Request,
         progress: impl Fn(&str) -> Result<(), E>,
     ) -> Result<(), E> {
         let Self { name, stream } = self;
@@ -491,7 +491,7 @@ mod tests {
             (b"", "the request is not a whole line".to_owned()),
             (b"restart", "the request is not a whole line".to_owned()),
             (&[b'x'; 5000], "the request is longer than 4160 bytes".to_owned()),
-            (b"hand-over bin\n", "cannot hand over to \"bin\": it is no absolute path".to_owned()),
+            (b"hand-over bin\n", "cannot hand over to bin: it is no absolute path".to_owned()),
         ] {
             assert_eq!(answered(said), format!("failed: {why}\n"), "{said:?}");
         }
@@ -545,7 +545,7 @@ mod tests {
         control.serve(move |_, reply| answer(reply)).unwrap();
         let lines = RefCell::new(Vec::new());
         let client = Client::connect(name).unwrap().expect("it runs");
-        let outcome = client.ask(Request::Restart, |line| {
+        let outcome = client.ask(&Request::Restart, |line| {
             lines.borrow_mut().push(line.to_owned());
             Ok(())
         });
@@ -581,7 +581,7 @@ mod tests {
         Answer::Progress("one".to_owned()).send(&supervisor).unwrap();
         drop(supervisor);
         let client = Client { name: name("gone"), stream };
-        let line = client.ask(Request::Restart, |_| Ok::<(), Error>(())).unwrap_err().to_string();
+        let line = client.ask(&Request::Restart, |_| Ok::<(), Error>(())).unwrap_err().to_string();
         assert!(line.contains("without an answer"), "{line}");
     }
 

@@ -13,7 +13,7 @@
 use std::convert::Infallible;
 use std::env;
 use std::ffi::{CString, OsStr, OsString};
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
@@ -39,6 +39,7 @@ pub const COMMAND: &str = "hand-over";
 
 /// Where the text is said to be: the number of the memfd's descriptor.
 pub(crate) const VARIABLE: &str = "OVERSPILL_HAND_OVER";
+const WRITTEN: &str = "a String takes everything";
 /// How long a build may take to say that it can be handed over to.
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -118,12 +119,13 @@ impl<'a> Will<'a> {
 
     /// Leaves a descriptor.
     pub(crate) fn descriptor(&mut self, kind: &str, own: BorrowedFd<'a>, arguments: impl Display) {
-        self.text.push_str(&format!("descriptor {kind} {} {arguments}\n", own.as_raw_fd()));
+        let number = own.as_raw_fd();
+        writeln!(self.text, "descriptor {kind} {number} {arguments}").expect(WRITTEN);
         self.descriptors.push(own);
     }
 
     pub(crate) fn fact(&mut self, kind: &str, arguments: impl Display) {
-        self.text.push_str(&format!("fact {kind} {arguments}\n"));
+        writeln!(self.text, "fact {kind} {arguments}").expect(WRITTEN);
     }
 
     /// Becomes the program, with this process's arguments. Returns only why it could not.

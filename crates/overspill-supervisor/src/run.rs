@@ -214,7 +214,9 @@ impl Run {
             return reply.into_iter().for_each(|reply| reply.failed(&why));
         }
         log::line(format_args!("{told}"));
-        reply.iter().for_each(|reply| reply.progress(&told));
+        if let Some(reply) = &reply {
+            reply.progress(&told);
+        }
         if estate.fact(inheritance::RESTART).is_some() {
             return it.reload(self.reread.as_ref(), reply);
         }
@@ -364,7 +366,9 @@ impl Run {
         log::line(format_args!("{why}"));
         match hand_over {
             HandOver { restarts: true, reply, .. } => {
-                reply.iter().for_each(|reply| reply.progress(&why));
+                if let Some(reply) = &reply {
+                    reply.progress(&why);
+                }
                 self.supervisor.reload(self.reread.as_ref(), reply);
             }
             HandOver { reply, .. } => reply.into_iter().for_each(|reply| reply.failed(&why)),

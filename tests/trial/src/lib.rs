@@ -6,6 +6,7 @@
 //! A trial runs in the caller's network namespace, in which it must be alone.
 
 mod crowd;
+mod mixed;
 mod record;
 mod staff;
 mod trouble;
@@ -14,8 +15,9 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use overspill::{Namespace, Service};
 
 pub use crowd::{End, Fate};
 pub use staff::{NAME, PORT, Staff, Work};
@@ -80,7 +82,7 @@ impl Trial {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
         let before = kernel_counts()?;
         let work = Work { workers: self.workers, time: self.work };
-        let mut staff = Staff::start(self.program.clone(), self.redirect, work)?;
+        let mut staff = Staff::start(&self.program, self.redirect, work)?;
         let (fates, troubles) = self.run_with(&mut staff)?;
         let counts = kernel_counts()?
             .into_iter()
@@ -88,6 +90,7 @@ impl Trial {
             .map(|((name, after), (_, before))| (name, after - before))
             .collect();
         let log = staff.end()?;
+        ensure!(Service::all(&Namespace::current()?)?.is_empty(), "services are left:\n{log}");
         Ok(Outcome { fates, troubles, counts, log })
     }
 

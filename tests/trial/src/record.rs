@@ -21,6 +21,8 @@ pub(crate) enum Order {
     Block = 1,
     /// Never come to an end with it.
     Loop = 2,
+    /// Close its listening socket then, and end a while later.
+    Close = 3,
 }
 
 #[derive(Debug)]

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 use overspill::{MemberState, MemberStatus, Policy, Service};
 
+use crate::mixed::Mixed;
 use crate::record::Order;
 use crate::staff::{NAME, Staff};
 
@@ -26,12 +27,23 @@ pub enum Trouble {
     /// One works on a request for 300 ms; now and then one never comes to its end and is
     /// killed.
     Block,
+    /// All of this at random and at once; besides, the supervisor is killed at any moment,
+    /// becomes another build, and nobody reads its log; workers close their sockets; the service
+    /// is removed or made by hand, the BPF file system can't be written, no member has room.
+    Mixed,
 }
 
 impl Trouble {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Kill, Self::Stop, Self::Restart, Self::Takeover, Self::Change, Self::Block];
+    pub const ALL: [Self; 7] = [
+        Self::Kill,
+        Self::Stop,
+        Self::Restart,
+        Self::Takeover,
+        Self::Change,
+        Self::Block,
+        Self::Mixed,
+    ];
 
     /// In a few words.
     #[must_use]
@@ -43,12 +55,14 @@ impl Trouble {
             Self::Takeover => "taken over",
             Self::Change => "changed",
             Self::Block => "blocked",
+            Self::Mixed => "mixed",
         }
     }
 
     /// Makes it until then, and says how often.
     pub(crate) fn make(self, staff: &mut Staff, until: Instant) -> Result<u32> {
         let mut random = fastrand::Rng::with_seed(1);
+        let mut mixed = Mixed::new(1);
         let mut made = 0;
         while Instant::now() < until {
             match self {
@@ -58,9 +72,11 @@ impl Trouble {
                 Self::Takeover => take_over(staff, &mut random)?,
                 Self::Change => change(staff, &mut random)?,
                 Self::Block => block(staff, &mut random, made)?,
+                Self::Mixed => mixed.step(staff)?,
             }
             made += 1;
         }
+        mixed.end(staff)?;
         Ok(made)
     }
 }

@@ -15,7 +15,7 @@ import time
 
 PIDS = 1 << 22
 LISTENS, ACCEPTS = 1, 2
-BLOCK, LOOP = 1, 2
+BLOCK, LOOP, CLOSE = 1, 2, 3
 
 port, path, work = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 file = os.open(path, os.O_RDWR)
@@ -49,6 +49,11 @@ def serve(connection):
     time.sleep(0.3 if told == BLOCK else work)
     connection.sendall(b"done\n")
     connection.close()
+    if told == CLOSE:
+        listener.close()
+        record[state] = 0
+        time.sleep(0.3)
+        sys.exit()
 
 
 while True:

@@ -49,7 +49,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     };
     let namespace = args.place.enter()?;
     match Client::connect(&name)? {
-        Some(supervisor) => supervisor.ask(Request::Restart, output::print),
+        Some(supervisor) => supervisor.ask(&Request::Restart, output::print),
         None => Err(nobody(&name, &namespace)),
     }
 }

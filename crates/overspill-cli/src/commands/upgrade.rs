@@ -74,7 +74,7 @@ fn hand_over(name: &Name, program: &Path) -> Result<(), String> {
         return Ok(());
     };
     let told = |line: &str| output::print(&format!("supervisor of {name}: {line}"));
-    let asked = supervisor.ask(Request::HandOver(program.to_owned()), told);
+    let asked = supervisor.ask(&Request::HandOver(program.to_owned()), told);
     asked.map_err(|failure: Failure| failure.lines().join("; "))
 }
 

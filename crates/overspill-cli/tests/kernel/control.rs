@@ -151,8 +151,8 @@ fn clients_that_misbehave_do_no_harm() {
     assert_eq!(answer(b"restart\n"), reached);
     let unknown = answer(b"\xff\0restart\n");
     assert!(unknown.starts_with("failed: there is no request "), "{unknown}");
-    assert!(unknown.ends_with("(known requests: restart)\n"), "{unknown}");
-    assert_eq!(answer(&vec![b'x'; 1 << 20]), "failed: the request is longer than 256 bytes\n");
+    assert!(unknown.ends_with("(known requests: restart, hand-over)\n"), "{unknown}");
+    assert_eq!(answer(&vec![b'x'; 1 << 20]), "failed: the request is longer than 4160 bytes\n");
     assert_eq!(answer(b"rest"), "failed: the request is not a whole line\n");
     for bytes in [&b""[..], b"rest", b"restart\n"] {
         for _ in 0..100 {

@@ -253,7 +253,7 @@ fn what_is_no_other_build_is_refused() {
     let ask_for = |path: &str| {
         let client = overspill_supervisor::control::Client::connect(&name).unwrap().unwrap();
         let request = overspill_supervisor::control::Request::HandOver(path.into());
-        client.ask(request, |_| Ok::<(), overspill_supervisor::Error>(())).unwrap_err().to_string()
+        client.ask(&request, |_| Ok::<(), overspill_supervisor::Error>(())).unwrap_err().to_string()
     };
     for (path, why) in [
         ("/bin/true", "it is no build of overspill that can"),
@@ -299,9 +299,9 @@ fn killed_at_any_moment_of_it() {
     let builds = [Version::copied_to(folder.path()), Version::this()];
     let mut run = serving(2, "", &[]);
     for turn in 0..8 {
-        let asked = builds[turn % 2].clone();
+        let build = builds[turn % 2].clone();
         // From before the other build is asked until long after it goes on.
-        let asker = thread::spawn(move || asked.run("upgrade"));
+        let asker = thread::spawn(move || build.run("upgrade"));
         thread::sleep(std::time::Duration::from_millis(40 * u64::try_from(turn).unwrap()));
         run.supervisor.kill().unwrap();
         run.supervisor.wait().unwrap();
@@ -322,8 +322,8 @@ fn ended_at_any_moment_of_it() {
     let other = Version::copied_to(folder.path());
     for turn in 0..6 {
         let run = serving(1, "", &[]);
-        let asked = other.clone();
-        let asker = thread::spawn(move || asked.run("upgrade"));
+        let build = other.clone();
+        let asker = thread::spawn(move || build.run("upgrade"));
         thread::sleep(std::time::Duration::from_millis(60 * turn));
         run.ends_at(Signal::SIGTERM);
         let _ = asker.join().unwrap();

@@ -52,3 +52,8 @@ fn a_change_of_policy_and_members_loses_no_client() {
 fn a_worker_that_blocks_or_loops_loses_no_client_in_its_queue() {
     survives(Trouble::Block);
 }
+
+#[test]
+fn everything_at_once_loses_no_client() {
+    survives(Trouble::Mixed);
+}
