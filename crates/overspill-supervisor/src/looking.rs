@@ -49,6 +49,7 @@ impl Supervisor {
             return;
         }
         self.members.looks.begin(now);
+        self.relay.tend();
         // What can't be seen now is seen later: nothing follows from it.
         let Some(fresh) = self.see(now) else { return };
         self.succeed_closed(now);

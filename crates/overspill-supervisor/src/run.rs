@@ -29,7 +29,7 @@ use crate::log;
 use crate::membership::{Membership, Nouns};
 use crate::notify;
 use crate::plan::Plan;
-use crate::relay::Relay;
+use crate::relay::{self, Relay};
 use crate::reload::{self, Reread};
 use crate::seats::Seat;
 use crate::services::Services;
@@ -135,7 +135,12 @@ impl Run {
             .map_err(|error| Error::helped("open /dev/null", error, "; mount /dev"))?;
         let socket = control.socket()?;
         serve(control, sender.clone())?;
-        let relay = Relay::start(plan.output, plan.workers, user.map(|user| user.uid))?;
+        let ended = sender.clone();
+        let relay_ended: relay::Ended = Arc::new(move || {
+            let _ = ended.send(Event::Hint);
+        });
+        let relay =
+            Relay::start(plan.output, plan.workers, user.map(|user| user.uid), relay_ended)?;
         let cgroup = match estate {
             None => (!plan.hands_over()).then(|| make_cgroup(&plan.name)).transpose()?,
             Some(estate) => inheritance::cgroup(estate),

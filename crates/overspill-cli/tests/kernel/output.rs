@@ -4,10 +4,10 @@ use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use world::{at, deadline};
+use nix::sys::signal::Signal;
+use world::{at, deadline, wait_until};
 
+use crate::run::send;
 use crate::server::get;
 
 /// Says so on both streams when it starts and when it is asked; the last word has no end.
@@ -62,8 +62,7 @@ impl Run {
     }
 
     fn stop(&self) {
-        let pid = Pid::from_raw(self.supervisor.id().try_into().unwrap());
-        kill(pid, Signal::SIGTERM).unwrap();
+        send(self.supervisor.id(), Signal::SIGTERM);
     }
 }
 
@@ -149,6 +148,93 @@ fn workers_write_and_serve_on_when_the_supervisor_is_killed() {
     assert!(
         run.stdout.recv_timeout(deadline()) == Err(std::sync::mpsc::RecvTimeoutError::Disconnected)
     );
+}
+
+/// The processes that pass on what the workers write.
+fn relays(run: &Run) -> Vec<u32> {
+    let pid = run.supervisor.id();
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let is_relay = |pid: &u32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        command.starts_with(b"overspill\0relay\0")
+    };
+    children.filter(is_relay).collect()
+}
+
+#[test]
+fn a_killed_relay_is_started_again_and_breaks_no_request() {
+    world::enter();
+    let run = Run::start("-n 1");
+    expect(&run.stdout, "0 | up");
+    expect(&run.stderr, "0 | ready");
+    let pid = get(at("10.0.0.1:80"), "/");
+    expect(&run.stdout, "0 | asked");
+    expect(&run.stderr, "0 | served");
+    for _ in 0..2 {
+        let killed = relays(&run);
+        assert_eq!(killed.len(), 2, "one for each stream");
+        // The worker writes while nobody can start it again.
+        send(run.supervisor.id(), Signal::SIGSTOP);
+        killed.iter().for_each(|&pid| send(pid, Signal::SIGKILL));
+        wait_until("they have ended", || killed.iter().all(|&pid| is_zombie(pid)));
+        assert_eq!(get(at("10.0.0.1:80"), "/"), pid, "the worker lives");
+        send(run.supervisor.id(), Signal::SIGCONT);
+        // Nothing is lost.
+        expect(&run.stdout, "0 | asked");
+        expect(&run.stderr, "0 | served");
+        assert!(relays(&run).iter().all(|pid| !killed.contains(pid)));
+    }
+    assert_eq!(get(at("10.0.0.1:80"), "/last"), pid);
+    for line in ["0 | asked", "0 | last", "0 | up"] {
+        expect(&run.stdout, line);
+    }
+    for line in ["0 | served", "0 | words", "0 | ready"] {
+        expect(&run.stderr, line);
+    }
+    run.end();
+}
+
+#[test]
+fn that_a_relay_was_killed_is_logged() {
+    world::enter();
+    let run = Run::start("-n 1");
+    expect(&run.stderr, "0 | ready");
+    relays(&run).iter().for_each(|&pid| send(pid, Signal::SIGKILL));
+    let told = "overspill relay, which passes on the output of workers, was ended by SIGKILL; \
+                started again";
+    let told = format!("overspill: {told}");
+    let first = std::iter::from_fn(|| run.stderr.recv_timeout(deadline()).ok());
+    assert!(first.into_iter().any(|line| line == told));
+    let [_, stderr] = run.end();
+    assert!(stderr.iter().filter(|&line| *line == told).count() <= 1, "{stderr:#?}");
+}
+
+/// A pipe is held no longer than somebody can write to it.
+#[test]
+fn no_pipe_of_an_ended_process_is_kept() {
+    world::enter();
+    let run = Run::start("-n 1");
+    expect(&run.stdout, "0 | up");
+    let pipes = || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", run.supervisor.id())).unwrap();
+        let links = files.flatten().filter_map(|file| std::fs::read_link(file.path()).ok());
+        links.filter(|link| link.to_string_lossy().starts_with("pipe:")).count()
+    };
+    let before = pipes();
+    for _ in 0..3 {
+        get(at("10.0.0.1:80"), "/last");
+        expect(&run.stdout, "0 | asked");
+        expect(&run.stdout, "0 | last");
+        expect(&run.stdout, "0 | up");
+    }
+    wait_until("the pipes of the last process are left", || pipes() == before);
+    run.end();
+}
+
+fn is_zombie(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))
 }
 
 #[test]
