@@ -361,7 +361,8 @@ impl Client {
 /// that can be seen from here. Nothing where nobody keeps it, or nobody that can be trusted.
 #[must_use]
 pub fn keeper(service: &Name) -> Option<(Name, Option<u32>)> {
-    let base = service.as_str().split(':').next().unwrap_or_default();
+    let base = service.without_port();
+    let base = base.as_str();
     let bases = [Some(base), base.strip_suffix("-ipv6"), base.strip_suffix("-ipv4")];
     bases.into_iter().flatten().find_map(|base| {
         let name: Name = base.parse().ok()?;

@@ -111,6 +111,7 @@ fn work(mut services: Services, orders: &Receiver<Order>, report: impl Fn(Report
 /// Does a job.
 pub(crate) fn carry_out(services: &mut Services, job: Job) -> Report {
     let text = |error: overspill::Error| Error::from(error).to_string();
+    services.name_first_port();
     let rules = job.rules.map(|(rules, path)| services.set_rules(rules, path).map_err(text));
     let outcomes = act_all(services, &job.actions, &job.copies);
     let mut troubles = Vec::new();

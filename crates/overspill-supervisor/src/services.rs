@@ -8,10 +8,11 @@ use std::path::PathBuf;
 
 use overspill::adopt::Adopted;
 use overspill::{
-    Address, Capacity, Change, Error, ListedSocket, MemberId, MemberState, Name, Namespace, Result,
-    Rules, Service,
+    Address, Capacity, Change, Error, ListedSocket, MemberId, Name, Namespace, Result, Rules,
+    Service,
 };
 
+use crate::control;
 use crate::log::{self, tell};
 use crate::plan::{Peers, Plan};
 use crate::seats::{Listed, Listing, Member, ServiceNumber};
@@ -35,6 +36,8 @@ pub(crate) struct Services {
 #[derive(Debug)]
 struct Made {
     service: Service,
+    /// Where its first member has listened.
+    address: Address,
     /// Its members as they were listed last.
     members: Vec<ListedSocket>,
     gone: bool,
@@ -119,14 +122,27 @@ impl Services {
         }
     }
 
-    /// Uses a service that a predecessor has made.
-    pub(crate) fn take_over(&mut self, service: Service) {
-        self.add(service);
+    /// Uses a service that a predecessor has made. Those of the first port come first.
+    pub(crate) fn take_over(&mut self, service: Service, address: Address) {
+        self.add(service, address);
     }
 
-    fn add(&mut self, service: Service) -> ServiceNumber {
-        self.made.push(Made { service, members: Vec::new(), gone: false });
+    fn add(&mut self, service: Service, address: Address) -> ServiceNumber {
+        self.made.push(Made { service, address, members: Vec::new(), gone: false });
         self.made.len() - 1
+    }
+
+    /// A predecessor of another build may have put the first port into the names of its services.
+    pub(crate) fn name_first_port(&mut self) {
+        let Some(first) = self.made.first().filter(|_| self.peers.is_none()) else { return };
+        let port = first.address.port;
+        for made in self.made.iter_mut().filter(|made| !made.gone && made.address.port == port) {
+            let name = made.service.name().without_port();
+            if *made.service.name() != name {
+                // Where it can't be had now, the service goes on with the name that it has.
+                let _ = made.service.rename(name.as_str());
+            }
+        }
     }
 
     /// Makes a socket a member in the place of another one, whose process has ended or is
@@ -180,11 +196,10 @@ impl Services {
                 Err(error) => return Err(error),
             }
         }
-        let name = self.name_for(address)?;
-        remove_gone(&name)?;
-        let service = self.found(&name, sockets)?;
+        self.remove_gone()?;
+        let service = self.found(&self.name_for(address)?, sockets)?;
         let ids = service.status()?.members.iter().map(|member| member.member).collect::<Vec<_>>();
-        let number = self.add(service);
+        let number = self.add(service, address);
         self.remember(number, &ids, address, sockets)?;
         Ok((number, ids))
     }
@@ -219,25 +234,22 @@ impl Services {
         })
     }
 
-    /// The name of a new service: the port is part of it once there are several, and the
-    /// family where the two of them are apart.
-    fn name_for(&mut self, address: Address) -> Result<Name> {
-        let there = self.made.iter_mut().filter(|made| !made.gone && !made.members.is_empty());
-        let mut there: Vec<(&mut Service, u16)> =
-            there.map(|made| (&mut made.service, made.members[0].address.port)).collect();
-        let apart = there.iter().any(|(_, port)| *port == address.port);
+    /// The name of a new service. A service that is made anew has the name that it had. The first
+    /// port is not part of the name, so that it stays valid when there are more; where the
+    /// families are apart, the second one is.
+    fn name_for(&self, address: Address) -> Result<Name> {
+        let is_there =
+            |name: &Name| self.made.iter().any(|made| !made.gone && made.service.name() == name);
+        let mut before = self.made.iter().filter(|made| made.gone && made.was_at(address));
+        if let Some(before) = before.find(|made| !is_there(made.service.name())) {
+            return Ok(before.service.name().clone());
+        }
+        let on_port = |made: &Made| made.address.port == address.port;
+        let apart = self.made.iter().any(|made| !made.gone && on_port(made));
         let family = if address.families.ipv6 { "-ipv6" } else { "-ipv4" };
         let base: Name = format!("{}{}", self.name, if apart { family } else { "" }).parse()?;
-        if there.iter().all(|(_, port)| *port == address.port) {
-            return Ok(base);
-        }
-        for (service, port) in &mut there {
-            let name = service.name().with_port(*port);
-            if *service.name() != name {
-                service.rename(name.as_str())?;
-            }
-        }
-        Ok(base.with_port(address.port))
+        let is_first = self.made.first().is_none_or(on_port);
+        Ok(if is_first { base } else { base.with_port(address.port) })
     }
 
     /// Lets a socket join the service of the name, on its port, or makes it.
@@ -270,7 +282,7 @@ impl Services {
             };
             keep_requests(&service, socket);
             let known = self.made.iter().position(|made| !made.gone && made.service == service);
-            let number = known.unwrap_or_else(|| self.add(service));
+            let number = known.unwrap_or_else(|| self.add(service, address));
             return Ok(Member { service: number, id });
         }
         Err(Error::NameTaken { name: self.name.to_string() })
@@ -313,18 +325,16 @@ impl Services {
 
     /// Makes those of sockets that are handed to the workers, all or none. Each port has its own.
     pub(crate) fn make(&mut self, by_port: &[(u16, Vec<&Adopted>)]) -> Result<()> {
-        let result = by_port.iter().try_for_each(|(port, sockets)| {
-            let name = match by_port {
-                [_] => self.name.clone(),
-                _ => self.name.with_port(*port),
-            };
-            remove_gone(&name)?;
-            let service = self.builder(&name).share_adopted(sockets)?;
-            for socket in sockets {
-                keep_requests(&service, socket);
-            }
-            self.add(service);
-            Ok(())
+        let result = self.remove_gone().and_then(|()| {
+            by_port.iter().try_for_each(|(_, sockets)| {
+                let address = sockets[0].address()?;
+                let service = self.builder(&self.name_for(address)?).share_adopted(sockets)?;
+                for socket in sockets {
+                    keep_requests(&service, socket);
+                }
+                self.add(service, address);
+                Ok(())
+            })
         });
         if result.is_err() {
             // The cause is reported, not the trouble on the way back.
@@ -370,6 +380,25 @@ impl Services {
         self.made[service].service.arrange(order)
     }
 
+    /// Removes services of this name that nobody serves any more: their supervisor was killed and
+    /// its workers ended. A new service may need their names, or their ports. Any others stay.
+    fn remove_gone(&self) -> Result<()> {
+        for (name, members) in Service::sockets(&Namespace::current()?)? {
+            let is_used = self.made.iter().any(|it| !it.gone && *it.service.name() == name);
+            if is_used || !members.iter().all(|it| it.gone) || !is_own(&self.name, &name) {
+                continue;
+            }
+            log::line(format_args!(
+                "service {name} exists, but all its members are gone; making it anew"
+            ));
+            match Service::open(name.as_str()).and_then(Service::remove) {
+                Ok(()) | Err(Error::NoSuchService { .. }) => {}
+                failed => return failed,
+            }
+        }
+        Ok(())
+    }
+
     /// Removes them all, and gives the first failure. One that is gone already, by
     /// `overspill rm`, is no failure.
     pub(crate) fn remove(&mut self) -> Result<()> {
@@ -381,6 +410,14 @@ impl Services {
             }
         }
         result
+    }
+}
+
+impl Made {
+    /// Whether its members were called where that address is.
+    fn was_at(&self, address: Address) -> bool {
+        let (own, other) = (self.address.families, address.families);
+        self.address.port == address.port && (own.ipv4 && other.ipv4 || own.ipv6 && other.ipv6)
     }
 }
 
@@ -396,17 +433,11 @@ fn keep_requests(service: &Service, socket: &Adopted) {
     }
 }
 
-/// Removes a service of that name that nobody serves any more: its supervisor was killed
-/// and its workers ended. Any other keeps its name.
-fn remove_gone(name: &Name) -> Result<()> {
-    let old = match Service::open(name.as_str()) {
-        Ok(old) => old,
-        Err(Error::NoSuchService { .. }) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    if old.status()?.members.iter().any(|member| member.state != MemberState::Gone) {
-        return Ok(());
-    }
-    log::line(format_args!("service {name} exists, but all its members are gone; making it anew"));
-    old.remove()
+/// Whether a supervisor of this name can have made a service, by the service's name.
+pub(crate) fn is_own(name: &Name, service: &Name) -> bool {
+    let base = service.without_port();
+    let family = base.as_str().strip_prefix(name.as_str());
+    // Another supervisor's name may begin in the same way.
+    family.is_some_and(|it| it.is_empty() || ["-ipv4", "-ipv6"].contains(&it))
+        && (base == *name || !control::names().contains(&base))
 }

@@ -5,14 +5,13 @@
 
 use std::sync::Arc;
 
-use overspill::{Cgroup, Hooks, Name, Namespace, Service};
+use overspill::{Address, Cgroup, Hooks, Name, Namespace, Service};
 
-use crate::control;
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
-use crate::services::Services;
+use crate::services::{Services, is_own};
 use crate::sight::{Group, Held, Sight, runs};
 use crate::supervisor::{Supervisor, hand_on, supervisor_of};
 
@@ -43,8 +42,8 @@ impl Supervisor {
         let held = Sight::default().look(std::time::Instant::now(), &groups);
         let held = held.map(|(held, _)| held).unwrap_or_default();
         if self.redirected {
-            for service in own_services(&self.plan.name, &held)? {
-                services.take_over(service);
+            for (service, address) in own_services(&self.plan.name, &held)? {
+                services.take_over(service, address);
             }
             // The hand sets them: it may take time.
             self.members.job.rules = Some((self.plan.rules, self.plan.dispatcher.clone()));
@@ -154,21 +153,22 @@ fn left_behind(name: &Name) -> Result<Vec<Left>> {
     Ok(left)
 }
 
-/// The services of this name that have one of these sockets. Another supervisor's may begin with
-/// the same letters.
-fn own_services(name: &Name, held: &[Held]) -> Result<Vec<Service>> {
-    let bases = [name.as_str().to_owned(), format!("{name}-ipv4"), format!("{name}-ipv6")];
-    let held_names = control::names();
+/// The services of this name that have one of these sockets, and where these listen; those of the
+/// first port come first.
+fn own_services(name: &Name, held: &[Held]) -> Result<Vec<(Service, Address)>> {
     let mut own = Vec::new();
     for (full, sockets) in Service::sockets(&Namespace::current()?)? {
-        let base = full.as_str().split(':').next().unwrap_or_default();
-        let is_another_s = base != name.as_str() && held_names.iter().any(|it| it.as_str() == base);
-        if is_another_s || !bases.iter().any(|own| own == base) {
+        if !is_own(name, &full) {
             continue;
         }
-        if sockets.iter().any(|it| held.iter().any(|held| held.cookie == it.cookie)) {
-            own.push(Service::open(full.as_str())?);
+        let is_one = |held: &&Held| sockets.iter().any(|it| it.cookie == held.cookie);
+        // A worker opens its sockets in the order of their descriptors.
+        let first = held.iter().filter(is_one).min_by_key(|held| held.descriptor);
+        if let Some(&Held { address, descriptor, .. }) = first {
+            let has_port = full != full.without_port();
+            own.push(((has_port, descriptor), Service::open(full.as_str())?, address));
         }
     }
-    Ok(own)
+    own.sort_by_key(|(rank, ..)| *rank);
+    Ok(own.into_iter().map(|(_, service, address)| (service, address)).collect())
 }

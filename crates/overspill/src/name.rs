@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::error::{Error, Result};
 
 /// The name of a service: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a
-/// letter or digit; `NAME:PORT` for one of several ports of a server, whose port it then is.
+/// letter or digit; `NAME:PORT` for a further port of a server, whose port it then is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Name(pub(crate) String);
 
@@ -14,8 +14,13 @@ impl Name {
     /// The name of this server's service on one of its ports.
     #[must_use]
     pub fn with_port(&self, port: u16) -> Self {
-        let base = self.0.split(':').next().unwrap_or_default();
-        Self(format!("{base}:{port}"))
+        Self(format!("{}:{port}", self.without_port()))
+    }
+
+    /// The name of the server, and of the service on its first port.
+    #[must_use]
+    pub fn without_port(&self) -> Self {
+        Self(self.0.split(':').next().unwrap_or_default().to_owned())
     }
 
     /// The port that it tells, if it does.
@@ -76,5 +81,7 @@ mod tests {
     fn a_port_is_put_behind_the_name_once() {
         let name: Name = "web".parse().unwrap();
         assert_eq!(name.with_port(80).with_port(81).as_str(), "web:81");
+        assert_eq!(name.with_port(80).without_port(), name);
+        assert_eq!(name.without_port(), name);
     }
 }

@@ -322,7 +322,8 @@ impl Service {
         }
     }
 
-    /// The service of that name in the calling thread's network namespace.
+    /// The service of that name in the calling thread's network namespace. `NAME:PORT` is also
+    /// the service `NAME`, if that is its port and no other is called so.
     ///
     /// # Errors
     ///
@@ -331,7 +332,7 @@ impl Service {
         Self::open_in(name, &Namespace::current()?)
     }
 
-    /// The service of that name in `namespace`.
+    /// The same in `namespace`.
     ///
     /// # Errors
     ///
@@ -341,8 +342,24 @@ impl Service {
         let Some(datapath) = Datapath::open(namespace)? else {
             return Err(service.unknown(std::iter::empty()));
         };
-        service.find(&datapath)?;
-        Ok(service)
+        match service.find(&datapath) {
+            Ok(_) => Ok(service),
+            Err(unknown @ Error::NoSuchService { .. }) => {
+                service.on_first_port(&datapath)?.ok_or(unknown)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Of a name with a port: the service that has the name without it, if it is on that port.
+    fn on_first_port(&self, datapath: &Datapath) -> Result<Option<Self>> {
+        let Some(port) = self.name.port() else { return Ok(None) };
+        let first = Self { name: self.name.without_port(), namespace: self.namespace.clone() };
+        match first.read(datapath) {
+            Ok((_, roster)) => Ok((roster.port == port).then_some(first)),
+            Err(Error::NoSuchService { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// All services of a network namespace, by name.

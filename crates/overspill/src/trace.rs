@@ -217,7 +217,7 @@ impl Trace {
         let service = match &filter.service {
             Some(name) => {
                 let service = Service::open_in(name.as_str(), namespace)?;
-                Some((name.clone(), service.find(&datapath)?))
+                Some((service.name().clone(), service.find(&datapath)?))
             }
             None => None,
         };

@@ -26,7 +26,7 @@ EXAMPLES
   overspill restart web
   overspill restart web --netns blue
   overspill restart --config /etc/overspill/web.toml    # by what it says now
-  overspill restart web:80    # the same: web:80 is a service of it")]
+  overspill restart web:443    # the same: web:443 is a service of it")]
 pub(crate) struct Args {
     /// The supervisor's name, or one of its services
     #[arg(value_parser = args::name, add = complete::supervisors())]
@@ -45,19 +45,13 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Outcome {
     let name = match (&args.config, &args.name) {
         (Some(file), _) => super::run::read(file)?.name,
-        (None, name) => base(name.as_ref().expect("one of both is given")),
+        (None, name) => name.as_ref().expect("one of both is given").without_port(),
     };
     let namespace = args.place.enter()?;
     match Client::connect(&name)? {
         Some(supervisor) => supervisor.ask(&Request::Restart, output::print),
         None => Err(nobody(&name, &namespace)),
     }
-}
-
-/// The name of the supervisor whose service has that name: without a port.
-fn base(name: &Name) -> Name {
-    let base = name.as_str().split(':').next().unwrap_or_default();
-    base.parse().expect("a name without its port is one as well")
 }
 
 /// Whether a killed supervisor of that name has left it, so that a new one takes it over.
@@ -71,7 +65,7 @@ fn is_left(service: &Service, name: &Name) -> bool {
 fn nobody(name: &Name, namespace: &Namespace) -> Failure {
     // Who may not look at services is told the rest.
     let services = Service::all(namespace).unwrap_or_default();
-    if let Some(service) = services.iter().find(|service| base(service.name()) == *name) {
+    if let Some(service) = services.iter().find(|service| service.name().without_port() == *name) {
         let again = format!("start overspill run --name {name} again");
         let why = if is_left(service, name) {
             format!("that was killed; {again} to take over")

@@ -72,11 +72,9 @@ pub(crate) fn run(args: &Args) -> Outcome {
     Screen::check()?;
     // By its number alone: an open file would keep a namespace alive that others end.
     let namespace = Namespace::numbered(args.place.namespace()?.inode());
-    if let Some(name) = &args.name {
-        Service::open_in(name.as_str(), &namespace)?;
-    }
+    let chosen = args.name.as_ref().map(|name| Service::open_in(name.as_str(), &namespace));
+    let chosen = chosen.transpose()?.map(|service| service.name().to_string());
     let title = format!("netns {}, every {} s", namespace.inode(), args.interval.as_secs_f64());
-    let chosen = args.name.as_ref().map(|name| name.as_str().to_owned());
     let mut watch = Watch {
         state: State::new(title, chosen),
         began: Instant::now(),

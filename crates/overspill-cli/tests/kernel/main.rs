@@ -12,6 +12,7 @@ mod handover;
 mod hang;
 mod kept;
 mod metrics;
+mod names;
 mod option;
 mod output;
 mod run;
