@@ -22,6 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
 use nix::sys::socket::{
     self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, UnixCredentials, getsockopt,
     setsockopt, sockopt,
@@ -29,6 +30,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 use nix::unistd::geteuid;
 use overspill::Name;
+use procfs::process::{Process, StatFlags, Status};
 use rustix::io::fcntl_dupfd_cloexec;
 
 use crate::error::{Error, Result};
@@ -178,6 +180,7 @@ impl Control {
     /// are left free.
     pub(crate) fn bind(name: &Name, reserved: usize) -> Result<Self> {
         let start = Instant::now();
+        let mut seen_alive = false;
         loop {
             match listen(name, reserved) {
                 Ok(listener) => return Ok(Self { listener }),
@@ -185,6 +188,14 @@ impl Control {
                 Err(error) => return Err(not_made(name, error)),
             }
             match connect(name).and_then(|stream| peer(&stream)) {
+                // One that is killed at this moment is seen alive no second time.
+                Ok(holder) if !is_ending(holder) && seen_alive => {
+                    return Err(taken(name, holder));
+                }
+                Ok(holder) if start.elapsed() < LOOKING => {
+                    seen_alive = !is_ending(holder);
+                    thread::sleep(PAUSE);
+                }
                 Ok(holder) => return Err(taken(name, holder)),
                 Err(_) if start.elapsed() < LOOKING => thread::sleep(PAUSE),
                 Err(error) => {
@@ -429,6 +440,20 @@ fn peer(stream: &UnixStream) -> nix::Result<UnixCredentials> {
 /// Both ends have to do with these alone.
 fn trusted(peer: UnixCredentials) -> bool {
     peer.uid() == 0 || peer.uid() == geteuid().as_raw()
+}
+
+/// Whether a process was killed, or ends by itself: what it holds is free in a moment.
+fn is_ending(holder: UnixCredentials) -> bool {
+    if holder.pid() == 0 {
+        // It can't be seen from here.
+        return false;
+    }
+    let Ok(process) = Process::new(holder.pid()) else { return true };
+    let Ok(stat) = process.stat() else { return true };
+    let exits = StatFlags::from_bits_truncate(stat.flags).contains(StatFlags::PF_EXITING);
+    let killed = 1 << (Signal::SIGKILL as i32 - 1);
+    let waits = |status: Status| (status.sigpnd | status.shdpnd) & killed != 0;
+    exits || stat.state == 'Z' || process.status().is_ok_and(waits)
 }
 
 fn taken(name: &Name, holder: UnixCredentials) -> Error {

@@ -19,10 +19,11 @@ impl Supervisor {
     /// Replaces all workers, by what the file says now, where there is one.
     pub(crate) fn reload(&mut self, reread: Option<&Reread>, reply: Option<Reply>) {
         let before = self.recipe();
-        let Some(reread) = reread else { return self.ask_restart(reply, Some(before)) };
+        let replies: Vec<Reply> = reply.into_iter().collect();
+        let Some(reread) = reread else { return self.ask_restart(replies, Some(before)) };
         match reread().and_then(|new| self.prepare(new).map_err(|error| vec![error.to_string()])) {
-            Ok(reload) => self.set_rules(Reload { reply, ..reload }),
-            Err(lines) => refuse(&lines, reply),
+            Ok(reload) => self.set_rules(Reload { replies, ..reload }),
+            Err(lines) => refuse(&lines, replies),
         }
     }
 
@@ -35,23 +36,29 @@ impl Supervisor {
         }
         let user = new.user.as_deref().map(worker::find_user).transpose()?;
         self.relay.change(new.output, user.map(|user| user.uid))?;
-        Ok(Reload { plan: new, kept, reply: None })
+        Ok(Reload { plan: new, kept, replies: Vec::new() })
     }
 
     /// The services are the first to change: what they refuse changes nothing else.
-    fn set_rules(&mut self, reload: Reload) {
+    fn set_rules(&mut self, mut reload: Reload) {
         if !self.redirected {
             return self.reload_by(reload);
         }
         self.members.job.rules = Some((reload.plan.rules, reload.plan.dispatcher.clone()));
-        if let Some(earlier) = self.reload.replace(reload) {
-            refuse(&["another restart has come in between".to_owned()], earlier.reply);
+        if let Some(earlier) = self.reload.take() {
+            // What it wanted is part of what the file says now.
+            reload.replies.splice(0..0, earlier.replies);
         }
+        self.reload = Some(reload);
         self.members.give_job();
     }
 
     /// The services have the new rules, or refuse them.
     pub(crate) fn rules_set(&mut self, result: Result<(), String>) {
+        if self.members.job.rules.is_some() {
+            // Others have been wanted since: what becomes of those counts.
+            return self.members.give_job();
+        }
         let Some(reload) = self.reload.take() else {
             // Those of a service that was taken over.
             if let Err(why) = result {
@@ -61,11 +68,11 @@ impl Supervisor {
         };
         match result {
             Ok(()) => self.reload_by(reload),
-            Err(why) => refuse(&[why], reload.reply),
+            Err(why) => refuse(&[why], reload.replies),
         }
     }
 
-    fn reload_by(&mut self, Reload { plan, kept, reply }: Reload) {
+    fn reload_by(&mut self, Reload { plan, kept, replies }: Reload) {
         let before = self.recipe();
         if plan.patience != self.plan.patience {
             self.members.watching = Watching::new(plan.patience, "worker");
@@ -73,19 +80,17 @@ impl Supervisor {
         self.plan = plan;
         if let Some(what) = left_as_before(&kept) {
             log::line(format_args!("restart: {what}"));
-            if let Some(reply) = &reply {
-                reply.progress(&what);
-            }
+            replies.iter().for_each(|reply| reply.progress(&what));
         }
-        self.ask_restart(reply, Some(before));
+        self.ask_restart(replies, Some(before));
     }
 }
 
-fn refuse(lines: &[String], reply: Option<Reply>) {
+fn refuse(lines: &[String], replies: Vec<Reply>) {
     for line in lines {
         log::line(format_args!("{line}; nothing is changed"));
     }
-    if let Some(reply) = reply {
+    for reply in replies {
         reply.failed(format!("{}; nothing is changed", lines.join("; ")));
     }
 }

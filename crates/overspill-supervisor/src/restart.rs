@@ -8,7 +8,7 @@ use crate::control::Reply;
 use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
-use crate::supervisor::{Recipe, Restart, Step, Supervisor};
+use crate::supervisor::{Recipe, Step, Supervisor, Wish};
 use crate::worker::NotStarted;
 
 /// Who is handed its sockets and has run for this long is taken for ready: nothing else
@@ -16,26 +16,30 @@ use crate::worker::NotStarted;
 /// predecessor.
 const SETTLED: Duration = Duration::from_secs(1);
 
-impl Restart {
-    pub(crate) fn tell(&self, what: &str) {
-        log::line(format_args!("restart: {what}"));
+impl Wish {
+    fn progress(&self, what: &str) {
         self.replies.iter().for_each(|reply| reply.progress(what));
+    }
+
+    /// What it came to, as far as it came.
+    fn replaced(&self) -> String {
+        format!("{} replaced", log::workers(self.replaced))
     }
 }
 
 impl Supervisor {
-    /// Begins a restart of all workers. One that is under way begins anew behind the worker
-    /// that is being replaced: whatever has changed since then is to be seen by all.
-    pub(crate) fn ask_restart(&mut self, reply: Option<Reply>, before: Option<Recipe>) {
-        let begun = self.restart.is_some();
+    /// Begins a restart of all workers. One that is under way goes on, and the workers that it has
+    /// replaced are replaced again behind it: whatever has changed since then is to be seen by all.
+    pub(crate) fn ask_restart(&mut self, replies: Vec<Reply>, before: Option<Recipe>) {
+        let workers = 0..self.plan.workers;
+        let again = if self.restart.is_some() { ", behind the restart under way" } else { "" };
+        let wish = Wish { workers: workers.clone().collect(), replaced: 0, replies };
+        let what = format!("replacing {}, one after another{again}", log::workers(workers.len()));
+        log::line(format_args!("restart: {what}"));
+        wish.progress(&what);
         let restart = self.restart.get_or_insert_default();
-        restart.workers = (0..self.plan.workers).collect();
-        restart.replaced = 0;
+        restart.wishes.push(wish);
         restart.before = restart.before.take().or(before);
-        restart.replies.extend(reply);
-        let workers = log::workers(self.plan.workers);
-        let again = if begun { " anew" } else { "" };
-        restart.tell(&format!("replacing {workers}{again}, one after another"));
         self.tend_restart();
     }
 
@@ -43,8 +47,9 @@ impl Supervisor {
     pub(crate) fn tend_restart(&mut self) {
         while let Some(restart) = &mut self.restart {
             let Some(step) = restart.step else {
-                let Some(worker) = restart.workers.pop_front() else {
-                    return self.restart_done();
+                let Some(&worker) = restart.wishes.first().and_then(|it| it.workers.first()) else {
+                    self.wishes_done();
+                    continue;
                 };
                 if !self.begin_step(worker) {
                     return;
@@ -67,17 +72,25 @@ impl Supervisor {
 
     /// Starts a worker's successor; a worker that does not run is started anew anyway.
     fn begin_step(&mut self, worker: usize) -> bool {
-        let Some(old) = self.current[worker] else { return true };
-        match self.spawn(worker) {
+        let Some(old) = self.current[worker] else {
+            let wishes = self.restart.iter_mut().flat_map(|restart| &mut restart.wishes);
+            for wish in wishes {
+                wish.workers.remove(&worker);
+            }
+            return true;
+        };
+        let spawned = self.spawn(worker);
+        let Some(restart) = &mut self.restart else { return false };
+        let wishes = restart.wishes.len();
+        match spawned {
             Ok(successor) => {
                 let until = Instant::now() + self.plan.ready;
-                if let Some(restart) = &mut self.restart {
-                    restart.step = Some(Step { worker, old, successor, until, takes_over: false });
-                }
+                let step = Step { worker, old, successor, wishes, until, takes_over: false };
+                restart.step = Some(step);
                 true
             }
             Err(NotStarted { error, .. }) => {
-                self.restart_failed(&format!("worker {worker}: {error}"));
+                self.restart_failed(wishes, &format!("worker {worker}: {error}"));
                 false
             }
         }
@@ -130,17 +143,23 @@ impl Supervisor {
     }
 
     fn succeeded(&mut self, step: Step) {
-        let Step { worker, old, successor, .. } = step;
+        let Step { worker, old, successor, wishes, .. } = step;
         self.crew.started(worker, Instant::now());
         if self.find(old).is_some() {
             self.take_leave(old);
         }
         let pid = self.instance(successor).pid();
-        if let Some(restart) = &mut self.restart {
-            restart.step = None;
-            restart.replaced += 1;
-            restart.before = None;
-            restart.tell(&format!("worker {worker} replaced (pid {pid})"));
+        let what = format!("worker {worker} replaced (pid {pid})");
+        log::line(format_args!("restart: {what}"));
+        let Some(restart) = &mut self.restart else { return };
+        restart.step = None;
+        // What was wanted later is yet to be tried.
+        restart.before = restart.before.take().filter(|_| wishes < restart.wishes.len());
+        for wish in &mut restart.wishes[..wishes] {
+            if wish.workers.remove(&worker) {
+                wish.replaced += 1;
+                wish.progress(&what);
+            }
         }
     }
 
@@ -151,7 +170,7 @@ impl Supervisor {
         let instance = self.instance(step.successor);
         instance.kill();
         let told = format!("{instance} was not ready within {seconds} s");
-        self.restart_failed(&told);
+        self.restart_failed(step.wishes, &told);
     }
 
     /// Makes a worker's predecessor the current one again.
@@ -168,28 +187,48 @@ impl Supervisor {
         let step = self.restart.as_ref().and_then(|restart| restart.step);
         let Some(step) = step.filter(|step| step.successor == id) else { return false };
         self.give_back(step);
-        self.restart_failed(told);
+        self.restart_failed(step.wishes, told);
         // A predecessor that has ended as well is started again.
         self.current[step.worker].is_some()
     }
 
-    fn restart_done(&mut self) {
-        let Some(restart) = self.restart.take() else { return };
-        restart.tell(&format!("done, {} replaced", log::workers(restart.replaced)));
-        restart.replies.into_iter().for_each(Reply::done);
+    /// Answers those whose workers are all replaced.
+    fn wishes_done(&mut self) {
+        let Some(restart) = &mut self.restart else { return };
+        let is_done = |wish: &mut Wish| wish.workers.is_empty();
+        let done: Vec<Wish> = restart.wishes.extract_if(.., is_done).collect();
+        if restart.wishes.is_empty() {
+            self.restart = None;
+        }
+        for alike in done.chunk_by(|one, other| one.replaced == other.replaced) {
+            log::line(format_args!("restart: done, {}", alike[0].replaced()));
+        }
+        for wish in done {
+            wish.progress(&format!("done, {}", wish.replaced()));
+            wish.replies.into_iter().for_each(Reply::done);
+        }
     }
 
-    /// Those that are replaced stay, and so do those that are not.
-    pub(crate) fn restart_failed(&mut self, why: &str) {
-        let Some(restart) = self.restart.take() else { return };
-        let kept = restart.workers.len() + 1;
-        let why = format!(
-            "{why}; stopped after {} replaced, {kept} kept as before",
-            log::workers(restart.replaced)
-        );
-        log::line(format_args!("restart: {why}"));
-        restart.replies.into_iter().for_each(|reply| reply.failed(&why));
-        if let Some(before) = restart.before {
+    /// Those that are replaced stay, and so do those that are not. Whoever has asked after the
+    /// successor was started may want another one: they are so many behind the first wishes.
+    fn restart_failed(&mut self, wishes: usize, why: &str) {
+        let Some(restart) = &mut self.restart else { return };
+        restart.step = None;
+        let failed: Vec<Wish> = restart.wishes.drain(..wishes).collect();
+        let others = !restart.wishes.is_empty();
+        let before = if others { None } else { self.restart.take().and_then(|it| it.before) };
+        let why = |wish: &Wish| {
+            let (replaced, kept) = (wish.replaced(), wish.workers.len());
+            format!("{why}; stopped after {replaced}, {kept} kept as before")
+        };
+        for alike in failed.chunk_by(|one, other| why(one) == why(other)) {
+            log::line(format_args!("restart: {}", why(&alike[0])));
+        }
+        for wish in failed {
+            let why = why(&wish);
+            wish.replies.into_iter().for_each(|reply| reply.failed(&why));
+        }
+        if let Some(before) = before {
             // What has failed once is not what a worker that ends is started by.
             self.go_back(before);
         }

@@ -300,7 +300,7 @@ impl Run {
             self.supervisor.look(Instant::now());
             self.supervisor.retire_those_in_the_way();
             // Workers that had no predecessor are started like those that have ended.
-            self.supervisor.ask_restart(None, None);
+            self.supervisor.ask_restart(Vec::new(), None);
             return Ok(());
         }
         if !self.supervisor.redirected {

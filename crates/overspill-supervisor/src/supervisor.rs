@@ -1,8 +1,8 @@
 //! What a supervisor knows and has, and what all that it does is made of.
 
-use std::collections::{HashSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,13 +54,19 @@ pub(crate) struct Recipe {
 /// A restart under way.
 #[derive(Default)]
 pub(crate) struct Restart {
-    /// The workers yet to be replaced.
-    pub(crate) workers: VecDeque<usize>,
-    /// The one that is being replaced.
+    /// Those who have asked for it, in that order.
+    pub(crate) wishes: Vec<Wish>,
+    /// The worker that is being replaced.
     pub(crate) step: Option<Step>,
-    pub(crate) replaced: usize,
     /// How workers were started before, until one is replaced.
     pub(crate) before: Option<Recipe>,
+}
+
+/// That all workers are replaced by ones that are started from now on.
+pub(crate) struct Wish {
+    /// The workers yet to be replaced.
+    pub(crate) workers: BTreeSet<usize>,
+    pub(crate) replaced: usize,
     /// Those who want to know.
     pub(crate) replies: Vec<Reply>,
 }
@@ -80,6 +86,8 @@ pub(crate) struct Step {
     pub(crate) worker: usize,
     pub(crate) old: InstanceId,
     pub(crate) successor: InstanceId,
+    /// How many wishes there were when its successor was started: later ones want another.
+    pub(crate) wishes: usize,
     /// When its predecessor stays.
     pub(crate) until: Instant,
     /// It listens, and its sockets take the places of its predecessor's.
@@ -100,8 +108,8 @@ pub(crate) struct Reload {
     pub(crate) plan: Plan,
     /// The keys of what has changed in it and can't be.
     pub(crate) kept: Vec<&'static str>,
-    /// Who wants to know.
-    pub(crate) reply: Option<Reply>,
+    /// Those who want to know.
+    pub(crate) replies: Vec<Reply>,
 }
 
 /// How far it is with that.
@@ -149,7 +157,7 @@ pub(crate) struct Supervisor {
     /// What the workers are given, if they are.
     pub(crate) words: Option<Words>,
     pub(crate) crew: Crew,
-    /// The workers whose members drain because they wait.
+    /// The workers whose members drain because they wait, or have waited.
     pub(crate) draining: Vec<bool>,
     /// All processes that run, those that are leaving too.
     pub(crate) instances: Vec<Instance>,

@@ -15,7 +15,8 @@ use world::{deadline, wait_until};
 use crate::bad_input::public_copy;
 use crate::run::{Run, WORKER, ask, assert_no_state, pid, pids, send};
 use crate::server::Server;
-use crate::tool::{Ran, overspill};
+use crate::tool::{self, Ran, overspill};
+use crate::unchanged::python;
 
 const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
 
@@ -281,4 +282,117 @@ fn a_supervisor_that_ends_says_so_and_holds_its_name() {
     });
     assert!(run.end().0.success());
     assert_no_state();
+}
+
+/// A process that makes the socket of `web` and ends, which its child goes on to hold: so does
+/// one that is killed, for a moment. The child says "asked" when somebody looks who that is.
+const ENDING: &str = "
+import os, socket, sys
+held = socket.socket(socket.AF_UNIX)
+held.bind('\\0overspill/web')
+held.listen(8)
+if os.fork():
+    os._exit(0)
+for _ in range(3):
+    held.accept()
+print('asked', flush=True)
+sys.stdin.read()
+";
+
+#[test]
+fn a_name_that_a_dying_process_holds_is_waited_for() {
+    world::enter();
+    let mut dying = Command::new("python3")
+        .args(["-c", ENDING])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut asked = BufReader::new(dying.stdout.take().unwrap());
+    let stat = format!("/proc/{}/stat", dying.id());
+    // It is not waited for, and stays what it is.
+    wait_until("it has ended", || std::fs::read_to_string(&stat).unwrap().contains(") Z "));
+    let run = Run::start("--name web -n 1 --listen 10.0.0.1:80", &WORKER);
+    let mut line = String::new();
+    asked.read_line(&mut line).unwrap();
+    assert_eq!(line, "asked\n");
+    drop(dying.stdin.take());
+    run.line("service web");
+    dying.wait().unwrap();
+    run.ends_at(Signal::SIGTERM);
+}
+
+#[test]
+fn restarts_that_are_asked_for_at_once_are_each_told_their_own() {
+    world::enter();
+    let run = Run::serving("--name web -n 3 --listen 10.0.0.1:80");
+    let before = pids("web");
+    let mut first = BufReader::new(converse());
+    first.get_mut().write_all(b"restart\n").unwrap();
+    let mut line = || {
+        let mut line = String::new();
+        first.read_line(&mut line).unwrap();
+        line
+    };
+    assert_eq!(line(), "progress: replacing 3 workers, one after another\n");
+    // Worker 0 is being replaced, by one that was started before the second restart was wanted.
+    let second = overspill("restart web").done();
+    let mut told = Vec::new();
+    loop {
+        match line() {
+            last if !last.starts_with("progress: ") => {
+                assert_eq!(last, "done\n");
+                break;
+            }
+            progress => told.push(progress),
+        }
+    }
+    let replaced = |worker: usize| format!("progress: worker {worker} replaced (pid ");
+    for (worker, line) in told[..3].iter().enumerate() {
+        assert!(line.starts_with(&replaced(worker)), "{told:?}");
+    }
+    assert_eq!(told[3..], ["progress: done, 3 workers replaced\n"]);
+    let lines: Vec<&str> = second.lines().collect();
+    assert_eq!(lines[0], "replacing 3 workers, one after another, behind the restart under way");
+    for (line, worker) in lines[1..4].iter().zip([1, 2, 0]) {
+        assert!(line.starts_with(&format!("worker {worker} replaced (pid ")), "{second}");
+    }
+    assert_eq!(lines[4..], ["done, 3 workers replaced"]);
+    assert!(pids("web").iter().all(|pid| !before.contains(pid)));
+    assert_eq!(crate::run::starts("web"), [3, 2, 2]);
+    run.ends_at(Signal::SIGTERM);
+}
+
+/// Who has mended what the first restart fails by is not told that it fails.
+#[test]
+fn a_restart_that_fails_is_no_failure_of_a_later_one() {
+    world::enter();
+    let folder = tempfile::TempDir::new().unwrap();
+    let bad = folder.path().join("bad");
+    let script = "if test -e \"$1\"; then while test -e \"$1\"; do sleep 0.01; done; exit 3; fi; \
+                  shift; exec \"$@\"";
+    let mut command = vec!["sh", "-c", script, "sh", bad.to_str().unwrap()];
+    command.extend(python(&["10.0.0.1:80"]));
+    let run = Run::start("--name web -n 2", &command);
+    for _ in 0..2 {
+        run.line(" listens on ");
+    }
+    std::fs::write(&bad, "").unwrap();
+    let mut first = BufReader::new(converse());
+    first.get_mut().write_all(b"restart\n").unwrap();
+    let mut line = String::new();
+    first.read_line(&mut line).unwrap();
+    assert_eq!(line, "progress: replacing 2 workers, one after another\n");
+    let mut second = tool::command("restart web");
+    let second = second.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    run.line("replacing 2 workers, one after another, behind the restart under way");
+    std::fs::remove_file(&bad).unwrap();
+    line.clear();
+    first.read_line(&mut line).unwrap();
+    assert!(line.starts_with("failed: worker 0 (pid "), "{line}");
+    let end = "ended with status 3 before it was ready; stopped after 0 workers replaced, 2 kept \
+               as before\n";
+    assert!(line.ends_with(end), "{line}");
+    restarts(Ran::from(second.wait_with_output().unwrap()));
+    run.ends_at(Signal::SIGTERM);
 }
