@@ -213,7 +213,14 @@ impl Keeper {
         let owners = &self.owners;
         // Who runs and does not hold it any more has closed it.
         let closed = |pid: usize| owners.iter().any(|it| it.pid as usize == pid);
-        let around = Around { awaited: &|_| true, dismissed: &closed, leaving: &[], peers: true };
+        let around = Around {
+            awaited: &|_| true,
+            dismissed: &closed,
+            leaving: &[],
+            peers: true,
+            drains: &|_| None,
+            noted_is_new: false,
+        };
         self.members.decide(now, present, &around);
         self.members.give_job();
     }

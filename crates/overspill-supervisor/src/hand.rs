@@ -26,8 +26,6 @@ pub(crate) struct Job {
     pub(crate) copies: Copies,
     /// Members whose process was started.
     pub(crate) starts: Vec<Member>,
-    /// Members that are to drain, or not to any more; in this order.
-    pub(crate) drains: Vec<(Member, bool)>,
     /// The order that members of services were asked to stand in.
     pub(crate) orders: Vec<(ServiceNumber, Vec<MemberId>)>,
     /// Other rules for all services.
@@ -117,7 +115,6 @@ pub(crate) fn carry_out(services: &mut Services, job: Job) -> Report {
     let mut troubles = Vec::new();
     let mut note = |result: overspill::Result<()>| troubles.extend(result.err().map(text));
     job.starts.into_iter().for_each(|member| note(services.count_start(member)));
-    job.drains.into_iter().for_each(|(member, drain)| note(services.drain(member, drain)));
     job.orders.iter().for_each(|(service, order)| note(services.arrange(*service, order)));
     troubles.dedup();
     Report { outcomes, rules, troubles, listing: services.list(), services: services.all() }
@@ -168,7 +165,8 @@ fn act(
         Action::Succeed { cookie, member } => services.succeed(member, socket(cookie)).map(Some),
         Action::Join { cookie } => services.join(socket(cookie)).map(Some),
         Action::Leave { member } => services.leave(member).map(|()| None),
-        Action::Note { member, pid } => services.note(member, pid).map(|()| None),
+        Action::Note { member, pid, resume } => services.note(member, pid, resume).map(|()| None),
+        Action::Drain { member, drain } => services.drain(member, drain).map(|()| None),
         // It is the keeper of the copies that lets go of one.
         Action::Release { .. } => Ok(None),
     }

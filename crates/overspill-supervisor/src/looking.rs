@@ -12,7 +12,7 @@ use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
 use crate::membership::{APART, LOOK};
-use crate::seats::{Around, Present};
+use crate::seats::{Around, Present, Seat, listed};
 use crate::sight::{Group, Held, Sight};
 use crate::supervisor::{Leaving, Phase, Supervisor};
 
@@ -64,7 +64,6 @@ impl Supervisor {
         self.members.keep(fresh);
         if self.members.can_decide() {
             self.decide(now);
-            self.set_draining();
             self.members.give_job();
         }
         self.drop_copies();
@@ -240,6 +239,7 @@ impl Supervisor {
 
     fn decide(&mut self, now: Instant) {
         let present = self.present(now);
+        let drains = self.drains(now);
         let (current, instances) = (&self.current, &self.instances);
         let hands_over = self.plan.hands_over();
         // A worker that has just started may still come to listen where its predecessor did.
@@ -256,29 +256,38 @@ impl Supervisor {
             holder.is_some_and(|it| current.get(it.worker) != Some(&Some(it.id)))
         };
         let leaving: Vec<u64> = self.held.iter().filter(is_leaving).map(|it| it.cookie).collect();
-        let around =
-            Around { awaited: &awaited, dismissed: &dismissed, leaving: &leaving, peers: false };
+        let around = Around {
+            awaited: &awaited,
+            dismissed: &dismissed,
+            leaving: &leaving,
+            peers: false,
+            drains: &|worker| drains.get(worker).copied().flatten(),
+            noted_is_new: hands_over,
+        };
         self.members.decide(now, &present, &around);
     }
 
-    /// Lets the members of workers drain that wait, where the sockets are handed over: elsewhere
-    /// a worker that waits has no socket that takes requests.
-    fn set_draining(&mut self) {
+    /// Whether the members of each worker are to drain: those of workers that wait, where the
+    /// sockets are handed over. Elsewhere a worker that waits has no socket that takes requests.
+    /// Nothing is said of one that a person lets drain.
+    fn drains(&mut self, now: Instant) -> Vec<Option<bool>> {
         if !self.plan.hands_over() {
-            return;
+            return Vec::new();
         }
-        let wanted = self.crew.draining(Instant::now());
-        // Resumed before others drain, so that there is always one that takes requests.
-        for drain in [false, true] {
-            for (worker, &wanted) in wanted.iter().enumerate() {
-                if wanted == drain && wanted != self.draining[worker] {
-                    let own = self.members.seats.all().iter().filter(|seat| seat.worker == worker);
-                    let own = own.filter_map(|seat| seat.member);
-                    self.members.job.drains.extend(own.map(|member| (member, drain)));
-                }
-            }
+        let listing = &self.members.listing;
+        let is_drained = |seat: &Seat| listed(listing, seat.member?).map(|it| it.draining);
+        let seats = self.members.seats.all();
+        let is_drained = |worker: usize| {
+            let own = seats.iter().filter(|seat| seat.worker == worker);
+            own.filter_map(is_drained).any(|it| it)
+        };
+        let wanted = self.crew.draining(now);
+        for (worker, &wanted) in wanted.iter().enumerate() {
+            // What was drained here is resumed here, until it is.
+            self.draining[worker] = wanted || self.draining[worker] && is_drained(worker);
         }
-        self.draining = wanted;
+        let wanted = wanted.into_iter().zip(&self.draining);
+        wanted.map(|(wanted, &own)| own.then_some(wanted)).collect()
     }
 
     /// Lets go of copies of no use: with them a socket outlives what closes it.

@@ -121,7 +121,7 @@ impl Membership {
                     let Some(copy) = self.copies.get(&cookie) else { continue };
                     self.job.copies.insert(cookie, Arc::clone(copy));
                 }
-                Action::Leave { .. } | Action::Note { .. } => {}
+                Action::Leave { .. } | Action::Note { .. } | Action::Drain { .. } => {}
             }
             self.job.actions.push(action);
         }

@@ -214,7 +214,8 @@ impl Services {
     ) -> Result<()> {
         for (&member, socket) in ids.iter().zip(sockets) {
             let (cookie, pid) = (socket.cookie()?, socket.pid());
-            let listed = ListedSocket { member, cookie, address, pid, gone: false };
+            let listed =
+                ListedSocket { member, cookie, address, pid, gone: false, draining: false };
             self.made[number].members.push(listed);
         }
         Ok(())
@@ -356,8 +357,11 @@ impl Services {
         }
     }
 
-    /// Notes which process serves a member.
-    pub(crate) fn note(&self, member: Member, pid: u32) -> Result<()> {
+    /// Notes which process serves a member; a new one is given requests, if it is to be.
+    pub(crate) fn note(&self, member: Member, pid: u32, resume: bool) -> Result<()> {
+        if resume {
+            self.drain(member, false)?;
+        }
         self.made[member.service].service.set_pid(member.id, pid)
     }
 
@@ -422,8 +426,8 @@ impl Made {
 }
 
 fn listed(it: &ListedSocket) -> Listed {
-    let ListedSocket { member: id, cookie, address, pid, gone } = *it;
-    Listed { id, cookie, address, pid, gone, served: runs(pid) }
+    let ListedSocket { member: id, cookie, address, pid, gone, draining } = *it;
+    Listed { id, cookie, address, pid, gone, draining, served: runs(pid) }
 }
 
 /// Where several sockets have one address, what waits at one can move to another.

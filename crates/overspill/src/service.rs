@@ -534,8 +534,9 @@ impl Service {
     }
 
     /// Puts another listening socket into a member's place: that of its successor, at the
-    /// same address. The member's number, weight, draining and starts stay, its other counters
-    /// begin anew. The old socket is untouched. It needs no room for one more member, unless the
+    /// same address. The member's number, weight and starts stay, its other counters begin anew.
+    /// A draining member drains on if the socket is one of the same process; another process has
+    /// come to serve. The old socket is untouched. It needs no room for one more member, unless the
     /// capacity is [`Capacity::MAX`] members.
     ///
     /// # Errors

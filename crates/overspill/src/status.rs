@@ -121,6 +121,8 @@ pub struct ListedSocket {
     pub pid: u32,
     /// It is closed or shut down.
     pub gone: bool,
+    /// It was told to drain ([`Service::drain`](crate::Service::drain)).
+    pub draining: bool,
 }
 
 /// A member's accept queue at one moment, as one looks at it to see whether it moves

@@ -384,6 +384,34 @@ fn groups(run: &Run) -> impl Fn() -> Vec<Vec<u32>> + use<> {
     }
 }
 
+/// A cleaner takes it for one that nobody needs: between two processes it is empty.
+#[test]
+fn a_control_group_that_is_removed_is_made_anew() {
+    world::enter();
+    let folder = TempDir::new().unwrap();
+    let good = folder.path().join("good");
+    fs::write(&good, "").unwrap();
+    let script = "test -e \"$1\" || exit 3; shift; exec \"$@\"";
+    let mut command = vec!["sh", "-c", script, "sh", good.to_str().unwrap()];
+    command.extend(worker(&[]));
+    let run = Run::start("--name web -n 1", &command);
+    run.line(" listens on ");
+    let group = cgroup(&run);
+    for _ in 0..2 {
+        fs::remove_file(&good).unwrap();
+        kill(pids("web")[0]);
+        run.line("next start in 400 ms");
+        wait_until("it is removed", || group.remove().is_ok());
+        assert!(!group.path().exists());
+        fs::write(&good, "").unwrap();
+        run.line(" listens on ");
+        all_answer(1, || ask(at(CALLED)));
+        assert!(group.path().exists());
+    }
+    all_active(1);
+    run.ends_at(Signal::SIGTERM);
+}
+
 #[test]
 fn a_worker_that_dies_while_it_is_replaced_leaves_nobody_behind() {
     world::enter();

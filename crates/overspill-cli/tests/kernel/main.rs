@@ -9,6 +9,7 @@ mod control;
 mod demo;
 mod dispatcher;
 mod handover;
+mod drain;
 mod hang;
 mod kept;
 mod metrics;

@@ -52,6 +52,8 @@ pub(crate) struct Listed {
     pub(crate) pid: u32,
     /// Its socket is closed or shut down.
     pub(crate) gone: bool,
+    /// It gets no new requests.
+    pub(crate) draining: bool,
     /// Its process runs.
     pub(crate) served: bool,
 }
@@ -83,8 +85,10 @@ pub(crate) enum Action {
     Release { cookie: u64 },
     /// Takes a member out.
     Leave { member: Member },
-    /// Notes which process serves a member.
-    Note { member: Member, pid: u32 },
+    /// Notes which process serves a member. It may drain on, or be given requests.
+    Note { member: Member, pid: u32, resume: bool },
+    /// Gives a member no new requests, or gives it some again.
+    Drain { member: Member, drain: bool },
 }
 
 impl Action {
@@ -92,7 +96,9 @@ impl Action {
     pub(crate) fn joining(self) -> Option<u64> {
         match self {
             Self::Succeed { cookie, .. } | Self::Join { cookie } => Some(cookie),
-            Self::Release { .. } | Self::Leave { .. } | Self::Note { .. } => None,
+            Self::Release { .. } | Self::Leave { .. } | Self::Note { .. } | Self::Drain { .. } => {
+                None
+            }
         }
     }
 }
@@ -108,6 +114,11 @@ pub(crate) struct Around<'a> {
     /// A seat may be taken by any worker, not by its own alone: they are processes that nobody
     /// here starts.
     pub(crate) peers: bool,
+    /// Whether a worker's members are to drain; nothing where that is left to others.
+    pub(crate) drains: &'a dyn Fn(usize) -> Option<bool>,
+    /// A process that is to be noted has just been started with a socket that its predecessor
+    /// had: a drain that was meant for that one has ended.
+    pub(crate) noted_is_new: bool,
 }
 
 /// Something that failed.
@@ -192,7 +203,8 @@ impl Seats {
         actions.extend(farewells(&actions, listing, around));
         actions.extend(self.closures(now, around));
         actions.extend(self.sweeps(listing));
-        actions.extend(self.notes(listing));
+        actions.extend(self.notes(listing, around));
+        actions.extend(self.drains(listing, around));
         let mut seen = HashSet::new();
         actions.retain(|action| seen.insert(*action));
         self.seats.retain(|seat| seat.owner.is_some() || seat.kept || seat.member.is_some());
@@ -253,7 +265,7 @@ impl Seats {
                 let own = self.seats.iter_mut().filter(|it| it.member == Some(member));
                 own.for_each(|it| it.member = None);
             }
-            Action::Note { .. } => {}
+            Action::Note { .. } | Action::Drain { .. } => {}
         }
     }
 
@@ -368,17 +380,30 @@ impl Seats {
             .collect()
     }
 
-    fn notes(&self, listing: &Listing) -> Vec<Action> {
-        let noted = |member: Member| {
-            listing.get(&member.service)?.iter().find(|it| it.id == member.id).map(|it| it.pid)
-        };
+    fn notes(&self, listing: &Listing, around: &Around<'_>) -> Vec<Action> {
+        let noted = |member| listed(listing, member).map(|it| it.pid);
+        let resume =
+            |seat: &Seat| around.noted_is_new && (around.drains)(seat.worker) != Some(true);
         // A worker that waits for its start has no process.
         let seated = self.seats.iter().filter(|seat| seat.owner.is_some() && seat.pid != 0);
         seated
-            .filter_map(|seat| Some((seat.member?, seat.pid)))
-            .filter(|&(member, pid)| noted(member).is_some_and(|noted| noted != pid))
-            .map(|(member, pid)| Action::Note { member, pid })
+            .filter_map(|seat| Some((seat.member?, seat)))
+            .filter(|&(member, seat)| noted(member).is_some_and(|noted| noted != seat.pid))
+            .map(|(member, seat)| Action::Note { member, pid: seat.pid, resume: resume(seat) })
             .collect()
+    }
+
+    /// Members are given requests again before others drain, so that there is always one that
+    /// takes them.
+    fn drains(&self, listing: &Listing, around: &Around<'_>) -> Vec<Action> {
+        let differs = |seat: &Seat| {
+            let (member, drain) = (seat.member?, (around.drains)(seat.worker)?);
+            let differs = listed(listing, member)?.draining != drain;
+            differs.then_some(Action::Drain { member, drain })
+        };
+        let mut drains: Vec<Action> = self.seats.iter().filter_map(differs).collect();
+        drains.sort_by_key(|it| matches!(it, Action::Drain { drain: true, .. }));
+        drains
     }
 }
 
@@ -391,6 +416,11 @@ fn farewells(actions: &[Action], listing: &Listing, around: &Around<'_>) -> Vec<
     let members = around.leaving.iter().filter_map(|&cookie| find(listing, cookie));
     let left = members.filter(|&member| !succeeded(member));
     left.map(|member| Action::Leave { member }).collect()
+}
+
+/// A member as it is listed.
+pub(crate) fn listed(listing: &Listing, member: Member) -> Option<&Listed> {
+    listing.get(&member.service)?.iter().find(|it| it.id == member.id)
 }
 
 /// Which member a socket is.

@@ -47,6 +47,9 @@ struct World {
     ids: InstanceId,
     seats: Seats,
     copies: BTreeSet<u64>,
+    /// Members that get no new requests, and whether each worker's are to.
+    draining: BTreeSet<MemberId>,
+    drains: [Option<bool>; WORKERS],
     /// Steps fail.
     trouble: bool,
     /// The numbers that a supervisor gives to services, by port.
@@ -65,6 +68,8 @@ impl World {
             ids: InstanceId::default(),
             seats: Seats::default(),
             copies: BTreeSet::new(),
+            draining: BTreeSet::new(),
+            drains: [None; WORKERS],
             trouble: false,
             steps: 0,
         }
@@ -78,7 +83,7 @@ impl World {
     /// What happens to workers and services, one thing at a time.
     fn happens(&mut self) {
         self.steps += 1;
-        match self.random.random_range(0..20) {
+        match self.random.random_range(0..22) {
             0..5 => self.starts(),
             5..9 => self.listens(),
             9 => self.closes(),
@@ -88,6 +93,8 @@ impl World {
             14 => self.taken_out(),
             15 => self.supervisor_dies(),
             16 => self.trouble = !self.trouble,
+            17 => self.waits(),
+            18 => self.is_drained(),
             _ => self.now += Duration::from_millis(self.random.random_range(1..3000)),
         }
     }
@@ -180,6 +187,25 @@ impl World {
         }
     }
 
+    /// Whether a worker waits for its start changes.
+    fn waits(&mut self) {
+        let worker = self.random.random_range(0..WORKERS);
+        let drains = [None, Some(false), Some(true)];
+        self.drains[worker] = drains[self.random.random_range(0..drains.len())];
+    }
+
+    /// Somebody drains a member by hand, or resumes it.
+    fn is_drained(&mut self) {
+        let all: Vec<MemberId> =
+            self.services.values().flat_map(|members| members.keys().copied()).collect();
+        if !all.is_empty() {
+            let id = all[self.random.random_range(0..all.len())];
+            if !self.draining.remove(&id) {
+                self.draining.insert(id);
+            }
+        }
+    }
+
     /// The next supervisor knows nothing, and has no copy.
     fn supervisor_dies(&mut self) {
         self.seats = Seats::default();
@@ -203,6 +229,7 @@ impl World {
                 address: socket.map(|it| it.address).or(known).unwrap_or(address(0)),
                 pid: 1,
                 gone: socket.is_none(),
+                draining: self.draining.contains(&id),
                 served: socket.is_some_and(|it| it.holder.is_some()),
             }
         };
@@ -229,7 +256,7 @@ impl World {
                 Some(Present { cookie, address, worker, owner, pid: 1 })
             })
             .collect();
-        let (processes, now) = (self.processes.clone(), self.now);
+        let (processes, now, drains) = (self.processes.clone(), self.now, self.drains);
         let awaited = |worker: usize| {
             let current = processes.values().find(|it| it.worker == worker && it.current);
             current.is_none_or(|it| now < it.started + NEW)
@@ -240,8 +267,14 @@ impl World {
         };
         let leaving = self.sockets.iter().filter(|it| leaves(&it.1)).map(|it| *it.0);
         let leaving: Vec<u64> = leaving.collect();
-        let around =
-            Around { awaited: &awaited, dismissed: &|_| false, leaving: &leaving, peers: false };
+        let around = Around {
+            awaited: &awaited,
+            dismissed: &|_| false,
+            leaving: &leaving,
+            peers: false,
+            drains: &|worker| drains[worker],
+            noted_is_new: true,
+        };
         let listing = self.listing();
         let actions = self.seats.decide(self.now, &present, &listing, &around);
         let acted = !actions.is_empty();
@@ -277,6 +310,14 @@ impl World {
             Action::Leave { member } => {
                 if let Some(service) = self.services.get_mut(&member.service) {
                     service.remove(&member.id);
+                }
+                Ok(None)
+            }
+            Action::Drain { member, drain } => {
+                if drain {
+                    self.draining.insert(member.id);
+                } else {
+                    self.draining.remove(&member.id);
                 }
                 Ok(None)
             }
@@ -323,6 +364,11 @@ impl World {
                         self.processes
                     );
                 }
+            }
+        }
+        for seat in self.seats.all() {
+            if let (Some(member), Some(drains)) = (seat.member, self.drains[seat.worker]) {
+                assert_eq!(self.draining.contains(&member.id), drains, "{seat:?}");
             }
         }
         for (cookie, member) in &members {

@@ -316,6 +316,7 @@ fn listed((member, figures): (&Member, Option<Figures>)) -> ListedSocket {
         address: member.address,
         pid: member.pid,
         gone: figures.is_none(),
+        draining: member.draining,
     }
 }
 

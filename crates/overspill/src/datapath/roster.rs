@@ -115,10 +115,11 @@ impl Roster {
     }
 
     /// Puts another socket at the same address into the place of the member at `position`,
-    /// whose number, weight and draining it takes over.
+    /// whose number and weight it takes over; of the same process also whether it drains.
     pub(crate) fn replace(&mut self, position: usize, new: &Member) {
         let old = &mut self.members[position];
-        *old = Member { id: old.id, weight: old.weight, draining: old.draining, ..new.clone() };
+        let draining = old.draining && old.pid == new.pid;
+        *old = Member { id: old.id, weight: old.weight, draining, ..new.clone() };
     }
 
     /// Lets the members named stand in this order, in the places that they hold together.
