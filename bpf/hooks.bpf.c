@@ -86,20 +86,62 @@ int bind6(struct bpf_sock_addr *ctx)
 	return share_port(ctx);
 }
 
-/* At the end of listen(), when the socket can be found by requests already. An event
- * that finds no place is lost: the port is then shared by the kernel's own hash. */
+/* Ports on which sockets of the group have begun to listen. */
+volatile __u8 listened[65536] = {};
+
+static __always_inline volatile __u8 *listened_on(__u16 port)
+{
+	__u32 index = port;
+
+	/* As in kind_of. */
+	barrier_var(index);
+	return &listened[index & 0xffff];
+}
+
+/* Whether both ends of a connection that begins have one address, which is this host's. */
+static __always_inline bool is_own(struct bpf_sock_ops *ctx)
+{
+	if (ctx->family == AF_INET)
+		return ctx->local_ip4 == ctx->remote_ip4;
+	return ctx->local_ip6[0] == ctx->remote_ip6[0] &&
+	       ctx->local_ip6[1] == ctx->remote_ip6[1] &&
+	       ctx->local_ip6[2] == ctx->remote_ip6[2] &&
+	       ctx->local_ip6[3] == ctx->remote_ip6[3];
+}
+
+static __always_inline void tell(struct bpf_sock_ops *ctx, __u16 port, __u16 connects)
+{
+	struct ov_listening event = {
+		.cookie = bpf_get_socket_cookie(ctx),
+		/* sock_ops programs have bpf_get_current_pid_tgid only since 6.10. */
+		.pid = bpf_get_current_task_btf()->tgid,
+		.port = port,
+		.connects = connects,
+	};
+
+	bpf_ringbuf_output(&events, &event, sizeof(event), 0);
+}
+
+/* At the end of listen(), when the socket can be found by requests already: an event that
+ * finds no place is lost, and the port is then shared by the kernel's own hash. And in
+ * connect() to a port that the group listens on: some servers look in this way whether
+ * their port is free. */
 SEC("sockops")
 int listening(struct bpf_sock_ops *ctx)
 {
-	struct ov_listening event = {};
+	__u16 port;
 
-	if (ctx->op != BPF_SOCK_OPS_TCP_LISTEN_CB || kind_of(ctx->local_port) == OV_PRIVATE)
-		return 1;
-	event.cookie = bpf_get_socket_cookie(ctx);
-	/* sock_ops programs have bpf_get_current_pid_tgid only since 6.10. */
-	event.pid = bpf_get_current_task_btf()->tgid;
-	event.port = ctx->local_port;
-	bpf_ringbuf_output(&events, &event, sizeof(event), 0);
+	if (ctx->op == BPF_SOCK_OPS_TCP_LISTEN_CB) {
+		port = ctx->local_port;
+		if (kind_of(port) == OV_PRIVATE)
+			return 1;
+		*listened_on(port) = 1;
+		tell(ctx, port, 0);
+	} else if (ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		port = bpf_ntohl(ctx->remote_port);
+		if (*listened_on(port) && is_own(ctx))
+			tell(ctx, port, 1);
+	}
 	return 1;
 }
 

@@ -12,12 +12,12 @@
 #define SO_MASTERSLAVE 1
 #define OV_SOCKETS 64 /* at most in one call */
 
-/* `events`: a socket that has begun to listen. */
+/* `events`: a socket that has begun to listen, or that connects to one of this host. */
 struct ov_listening {
 	__u64 cookie; /* SO_COOKIE */
-	__u32 pid; /* of the process that called listen() */
-	__u16 port; /* host order */
-	__u16 zero;
+	__u32 pid; /* of the process that called listen() or connect() */
+	__u16 port; /* that it listens on, or connects to; host order */
+	__u16 connects; /* 1: it connects */
 };
 
 /* `events`: a call of the option, told from the other by its size. */

@@ -44,6 +44,7 @@ enum {
 	BPF_RB_NO_WAKEUP = 1 << 0,
 	BPF_SK_STORAGE_GET_F_CREATE = 1 << 0,
 	BPF_SK_LOOKUP_F_NO_REUSEPORT = 1 << 1,
+	BPF_SOCK_OPS_TCP_CONNECT_CB = 3,
 	BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB = 5,
 	BPF_SOCK_OPS_STATE_CB = 10,
 	BPF_SOCK_OPS_TCP_LISTEN_CB = 11,
@@ -114,7 +115,7 @@ struct bpf_sock_ops {
 	__u32 local_ip4;
 	__u32 remote_ip6[4];
 	__u32 local_ip6[4];
-	__u32 remote_port;
+	__u32 remote_port; /* network order of all 32 bits */
 	__u32 local_port; /* host order */
 	__u32 is_fullsock;
 	__u32 snd_cwnd;

@@ -116,7 +116,12 @@ impl Keeper {
                 Ok(Event::Hint) => self.members.looks.hinted = true,
                 Ok(Event::Given(request)) => self.requested(&request),
                 Ok(Event::Done(report)) => self.reported(report),
-                Ok(Event::Ended(_) | Event::Asked(..) | Event::Tried(..))
+                Ok(
+                    Event::Ended(_)
+                    | Event::Asked(..)
+                    | Event::Tried(..)
+                    | Event::Connects { .. },
+                )
                 | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the keeper holds a sender"),
             }

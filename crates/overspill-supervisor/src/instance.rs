@@ -29,6 +29,8 @@ pub(crate) struct Instance {
     pub(crate) started: Instant,
     /// It has listened on a TCP port.
     pub(crate) listened: bool,
+    /// A port that it has connected to before it listened, and on which a worker listens.
+    pub(crate) connected: Option<u16>,
     /// Since when it is known to listen.
     pub(crate) listens_since: Option<Instant>,
     /// That it has not was told.
@@ -56,6 +58,7 @@ impl Instance {
             cgroup,
             started: Instant::now(),
             listened: false,
+            connected: None,
             listens_since: None,
             told: false,
             holds: Vec::new(),
@@ -87,6 +90,7 @@ impl Instance {
             cgroup,
             started: Instant::now(),
             listened: true,
+            connected: None,
             listens_since: None,
             told: false,
             holds: Vec::new(),

@@ -12,6 +12,7 @@ mod crew;
 mod error;
 mod hand;
 pub mod handover;
+mod hints;
 pub mod ignored;
 mod inheritance;
 mod instance;

@@ -52,6 +52,7 @@ impl Supervisor {
         self.relay.tend();
         // What can't be seen now is seen later: nothing follows from it.
         let Some(fresh) = self.see(now) else { return };
+        self.tell_alone(&fresh);
         self.succeed_closed(now);
         self.take_back();
         self.dismiss_strays();

@@ -5,6 +5,7 @@
 //! send what they see as [`Event`]s. One thread decides. It waits for nothing but events: what
 //! may take time is done by others (`hand.rs`, `log.rs`).
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel, sync_channel};
 use std::sync::{Arc, PoisonError};
@@ -171,6 +172,7 @@ impl Run {
             left_hooks: Vec::new(),
             words: None,
             listened: Arc::default(),
+            told_ports: HashSet::new(),
             instances: Vec::new(),
             next_id: InstanceId::default(),
             leaving: Vec::new(),
@@ -476,6 +478,7 @@ impl Run {
             Event::Ended(id) => self.may_have_ended(id)?,
             Event::Hint => it.members.looks.hinted = true,
             Event::Given(request) => self.requested(&request),
+            Event::Connects { pid, port } => it.note_connecting(pid, port),
             Event::Done(report) => {
                 it.reported(Instant::now(), report)?;
                 self.tend_given();
@@ -578,6 +581,7 @@ impl Run {
             it.crew.ended(worker, now)
         };
         log::line(format_args!("{told} {ending}; next start {}", log::after(pause)));
+        it.tell_in_use(&instance);
         Ok(())
     }
 

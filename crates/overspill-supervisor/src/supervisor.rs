@@ -38,6 +38,11 @@ pub(crate) enum Event {
     Given(Request),
     /// The hand has done a job.
     Done(Report),
+    /// A process connects to a port on which a socket of some worker has listened.
+    Connects {
+        pid: u32,
+        port: u16,
+    },
     /// Somebody asks for something.
     Asked(control::Request, Reply),
     /// Whether the build that has replaced this one's file can take over.
@@ -154,6 +159,8 @@ pub(crate) struct Supervisor {
     pub(crate) left_hooks: Vec<Hooks>,
     /// Processes that have begun to listen, as far as the hooks tell.
     pub(crate) listened: Listened,
+    /// Ports of which it was told why workers can't share them.
+    pub(crate) told_ports: HashSet<u16>,
     /// What the workers are given, if they are.
     pub(crate) words: Option<Words>,
     pub(crate) crew: Crew,
@@ -292,7 +299,7 @@ impl Supervisor {
     }
 }
 
-/// How many processes that have begun to listen are remembered.
+/// How many processes that have begun to listen, or have connected, are remembered.
 const REMEMBERED: usize = 4096;
 
 /// Sends what the hooks tell of. A worker that listens again and again is one hint at a time.
@@ -304,6 +311,7 @@ pub(crate) fn hand_on(
 ) -> Result<()> {
     let events = hooks.events()?;
     let listened = Arc::clone(listened);
+    let mut connecting = HashSet::new();
     start_thread(move || {
         let told = |event| match event {
             HooksEvent::Listening(it) => {
@@ -314,6 +322,14 @@ pub(crate) fn hand_on(
                 }
                 drop(listened);
                 hint.swap(true, Ordering::AcqRel) || sender.send(Event::Hint).is_ok()
+            }
+            // Who connects again and again is told of once.
+            HooksEvent::Connecting { pid, port } => {
+                if connecting.len() >= REMEMBERED {
+                    connecting.clear();
+                }
+                !connecting.insert((pid, port))
+                    || sender.send(Event::Connects { pid, port }).is_ok()
             }
             HooksEvent::Request(request) => sender.send(Event::Given(request)).is_ok(),
         };

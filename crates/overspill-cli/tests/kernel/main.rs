@@ -11,6 +11,7 @@ mod dispatcher;
 mod handover;
 mod drain;
 mod hang;
+mod hints;
 mod kept;
 mod metrics;
 mod names;

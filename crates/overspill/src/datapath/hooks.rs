@@ -27,8 +27,9 @@ const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hooks.bpf.o"));
 /// (`include/overspill.h`), to be answered with [`Hooks::answer`].
 ///
 /// They end with this value, and leave nothing behind. They rest on `cgroup/bind4`,
-/// `cgroup/bind6`, `BPF_SOCK_OPS_TCP_LISTEN_CB` (`net/ipv4/af_inet.c`), `cgroup/setsockopt`
-/// and `cgroup/getsockopt`.
+/// `cgroup/bind6`, `BPF_SOCK_OPS_TCP_LISTEN_CB` (`net/ipv4/af_inet.c`),
+/// `BPF_SOCK_OPS_TCP_CONNECT_CB` (`net/ipv4/tcp_output.c`), `cgroup/setsockopt` and
+/// `cgroup/getsockopt`.
 #[derive(Debug)]
 pub struct Hooks {
     links: Vec<Link>,
@@ -46,6 +47,14 @@ pub struct HooksEvents(MapHandle);
 pub enum HooksEvent {
     /// A socket has begun to listen.
     Listening(Listening),
+    /// A process connects to a port of its own host on which a socket of the control group has
+    /// listened.
+    Connecting {
+        /// The process that called `connect(2)`.
+        pid: u32,
+        /// The port.
+        port: u16,
+    },
     /// Sockets are to join the service of a port.
     Request(Request),
 }
@@ -243,8 +252,11 @@ impl HooksEvents {
 impl HooksEvent {
     fn read(bytes: &[u8]) -> Option<Self> {
         if let Ok(event) = layout::Listening::read_from_bytes(bytes) {
-            let layout::Listening { cookie, pid, port, .. } = event;
-            return Some(Self::Listening(Listening { pid, cookie, port }));
+            let layout::Listening { cookie, pid, port, connects } = event;
+            return Some(match connects {
+                0 => Self::Listening(Listening { pid, cookie, port }),
+                _ => Self::Connecting { pid, port },
+            });
         }
         Request::read(bytes).map(Self::Request)
     }

@@ -308,7 +308,7 @@ plain! {
         cookie: u64,
         pid: u32,
         port: u16,
-        zero: u16,
+        connects: u16,
     }
 
     /// `struct ov_request`, of `bpf/hooks.h`
