@@ -80,7 +80,9 @@ impl Supervisor {
         self.plan = plan;
         if let Some(what) = left_as_before(&kept) {
             log::line(format_args!("restart: {what}"));
-            replies.iter().for_each(|reply| reply.progress(&what));
+            for reply in &replies {
+                reply.progress(&what);
+            }
         }
         self.ask_restart(replies, Some(before));
     }

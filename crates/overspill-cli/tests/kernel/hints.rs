@@ -8,7 +8,7 @@ use crate::run::{Run, pids, send};
 use crate::unchanged::{all_answer, ask, python, services};
 
 /// How the server ADDRESS PORT HOW FILE begins. "looks": it listens unless it finds somebody at its
-/// port, as CherryPy does. "always": it looks, and listens in any case. "lock": it listens unless
+/// port, as `CherryPy` does. "always": it looks, and listens in any case. "lock": it listens unless
 /// FILE is there. The second worker waits until FILE is.
 const SERVER: &str = "
 import os, socket, sys, time

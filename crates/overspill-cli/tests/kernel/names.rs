@@ -33,7 +33,9 @@ fn a_second_port_leaves_the_name_of_the_first() {
     let run = serving(&["node", "-e", script], 1);
     assert_eq!(services(), ["web"]);
     // To node, the wish for a debugger on port 9229.
-    pids("web").into_iter().for_each(|pid| send(pid, Signal::SIGUSR1));
+    for pid in pids("web") {
+        send(pid, Signal::SIGUSR1);
+    }
     for _ in 0..2 {
         run.line(" listens on 127.0.0.1:9229: member ");
     }
@@ -97,7 +99,9 @@ fn who_takes_over_gives_the_first_port_s_service_its_name() {
 fn kill_all(mut run: Run) {
     let orphans = pids("web");
     kill_supervisor(&mut run);
-    orphans.into_iter().for_each(|pid| send(pid, Signal::SIGKILL));
+    for pid in orphans {
+        send(pid, Signal::SIGKILL);
+    }
     wait_until("all members are gone", || {
         let gone = |name: &String| members(name).iter().all(|it| it.state == MemberState::Gone);
         services().iter().all(gone)

@@ -176,7 +176,9 @@ fn a_killed_relay_is_started_again_and_breaks_no_request() {
         assert_eq!(killed.len(), 2, "one for each stream");
         // The worker writes while nobody can start it again.
         send(run.supervisor.id(), Signal::SIGSTOP);
-        killed.iter().for_each(|&pid| send(pid, Signal::SIGKILL));
+        for &pid in &killed {
+            send(pid, Signal::SIGKILL);
+        }
         wait_until("they have ended", || killed.iter().all(|&pid| is_zombie(pid)));
         assert_eq!(get(at("10.0.0.1:80"), "/"), pid, "the worker lives");
         send(run.supervisor.id(), Signal::SIGCONT);
@@ -200,7 +202,9 @@ fn that_a_relay_was_killed_is_logged() {
     world::enter();
     let run = Run::start("-n 1");
     expect(&run.stderr, "0 | ready");
-    relays(&run).iter().for_each(|&pid| send(pid, Signal::SIGKILL));
+    for pid in relays(&run) {
+        send(pid, Signal::SIGKILL);
+    }
     let told = "overspill relay, which passes on the output of workers, was ended by SIGKILL; \
                 started again";
     let told = format!("overspill: {told}");

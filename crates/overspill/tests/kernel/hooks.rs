@@ -144,6 +144,40 @@ fn a_private_port_stays_exclusive_and_untold() {
     assert_eq!(listenings.recv_timeout(deadline()).unwrap().port, 8081);
 }
 
+/// And no other connection is.
+#[test]
+fn connections_to_ports_of_the_group_are_told() {
+    world::enter();
+    let cgroup = Fresh::new();
+    let hooks = Hooks::attach(&cgroup.0, &[]).unwrap();
+    let (sender, told) = mpsc::channel();
+    let events = hooks.events().unwrap();
+    thread::spawn(move || events.each(|event| sender.send(event).is_ok()));
+    let (mut one, mut two) = (Python::within(&cgroup.0), Python::within(&cgroup.0));
+    let mut outside = Python::start();
+    let connect = |to: &str, from: &str| {
+        format!("socket.create_connection(('{to}', 8080), source_address=('{from}', 0)).close()")
+    };
+    // Before anybody listens there, and to a port of the host that the group does not listen on.
+    assert_eq!(two.run(&connect("127.0.0.1", "127.0.0.1")), Err(libc::ECONNREFUSED));
+    assert_eq!(outside.listen("127.0.0.1", 8081), Ok(()));
+    assert_eq!(two.run("socket.create_connection(('127.0.0.1', 8081)).close()"), Ok(()));
+    for ip in ["127.0.0.1", "::1"] {
+        assert_eq!(one.listen(ip, 8080), Ok(()));
+        let next = || told.recv_timeout(deadline()).unwrap();
+        assert!(matches!(next(), HooksEvent::Listening(it) if it.port == 8080));
+        // From outside, and from another address.
+        assert_eq!(outside.run(&connect(ip, ip)), Ok(()));
+        if ip == "127.0.0.1" {
+            assert_eq!(two.run(&connect(ip, "127.0.0.2")), Ok(()));
+        }
+        assert_eq!(two.run(&connect(ip, ip)), Ok(()));
+        let expected = HooksEvent::Connecting { pid: two.id(), port: 8080 };
+        assert_eq!(next(), expected);
+        assert!(told.try_recv().is_err());
+    }
+}
+
 #[test]
 fn port_0_and_udp_are_left_alone() {
     world::enter();
