@@ -117,10 +117,7 @@ impl Keeper {
                 Ok(Event::Given(request)) => self.requested(&request),
                 Ok(Event::Done(report)) => self.reported(report),
                 Ok(
-                    Event::Ended(_)
-                    | Event::Asked(..)
-                    | Event::Tried(..)
-                    | Event::Connects { .. },
+                    Event::Ended(_) | Event::Asked(..) | Event::Tried(..) | Event::Connects { .. },
                 )
                 | Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the keeper holds a sender"),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use overspill::adopt::Adopted;
-use overspill::{Cgroup, Service};
+use overspill::{Cgroup, Namespace, Service};
 
 use crate::control::Reply;
 use crate::error::{Error, Result};
@@ -42,7 +42,8 @@ const PROCESS: &str = "worker";
 /// COOKIE ID
 const GIVEN: &str = "given";
 const NEXT: &str = "next";
-const RELAY: &str = "relay";
+/// PLACE PID WORKER
+const PIPE: &str = "pipe";
 /// The workers are to be replaced.
 pub(crate) const RESTART: &str = "restart";
 
@@ -98,8 +99,9 @@ impl Supervisor {
             will.fact(GIVEN, format_args!("{cookie} {owner}"));
         }
         will.fact(NEXT, self.next_id);
-        let left = self.left_relays.iter().map(Process::id);
-        self.relay.processes().chain(left).for_each(|pid| will.fact(RELAY, pid));
+        for (place, pid, worker, reader) in self.relay.pipes() {
+            will.descriptor(PIPE, reader, format_args!("{place} {pid} {worker}"));
+        }
         log::flush();
         will.become_program(&hand_over.program)
     }
@@ -122,16 +124,14 @@ impl Supervisor {
     pub(crate) fn inherit(&mut self, estate: &Estate, services: &mut Services) -> Result<()> {
         self.begun = true;
         self.redirected = estate.fact(REDIRECTED).is_some();
-        let relays =
-            numbers(estate, RELAY).filter_map(|pid| Process::numbered(pid.try_into().ok()?));
-        self.left_relays = relays.collect();
+        self.inherit_pipes(estate)?;
         self.inherit_processes(estate)?;
+        let sockets = Service::sockets(&Namespace::current()?)?;
         for name in estate.facts(SERVICE).filter_map(|words| words.first()) {
-            match Service::open(name) {
-                Ok(service) => services.take_over(service),
-                // Somebody has removed it.
-                Err(overspill::Error::NoSuchService { .. }) => {}
-                Err(error) => return Err(error.into()),
+            // Somebody may have removed it.
+            let there = sockets.iter().find(|(own, _)| own.as_str() == name);
+            if let Some(first) = there.and_then(|(_, sockets)| sockets.first()) {
+                services.take_over(Service::open(name)?, first.address);
             }
         }
         self.members.listing = services.list();
@@ -141,6 +141,20 @@ impl Supervisor {
             if let Some((cookie, owner)) = pair(words) {
                 self.members.given.add(cookie, InstanceId::numbered(owner));
             }
+        }
+        Ok(())
+    }
+
+    fn inherit_pipes(&mut self, estate: &Estate) -> Result<()> {
+        for (reader, words) in estate.all(PIPE) {
+            let [place, pid, worker, ..] = words else { continue };
+            let (Ok(place), Ok(pid), Ok(worker)) = (place.parse(), pid.parse(), worker.parse())
+            else {
+                continue;
+            };
+            let reader = reader.try_clone();
+            let reader = reader.map_err(|error| Error::system("duplicate a pipe", error))?;
+            self.relay.inherit(place, pid, worker, reader);
         }
         Ok(())
     }

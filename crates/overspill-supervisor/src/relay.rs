@@ -14,7 +14,7 @@ mod process;
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -92,9 +92,21 @@ impl Relay {
         to.into_iter().map(place).collect()
     }
 
-    /// Its processes. They go on without it, until nobody writes to their pipes any more.
-    pub(crate) fn processes(&self) -> impl Iterator<Item = u32> {
-        self.places.iter().map(|place| place.process.id())
+    /// The pipes that workers write to, for the next build: the number of the place, the process
+    /// that reads, the worker, and the end that is read.
+    pub(crate) fn pipes(&self) -> impl Iterator<Item = (usize, u32, usize, BorrowedFd<'_>)> {
+        let places = self.places.iter().enumerate();
+        places.flat_map(|(number, place)| {
+            place.pipes().map(move |(pid, worker, reader)| (number, pid, worker, reader))
+        })
+    }
+
+    /// Keeps a pipe of the build before, whose process goes on reading it. Where that ends, a
+    /// process of this build goes on.
+    pub(crate) fn inherit(&mut self, place: usize, pid: u32, worker: usize, reader: OwnedFd) {
+        if let Some(place) = self.places.get_mut(place) {
+            place.inherit(pid, worker, reader.into());
+        }
     }
 
     /// stdout and stderr for a process of this worker.

@@ -162,7 +162,6 @@ impl Run {
             plan,
             sockets,
             relay,
-            left_relays: Vec::new(),
             control: socket,
             hand_over: None,
             descriptors: worker::raise_descriptors(),
@@ -264,7 +263,6 @@ impl Run {
             self.look_for_believed()?;
             self.tell_silent();
             let it = &mut self.supervisor;
-            it.left_relays.retain_mut(|relay| matches!(relay.try_wait(), Ok(None)));
             it.members.watch();
             it.tend_leaving();
             it.tend_restart();

@@ -1,8 +1,8 @@
 //! What a supervisor knows and has, and what all that it does is made of.
 
+use std::collections::{BTreeSet, HashSet};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +20,6 @@ use crate::instance_id::InstanceId;
 use crate::log;
 use crate::membership::Membership;
 use crate::plan::Plan;
-use crate::process::Process;
 use crate::relay::Relay;
 use crate::sight::Held;
 use crate::sockets::Sockets;
@@ -139,8 +138,6 @@ pub(crate) struct Supervisor {
     /// Those that are handed to the workers.
     pub(crate) sockets: Sockets,
     pub(crate) relay: Relay,
-    /// Those of the builds before this one, which end with the workers of their time.
-    pub(crate) left_relays: Vec<Process>,
     /// The socket of the control socket's thread, for the next build.
     pub(crate) control: OwnedFd,
     /// The build that is to take over, as soon as nothing is under way.

@@ -4,12 +4,13 @@
 use std::io::{self, IoSlice, PipeReader, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -37,6 +38,8 @@ pub(super) struct Place {
     /// In the order in which they were made. They are kept open here as well, so that no worker
     /// finds its pipe broken when the process has ended.
     pipes: Vec<Pipe>,
+    /// Those of the builds before this one, which go on with the pipes of their time.
+    before: Vec<Before>,
     /// Why the process could not be started again, as it was logged.
     told: Option<String>,
 }
@@ -46,6 +49,12 @@ struct Process {
     child: Child,
     socket: UnixStream,
     started: Instant,
+}
+
+/// A process of an earlier build, and the pipes that it reads.
+struct Before {
+    process: crate::process::Process,
+    pipes: Vec<Pipe>,
 }
 
 struct Pipe {
@@ -58,7 +67,41 @@ struct Pipe {
 impl Place {
     pub(super) fn start(to: OwnedFd, workers: usize, ended: Ended) -> io::Result<Self> {
         let process = Process::start(&to, workers, &ended)?;
-        Ok(Self { to, workers, ended, process, pipes: Vec::new(), told: None })
+        let (pipes, before) = (Vec::new(), Vec::new());
+        Ok(Self { to, workers, ended, process, pipes, before, told: None })
+    }
+
+    /// Each pipe, with its process and its worker.
+    pub(super) fn pipes(&self) -> impl Iterator<Item = (u32, usize, BorrowedFd<'_>)> {
+        let own = self.pipes.iter().map(|pipe| (self.process.child.id(), pipe));
+        let of = |it: &'_ Before| it.process.id();
+        let before = self.before.iter().flat_map(move |it| {
+            let pid = of(it);
+            it.pipes.iter().map(move |pipe| (pid, pipe))
+        });
+        own.chain(before).map(|(pid, pipe)| (pid, pipe.worker, pipe.reader.as_fd()))
+    }
+
+    /// Keeps a pipe that a process of an earlier build reads.
+    pub(super) fn inherit(&mut self, pid: u32, worker: usize, reader: PipeReader) {
+        let pipe = Pipe { worker, reader, handed_over: false };
+        if let Some(known) = self.before.iter_mut().find(|it| it.process.id() == pid) {
+            known.pipes.push(pipe);
+            return;
+        }
+        match crate::process::Process::numbered(pid) {
+            Some(process) => self.before.push(Before { process, pipes: vec![pipe] }),
+            None => self.pipes.push(pipe),
+        }
+    }
+
+    /// Goes on with the pipes of those that have ended.
+    fn succeed_those_before(&mut self) {
+        for it in &mut self.before {
+            drop_ended(&mut it.pipes);
+        }
+        let ended = self.before.extract_if(.., |it| !matches!(it.process.try_wait(), Ok(None)));
+        self.pipes.extend(ended.flat_map(|it| it.pipes));
     }
 
     /// A new pipe for a worker, which the process reads.
@@ -83,7 +126,8 @@ impl Place {
             ));
         }
         self.told = mended;
-        self.drop_ended_pipes();
+        self.succeed_those_before();
+        drop_ended(&mut self.pipes);
         self.hand_over(SendFlags::DONTWAIT);
     }
 
@@ -99,19 +143,6 @@ impl Place {
             "overspill relay, which passes on the output of workers, {ending}; started again"
         ));
         Ok(())
-    }
-
-    /// Lets go of pipes that are read to their ends and that nobody writes to any more.
-    fn drop_ended_pipes(&mut self) {
-        let mut polled: Vec<PollFd<'_>> =
-            self.pipes.iter().map(|pipe| PollFd::new(&pipe.reader, PollFlags::IN)).collect();
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-        if poll(&mut polled, Some(&at_once)).is_err() {
-            return;
-        }
-        let ended: Vec<bool> = polled.iter().map(|it| it.revents() == PollFlags::HUP).collect();
-        let mut ended = ended.into_iter();
-        self.pipes.retain(|_| ended.next() != Some(true));
     }
 
     fn hand_over(&mut self, flags: SendFlags) {
@@ -141,7 +172,25 @@ impl Place {
         let _ = socket.read(&mut [0]);
         // What goes on, as a process that a worker left behind still may write, ends by itself.
         let _ = child.try_wait();
+        while self.before.iter_mut().any(|it| matches!(it.process.try_wait(), Ok(None)))
+            && Instant::now() < until
+        {
+            sleep(Duration::from_millis(5));
+        }
     }
+}
+
+/// Lets go of pipes that are read to their ends and that nobody writes to any more.
+fn drop_ended(pipes: &mut Vec<Pipe>) {
+    let mut polled: Vec<PollFd<'_>> =
+        pipes.iter().map(|pipe| PollFd::new(&pipe.reader, PollFlags::IN)).collect();
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    if poll(&mut polled, Some(&at_once)).is_err() {
+        return;
+    }
+    let ended: Vec<bool> = polled.iter().map(|it| it.revents() == PollFlags::HUP).collect();
+    let mut ended = ended.into_iter();
+    pipes.retain(|_| ended.next() != Some(true));
 }
 
 impl Process {
