@@ -86,6 +86,19 @@ impl Adopted {
         Ok(sys::inspect(self.socket.as_fd())?.address)
     }
 
+    /// Shuts it down: it listens no more, and whoever waits in `accept(2)` gets `EINVAL`. What waits
+    /// in its queue moves to a sibling's, if requests are kept there
+    /// ([`Service::keep_requests`](crate::Service::keep_requests)); otherwise it is reset.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it: the socket does not listen.
+    pub fn shut_down(&self) -> Result<()> {
+        rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Read).map_err(|error| {
+            Error::system("shut down a socket of process", self.pid.to_string(), error)
+        })
+    }
+
     /// Whether others can be bound to its address (`SO_REUSEPORT`).
     #[must_use]
     pub fn shares_port(&self) -> bool {

@@ -280,6 +280,19 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Its number and those of all below it, by which the kernel tells them apart: the inode
+    /// numbers of their folders. Nothing for one that does not exist.
+    pub(crate) fn ids(&self) -> Result<Vec<u64>> {
+        let mut ids = Vec::new();
+        match self.visit(&mut |folder| {
+            ids.push(fs::metadata(folder)?.ino());
+            Ok(())
+        }) {
+            Err(Error::System { source, .. }) if is_absent(&source) => Ok(Vec::new()),
+            result => result.map(|()| ids),
+        }
+    }
+
     pub(crate) fn open(&self) -> Result<File> {
         File::open(&self.path).map_err(|error| {
             Error::system("open the cgroup", self.path.display().to_string(), error)

@@ -34,6 +34,7 @@
 
 pub mod adopt;
 mod cgroup;
+mod connections;
 mod datapath;
 mod error;
 mod figure;
@@ -51,6 +52,7 @@ mod nearest;
 mod policy;
 pub mod preflight;
 mod service;
+mod sock_diag;
 mod state;
 mod status;
 mod sys;
@@ -58,6 +60,7 @@ pub mod trace;
 mod words;
 
 pub use cgroup::Cgroup;
+pub use connections::{Connection, connections, moved_connections};
 pub use datapath::{
     Build, Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, Upgrade, check_dispatcher,
 };

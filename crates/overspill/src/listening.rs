@@ -4,9 +4,8 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
 
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, netlink, recv, send, socket};
-
 use crate::error::{Error, Result};
+use crate::sock_diag::{LISTENING, Sockets};
 
 /// The inode numbers of the TCP sockets that listen in the network namespace of the calling
 /// thread, from `sock_diag(7)`. Where the kernel lacks `tcp_diag`, from `/proc/net/tcp`, which
@@ -19,57 +18,8 @@ pub fn listening() -> Result<HashSet<u64>> {
     by_netlink().or_else(|_| by_proc()).map_err(|error| Error::system("list", "TCP sockets", error))
 }
 
-const TCP: u8 = 6; // IPPROTO_TCP
-const LISTEN: u32 = 1 << 10; // TCPF_LISTEN
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-/// Where `struct inet_diag_msg` has the inode number, behind `struct nlmsghdr`.
-const INODE: usize = 16 + 4 + 48 + 4 * 4;
-
 fn by_netlink() -> io::Result<HashSet<u64>> {
-    let socket = socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::SOCK_DIAG))?;
-    let mut inodes = HashSet::new();
-    for family in [AddressFamily::INET, AddressFamily::INET6] {
-        send(&socket, &request(family), SendFlags::empty())?;
-        while receive(&socket, &mut inodes)? {}
-    }
-    Ok(inodes)
-}
-
-/// `struct nlmsghdr`, and `struct inet_diag_req_v2` without a socket's identity: all of them.
-fn request(family: AddressFamily) -> [u8; 72] {
-    const REQUEST_AND_DUMP: u16 = 0x301; // NLM_F_REQUEST | NLM_F_DUMP
-    let mut bytes = [0; 72];
-    bytes[..4].copy_from_slice(&72_u32.to_ne_bytes());
-    bytes[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    bytes[6..8].copy_from_slice(&REQUEST_AND_DUMP.to_ne_bytes());
-    bytes[16] = u8::try_from(family.as_raw()).expect("the families are small numbers");
-    bytes[17] = TCP;
-    bytes[20..24].copy_from_slice(&LISTEN.to_ne_bytes());
-    bytes
-}
-
-/// Takes a part of the answer. False when it was the last one.
-fn receive(socket: &impl std::os::fd::AsFd, inodes: &mut HashSet<u64>) -> io::Result<bool> {
-    let mut buffer = vec![0; 32 << 10];
-    let (length, _) = recv(socket, &mut buffer[..], RecvFlags::empty())?;
-    let mut rest = &buffer[..length];
-    while rest.len() >= 16 {
-        let word = |at: usize| u32::from_ne_bytes(rest[at..at + 4].try_into().expect("four bytes"));
-        let kind = u16::from_ne_bytes([rest[4], rest[5]]);
-        let length = (word(0) as usize).clamp(16, rest.len());
-        match kind {
-            NLMSG_DONE => return Ok(false),
-            NLMSG_ERROR => return Err(io::Error::from(io::ErrorKind::Unsupported)),
-            SOCK_DIAG_BY_FAMILY if length >= INODE + 4 => {
-                inodes.insert(u64::from(word(INODE)));
-            }
-            _ => {}
-        }
-        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(true)
+    Sockets::list(LISTENING, None)?.map(|found| Ok(found?.inode)).collect()
 }
 
 fn by_proc() -> io::Result<HashSet<u64>> {

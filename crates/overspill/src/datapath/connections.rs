@@ -129,6 +129,17 @@ impl Datapath {
         Ok(())
     }
 
+    /// The cookies of the connections that have been moved and are not closed yet.
+    pub(crate) fn moved(&self) -> Result<HashSet<u64>> {
+        let keys = self.maps.moved.keys();
+        let cookie = |key: Vec<u8>| key.try_into().ok().map(u64::from_ne_bytes);
+        let unfit = || {
+            let what = "the map moved has keys of another kind".to_owned();
+            Error::Damaged { path: self.folder.clone(), what }
+        };
+        keys.map(|key| cookie(key).ok_or_else(unfit)).collect()
+    }
+
     /// The control groups of the connections that have been moved and are not closed yet.
     fn moved_from(&self) -> Result<HashSet<u64>> {
         let mut groups = HashSet::new();

@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 
-use overspill::{Cgroup, MemberId, Policy, Service, adopt, empty_queue};
+use overspill::{Cgroup, Connection, MemberId, Policy, Service, adopt, connections, empty_queue};
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use socket2::SockRef;
@@ -387,4 +387,42 @@ fn under_churn_they_are_exact() {
     drop(held);
     drop(listeners);
     wait_for(&service, &[0, 0, 0, 0]);
+}
+
+/// A client in a control group of its own, and a server that has not accepted it.
+#[test]
+fn those_of_a_control_group_are_listed_and_no_others() {
+    for called in [at("127.0.0.1:80"), at("[::1]:80")] {
+        world::enter();
+        let own = Cgroup::own().unwrap();
+        let group = own.make(&format!("listed-{}", std::process::id())).unwrap();
+        let inner = group.make("inner").unwrap();
+        let listener = Listening::at(called).backlog(64).open();
+        let script = "import socket, sys, os; open(sys.argv[1] + '/cgroup.procs', 'w').write('0'); \
+                      client = socket.create_connection((sys.argv[2], 80)); sys.stdin.read()";
+        let mut client = Command::new("python3")
+            .args(["-c", script])
+            .arg(inner.path())
+            .arg(called.ip().to_string())
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let list = |group| -> Vec<Connection> {
+            connections(group).unwrap().collect::<Result<_, _>>().unwrap()
+        };
+        wait_until("it is connected", || list(&group).len() == 1);
+        let [of_client] = list(&inner)[..] else { panic!("it has one") };
+        assert_ne!(of_client.inode, 0);
+        let served = || list(&own).into_iter().find(|it| it.port == 80);
+        assert_eq!(served().unwrap().inode, 0, "it is not accepted yet");
+        let (accepted, peer) = listener.accept().unwrap();
+        assert_eq!(peer.port(), of_client.port);
+        assert_eq!(served().unwrap().cookie, SockRef::from(&accepted).cookie().unwrap());
+        assert_ne!(served().unwrap().inode, 0);
+        drop(client.stdin.take());
+        client.wait().unwrap();
+        wait_until("it has none", || list(&group).is_empty());
+        group.remove().unwrap();
+        assert!(list(&group).is_empty(), "one that does not exist has none");
+    }
 }
