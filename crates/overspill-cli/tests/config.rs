@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 const KEYS: &str = "the keys are name, workers, listen, listen-each, policy, on-full, redirect, \
                     spread, backlog, words, user, grace, private-port, hang, drain, ready, \
-                    stop-signal, output, capacity, command";
+                    stop-signal, kill-mode, output, capacity, command";
 
 fn overspill(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_overspill"))

@@ -13,11 +13,10 @@ use overspill::{Cgroup, Namespace, Service};
 use crate::control::Reply;
 use crate::error::{Error, Result};
 use crate::handover::{Estate, Will};
-use crate::instance::Instance;
+use crate::instance::{Instance, Kind, Legacy};
 use crate::instance_id::InstanceId;
 use crate::log;
 use crate::plan::Plan;
-use crate::process::Process;
 use crate::reload;
 use crate::services::Services;
 use crate::sockets::Sockets;
@@ -37,7 +36,7 @@ const PLAN: &str = "plan";
 const REDIRECTED: &str = "redirected";
 const CGROUP: &str = "cgroup";
 const SERVICE: &str = "service";
-/// ID WORKER PID child|stranger serves|leaves|finishes [CGROUP]
+/// ID WORKER PID child|stranger|left|rest serves|leaves|finishes PORT,... [CGROUP]
 const PROCESS: &str = "worker";
 /// COOKIE ID
 const GIVEN: &str = "given";
@@ -108,16 +107,19 @@ impl Supervisor {
 
     fn process_line(&self, instance: &Instance) -> String {
         let Instance { id, worker, .. } = instance;
-        let (pid, kind) =
-            (instance.pid(), if instance.is_stranger() { "stranger" } else { "child" });
+        let Legacy { pid, kind, cgroup, ports } = instance.legacy();
         let finishes = |it: &Leaving| it.id == *id && matches!(it.phase, Phase::Finishes);
         let state = match () {
             () if self.serves(instance) => "serves",
             () if self.leaving.iter().any(finishes) => "finishes",
             () => "leaves",
         };
-        let cgroup = instance.cgroup().map(|own| format!(" {}", own.path().display()));
-        format!("{id} {worker} {pid} {kind} {state}{}", cgroup.unwrap_or_default())
+        // Nothing would be no word.
+        let ports = std::iter::once(0).chain(ports).map(|port| port.to_string());
+        let ports = ports.collect::<Vec<_>>().join(",");
+        let kind = kind.name();
+        let cgroup = cgroup.map(|own| format!(" {}", own.path().display())).unwrap_or_default();
+        format!("{id} {worker} {pid} {kind} {state} {ports}{cgroup}")
     }
 
     /// Goes on where the build before has ended: with its workers, services and sockets.
@@ -164,13 +166,15 @@ impl Supervisor {
         self.next_id = InstanceId::numbered(next);
         let now = Instant::now();
         for words in estate.facts(PROCESS) {
-            let [id, worker, pid, kind, state, cgroup @ ..] = words else { continue };
+            let [id, worker, pid, kind, state, ports, cgroup @ ..] = words else { continue };
             let (Ok(id), Ok(worker), Ok(pid)) = (id.parse(), worker.parse(), pid.parse()) else {
                 continue;
             };
             let id = InstanceId::numbered(id);
-            let child = Process::numbered(pid).filter(|_| kind == "child");
-            let instance = Instance::inherited(id, worker, pid, child, at(cgroup));
+            let kind = Kind::named(kind).unwrap_or(Kind::Stranger);
+            let ports = ports.split(',').filter_map(|port| port.parse().ok()).collect();
+            let legacy = Legacy { pid, kind, cgroup: at(cgroup), ports };
+            let instance = Instance::inherited(id, worker, legacy);
             self.watch_end_of(&instance)?;
             self.instances.push(instance);
             match state.as_str() {
@@ -179,7 +183,8 @@ impl Supervisor {
                     self.crew.started(worker, now);
                 }
                 "finishes" => {
-                    self.leaving.push(Leaving { id, phase: Phase::Finishes, look: now });
+                    let phase = Phase::Finishes;
+                    self.leaving.push(Leaving { id, phase, until: None, look: now });
                 }
                 _ => self.take_leave(id),
             }

@@ -1,19 +1,20 @@
 //! Workers that have been replaced: they finish what they have accepted, and end.
 
-use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use overspill::adopt::sockets_of;
-use procfs::net::{TcpNetEntry, TcpState, tcp, tcp6};
 
+use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
+use crate::sight::Sight;
 use crate::supervisor::{Leaving, Phase, Supervisor};
 
 /// How often to look whether they have ended, or have nothing left to do.
 pub(crate) const LOOK: Duration = Duration::from_millis(50);
-/// To read what connections there are takes a fraction of the time of no more than this.
+/// How long a worker that was told to end may go on to listen.
+const LISTENS: Duration = Duration::from_secs(1);
+/// To ask for their connections takes a fraction of the time of no more than this.
 const SHARE: u32 = 50;
 
 impl Supervisor {
@@ -22,9 +23,24 @@ impl Supervisor {
         let now = Instant::now();
         // Who shares its socket with its successor would go on taking requests.
         let drain = if self.plan.hands_over() { Duration::ZERO } else { self.plan.drain };
-        let until = now.checked_add(drain);
         self.leaving.retain(|it| it.id != id);
-        self.leaving.push(Leaving { id, phase: Phase::Drains(until), look: now });
+        let until = now.checked_add(drain);
+        self.leaving.push(Leaving { id, phase: Phase::Drains, until, look: now });
+    }
+
+    /// The first process of an instance has ended; others may finish the connections that it has
+    /// left.
+    pub(crate) fn leave_rest(&mut self, id: InstanceId) -> Option<String> {
+        let rest = self.next_id.take();
+        let rest = self.instance_opt(id)?.split_rest(rest)?;
+        let now = Instant::now();
+        let own = self.leaving.iter().find(|it| it.id == id);
+        let until = own.map_or_else(|| now.checked_add(self.plan.drain), |it| it.until);
+        let processes = log::processes(rest.processes().len());
+        let connections = rest.has_connections().unwrap_or_default();
+        self.leaving.push(Leaving { id: rest.id, phase: Phase::Drains, until, look: now });
+        self.instances.push(rest);
+        Some(format!("; {processes} with {connections} may finish them"))
     }
 
     /// Goes on with those that are to end.
@@ -32,27 +48,65 @@ impl Supervisor {
         let now = Instant::now();
         let mut leaving = std::mem::take(&mut self.leaving);
         for it in &mut leaving {
-            let id = it.id;
-            let idle = matches!(it.phase, Phase::Drains(_)) && self.is_idle(it);
+            let idle = matches!(it.phase, Phase::Drains) && self.is_idle(it);
             match it.phase {
-                Phase::Drains(until) if idle || until.is_some_and(|until| until <= now) => {
-                    let signal = self.plan.stop_signal;
-                    self.instance(id).send(signal);
-                    it.phase = Phase::Ends(now + self.plan.grace);
+                Phase::Drains if idle => self.tell_to_end(it),
+                Phase::Drains if it.until.is_some_and(|until| until <= now) => {
+                    self.tell_cut(it.id);
+                    self.tell_to_end(it);
                 }
                 Phase::Ends(until) if until <= now => {
                     let seconds = self.plan.grace.as_secs();
                     log::line(format_args!(
                         "{}: {seconds} s are over: killing it",
-                        self.instance(id)
+                        self.instance(it.id)
                     ));
-                    self.instance(id).kill();
+                    self.instance(it.id).kill();
                     it.phase = Phase::Killed;
+                }
+                Phase::Ends(_) if it.look <= now => {
+                    self.shut_down_sockets(it.id);
+                    it.look = now + LISTENS;
                 }
                 _ => {}
             }
         }
         self.leaving = leaving;
+    }
+
+    fn tell_to_end(&mut self, leaving: &mut Leaving) {
+        let (signal, mode) = (self.plan.stop_signal, self.plan.kill_mode);
+        self.instance(leaving.id).stop(signal, mode);
+        let now = Instant::now();
+        (leaving.phase, leaving.look) = (Phase::Ends(now + self.plan.grace), now + LISTENS);
+    }
+
+    /// Shuts down the sockets on which an instance that is to end still listens, if they are its
+    /// own. Some servers that are told to end connect to their own port, so that `accept()`
+    /// returns. Such a connection goes to a sibling or to the successor, as all do.
+    pub(crate) fn shut_down_sockets(&self, id: InstanceId) {
+        let group = self.find(id).filter(|_| !self.plan.hands_over()).and_then(Instance::group_now);
+        let sockets = group.and_then(|it| Sight::default().look(Instant::now(), &[it]));
+        for socket in sockets.map(|(_, sockets)| sockets).unwrap_or_default() {
+            let is_other_s = |cookie| {
+                self.members.seats.by_cookie(cookie).is_some_and(|it| it.owner != Some(id))
+                    || self.held.iter().any(|it| it.cookie == cookie && it.owner != id)
+            };
+            if socket.cookie().is_ok_and(|cookie| !is_other_s(cookie)) {
+                socket.shut_down().unwrap_or_else(log::tell);
+            }
+        }
+    }
+
+    /// Tells that an instance has not finished in time.
+    fn tell_cut(&mut self, id: InstanceId) {
+        let (drain, signal) = (self.plan.drain.as_secs(), self.plan.stop_signal);
+        let instance = self.instance(id);
+        if let Some(connections) = instance.has_connections() {
+            log::line(format_args!(
+                "{instance}: {drain} s are over with {connections}: ending it with {signal}"
+            ));
+        }
     }
 
     /// Whether an instance has neither connections nor any that wait to be accepted, as far as it
@@ -62,21 +116,25 @@ impl Supervisor {
         let Some(instance) = self.find(leaving.id).filter(|_| leaving.look <= now) else {
             return false;
         };
-        let sockets = instance.processes().into_iter().flat_map(sockets_of).flatten();
-        let sockets: HashSet<u64> = sockets.map(|(_, inode)| inode).collect();
-        let busy = |entry: &TcpNetEntry| match entry.state {
-            TcpState::Established | TcpState::CloseWait => sockets.contains(&entry.inode),
-            // What waits in its queue belongs to no descriptor yet.
-            TcpState::Listen => sockets.contains(&entry.inode) && entry.rx_queue > 0,
-            _ => false,
-        };
-        // What can't be read is no reason to end it early.
-        let idle = match (tcp(), tcp6()) {
-            (Ok(ipv4), Ok(ipv6)) => !ipv4.iter().chain(&ipv6).any(busy),
-            _ => false,
-        };
+        // What waits for it is not its own any more once its first process has ended.
+        let idle = if instance.is_rest() { instance.has_finished() } else { instance.is_idle() };
         leaving.look = now + LOOK.max(now.elapsed() * SHARE);
         idle
+    }
+}
+
+/// How long a worker that is replaced may finish what it has: seconds, or `inf` for without end.
+///
+/// # Errors
+///
+/// When it is neither; a sentence for people.
+pub fn drain_time(text: &str) -> Result<Duration, String> {
+    match text {
+        "inf" => Ok(Duration::MAX),
+        _ => text
+            .parse()
+            .map(|seconds: u32| Duration::from_secs(seconds.into()))
+            .map_err(|_| format!("it is a whole number of seconds from 0 to {}, or inf", u32::MAX)),
     }
 }
 

@@ -41,7 +41,7 @@ mod watching;
 pub mod worker;
 
 pub use error::{Error, Result};
-pub use leaving::stop_signal;
-pub use plan::{Peers, Plan};
+pub use leaving::{drain_time, stop_signal};
+pub use plan::{KillMode, Peers, Plan};
 pub use reload::{Reread, keep};
 pub use run::{check, run, worker_cgroup};

@@ -115,6 +115,16 @@ pub(crate) fn workers(count: usize) -> String {
     format!("{count} worker{}", if count == 1 { "" } else { "s" })
 }
 
+/// "1 process", "2 processes".
+pub(crate) fn processes(count: usize) -> String {
+    format!("{count} process{}", if count == 1 { "" } else { "es" })
+}
+
+/// "1 connection", "2 connections".
+pub(crate) fn connections(count: usize) -> String {
+    format!("{count} connection{}", if count == 1 { "" } else { "s" })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

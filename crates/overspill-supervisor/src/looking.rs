@@ -83,8 +83,10 @@ impl Supervisor {
             if instance.listened && instance.listens_since.is_none() {
                 instance.listens_since = Some(now);
             }
+            let own: Vec<&Held> = own.collect();
+            instance.ports.extend(own.iter().map(|it| it.address.port));
             let holds: Vec<Address> =
-                own.filter(|it| it.shares_port).map(|it| it.address).collect();
+                own.into_iter().filter(|it| it.shares_port).map(|it| it.address).collect();
             instance.closed = match instance.closed {
                 _ if !holds.is_empty() => None,
                 None if !instance.holds.is_empty() => Some(now),
@@ -119,7 +121,7 @@ impl Supervisor {
             for id in before {
                 self.take_leave(id);
             }
-            self.leaving.push(Leaving { id, phase: Phase::Finishes, look: now });
+            self.leaving.push(Leaving { id, phase: Phase::Finishes, until: None, look: now });
         }
     }
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use nix::sys::signal::Signal;
 use overspill::{Capacity, Cgroup, Name, Rules};
 
@@ -36,12 +37,15 @@ pub struct Plan {
     pub user: Option<String>,
     /// How long a worker that was told to end may take until it is killed.
     pub grace: Duration,
-    /// How long a worker that is replaced may go on with the connections it has.
+    /// How long a worker that is replaced may go on with the connections it has; [`Duration::MAX`]
+    /// is without end.
     pub drain: Duration,
     /// How long a worker's successor may take until it listens.
     pub ready: Duration,
     /// What tells a worker that is replaced to end.
     pub stop_signal: Signal,
+    /// Which processes of a worker get it.
+    pub kill_mode: KillMode,
     /// How long a request may wait at the head of a worker's queue, while others accept,
     /// until the worker is taken to hang; 0 disables.
     pub patience: Duration,
@@ -49,6 +53,16 @@ pub struct Plan {
     pub output: Output,
     /// The program of a worker, and its arguments.
     pub command: Vec<OsString>,
+}
+
+/// Which processes of a worker are told to end; after the grace time all are killed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum KillMode {
+    /// Its first process, which ends the others as it wants
+    #[default]
+    Mixed,
+    /// All its processes
+    Group,
 }
 
 impl Plan {

@@ -538,10 +538,11 @@ impl Run {
             ));
             return Ok(());
         }
+        let rest = it.leave_rest(id).unwrap_or_default();
         let Some(mut instance) = it.take_out(id) else { return Ok(()) };
         let worker = instance.worker;
         let told = instance.to_string();
-        let ending = instance.end();
+        let ending = instance.end() + &rest;
         it.members.given.forget(id);
         it.members.looks.hinted = true;
         it.members.sight.hurry();
@@ -631,14 +632,15 @@ impl Run {
         // A server that was given one knows that alone as the wish to finish what it has.
         let own = it.plan.stop_signal;
         let signal = if own == Signal::SIGTERM { signal } else { own };
-        it.instances.iter().for_each(|instance| instance.send(signal));
+        it.instances.iter().for_each(|instance| instance.stop(signal, it.plan.kill_mode));
         let first = Instant::now();
         let mut patience = Some(first + it.plan.grace);
+        let mut listen_until = Some(first + it.plan.grace / 2);
         while !self.supervisor.instances.is_empty() {
             let look = Instant::now() + leaving::LOOK;
             let until = patience.map_or(look, |until| until.min(look));
             match next_event(&self.supervisor, Some(until)) {
-                Some(Event::Ended(id)) => self.bury(id),
+                Some(Event::Ended(id)) => self.bury(id, patience.is_some()),
                 Some(Event::Asked(_, reply)) => reply.failed("the supervisor is ending"),
                 Some(Event::Signal(_)) if first.elapsed() < ECHO => {}
                 Some(Event::Signal(signal)) => {
@@ -652,23 +654,35 @@ impl Run {
                 }
                 _ => {}
             }
+            if listen_until.take_if(|until| *until <= Instant::now()).is_some() {
+                let it = &self.supervisor;
+                it.instances.iter().for_each(|own| it.shut_down_sockets(own.id));
+            }
+            let rests = self.supervisor.instances.iter_mut().filter(|it| it.is_rest());
+            rests.filter(|it| it.has_finished()).for_each(Instance::kill);
             // Of some the word has come before.
             let ended = self.supervisor.instances.iter().filter(|it| it.has_ended());
-            ended.map(|it| it.id).collect::<Vec<_>>().into_iter().for_each(|id| self.bury(id));
+            ended
+                .map(|it| it.id)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|id| self.bury(id, patience.is_some()));
         }
     }
 
-    fn bury(&mut self, id: InstanceId) {
+    /// A process ended at a stop. What it leaves may finish until the grace time is over.
+    fn bury(&mut self, id: InstanceId, may_finish: bool) {
+        let rest = may_finish.then(|| self.supervisor.leave_rest(id)).flatten().unwrap_or_default();
         if let Some(mut instance) = self.supervisor.take_out(id) {
             let told = instance.to_string();
-            log::line(format_args!("{told} {}", instance.end()));
+            log::line(format_args!("{told} {}{rest}", instance.end()));
         }
     }
 
-    fn kill_all(&self, why: &str) {
+    fn kill_all(&mut self, why: &str) {
         let running = log::workers(self.supervisor.instances.len());
         log::line(format_args!("{why}: killing {running}"));
-        self.supervisor.instances.iter().for_each(Instance::kill);
+        self.supervisor.instances.iter_mut().for_each(Instance::kill);
     }
 
     /// Takes away all that was made for the workers.

@@ -216,6 +216,16 @@ fn take(pid: u32, descriptor: i32, inode: u64) -> Option<Adopted> {
     })
 }
 
+/// Those of the processes that hold a listening socket; nothing if that can't be told now.
+pub(crate) fn listeners_among(processes: &[u32]) -> Option<Vec<u32>> {
+    let listening = listening().ok()?;
+    let listens = |&&pid: &&u32| {
+        let sockets = adopt::sockets_of(pid).unwrap_or_default();
+        sockets.iter().any(|(_, inode)| listening.contains(inode))
+    };
+    Some(processes.iter().filter(listens).copied().collect())
+}
+
 /// Whether there is a process with that number.
 pub(crate) fn runs(pid: u32) -> bool {
     std::path::Path::new(&format!("/proc/{pid}")).exists()

@@ -50,6 +50,9 @@ impl Supervisor {
             self.members.listing = services.list();
             self.members.services = services.all();
         }
+        // Of those that have closed their sockets it can't be seen any more where they listened.
+        let ports = held.iter().map(|it| it.address.port);
+        self.instances.iter_mut().for_each(|it| it.ports.extend(ports.clone()));
         self.sort_out(&held);
         Ok(true)
     }

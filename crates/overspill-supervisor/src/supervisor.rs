@@ -103,6 +103,8 @@ pub(crate) struct Step {
 pub(crate) struct Leaving {
     pub(crate) id: InstanceId,
     pub(crate) phase: Phase,
+    /// When the time is over in which it may finish what it has; without end if there is none.
+    pub(crate) until: Option<Instant>,
     /// When to look next whether it has connections.
     pub(crate) look: Instant,
 }
@@ -121,9 +123,8 @@ pub(crate) struct Reload {
 pub(crate) enum Phase {
     /// It has closed its sockets by itself, and takes what time it wants.
     Finishes,
-    /// It gets no new requests, and may finish what it has until then; without end if there is no
-    /// such time.
-    Drains(Option<Instant>),
+    /// It gets no new requests, and may finish what it has.
+    Drains,
     /// It was told to end, and may take until then.
     Ends(Instant),
     Killed,

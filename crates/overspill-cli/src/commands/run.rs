@@ -17,7 +17,7 @@ use crate::failure::{Failure, Outcome};
 use crate::help;
 use crate::usage;
 use overspill_supervisor::relay::Output;
-use overspill_supervisor::{self as supervisor, Plan};
+use overspill_supervisor::{self as supervisor, KillMode, Plan};
 
 const EXAMPLES: &str = "\
 EXAMPLES
@@ -39,6 +39,9 @@ EXAMPLES
 
 /// Of the policies that look at the load, the one that idle connections do not mislead.
 const POLICY: Policy = Policy::ShortestQueue;
+
+/// As long as the default of --grace.
+const DRAIN: Duration = Duration::from_secs(10);
 
 /// Start the workers of a server, which share their queues
 ///
@@ -88,7 +91,7 @@ pub(crate) struct Args {
           value_parser = args::number("a whole number of connections", 0..=u32::MAX))]
     backlog: u32,
 
-    /// Let workers tell a dispatcher how they are; only with --listen
+    /// Let workers inform a dispatcher, with --listen
     #[arg(long, hide_short_help = true)]
     words: bool,
 
@@ -110,10 +113,10 @@ pub(crate) struct Args {
           value_parser = args::milliseconds())]
     hang: u32,
 
-    /// A replaced worker's time to finish
-    #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 10,
-          value_parser = args::seconds())]
-    drain: u32,
+    /// A replaced worker's time, or inf [default: 10]
+    #[arg(long, hide_short_help = true, value_name = "SECONDS",
+          value_parser = supervisor::drain_time)]
+    drain: Option<Duration>,
 
     /// A successor's time until it listens
     #[arg(long, hide_short_help = true, value_name = "SECONDS", default_value_t = 30,
@@ -123,6 +126,17 @@ pub(crate) struct Args {
     /// What tells workers to end
     #[arg(long, hide_short_help = true, value_name = "SIGNAL", default_value = "TERM", value_parser = supervisor::stop_signal)]
     stop_signal: Signal,
+
+    /// Whom it reaches: mixed or group
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "MODE"
+    )]
+    kill_mode: KillMode,
 
     /// Workers' output: prefixed by numbers, or as-is
     #[arg(long, hide_short_help = true, value_enum, default_value_t, hide_possible_values = true)]
@@ -230,6 +244,15 @@ impl Args {
                     .to_owned(),
             });
         }
+        if hands_over && self.drain.is_some() {
+            return Err(Clash {
+                options: &["drain", "listen", "listen-each"],
+                message: "--drain is for workers that listen by themselves: with --listen a \
+                          worker takes requests from the socket that it shares with its successor \
+                          until it is told to end; leave --drain out, and give it time with --grace"
+                    .to_owned(),
+            });
+        }
         if !hands_over && self.words {
             return Err(Clash {
                 options: &["words"],
@@ -244,9 +267,10 @@ impl Args {
             name: self.name.unwrap_or_else(|| default_name(&self.command[0])),
             workers,
             private: self.private_port,
-            drain: Duration::from_secs(self.drain.into()),
+            drain: self.drain.unwrap_or(DRAIN),
             ready: Duration::from_secs(self.ready.into()),
             stop_signal: self.stop_signal,
+            kill_mode: self.kill_mode,
             patience: Duration::from_millis(self.hang.into()),
             addresses: everywhere.chain(each).collect(),
             backlog: self.backlog,
@@ -367,6 +391,22 @@ mod tests {
     }
 
     #[test]
+    fn the_time_to_finish_may_be_without_end() {
+        assert_eq!(plan("-- x").unwrap().drain, Duration::from_secs(10));
+        assert_eq!(plan("--drain 0 -- x").unwrap().drain, Duration::ZERO);
+        assert_eq!(plan("--drain inf -- x").unwrap().drain, Duration::MAX);
+    }
+
+    #[test]
+    fn who_shares_its_socket_with_its_successor_has_no_time_to_finish_apart() {
+        for listen in ["--listen 10.0.0.1:80", "--listen-each 10.0.0.1:80,10.0.0.2:80"] {
+            let error = plan(&format!("{listen} --drain 5 -- x")).unwrap_err();
+            assert!(error.ends_with("leave --drain out, and give it time with --grace"), "{error}");
+            assert_eq!(plan(&format!("{listen} -- x")).unwrap().grace, Duration::from_secs(10));
+        }
+    }
+
+    #[test]
     fn the_output_may_stay_as_it_is() {
         let plan = plan("--listen 10.0.0.1:80 --output as-is -- x").unwrap();
         assert_eq!(plan.output, Output::AsIs);
@@ -425,7 +465,7 @@ mod tests {
     const COMMAND: &str = r#"command = ["./server", "-x"]"#;
 
     /// For each key what it may say, and what the same is on the command line.
-    const SAME: [(&str, &str); 20] = [
+    const SAME: [(&str, &str); 21] = [
         (r#"name = "api""#, "--name api"),
         ("workers = 3", "-n 3"),
         (r#"listen = ["10.0.0.1:80", "[::1]:81"]"#, "--listen 10.0.0.1:80 --listen [::1]:81"),
@@ -446,6 +486,7 @@ mod tests {
         ("drain = 4", "--drain 4"),
         ("ready = 5", "--ready 5"),
         (r#"stop-signal = "QUIT""#, "--stop-signal QUIT"),
+        (r#"kill-mode = "group""#, "--kill-mode group"),
         (r#"output = "as-is""#, "--output as-is"),
         ("capacity = [16, 256]", "--capacity 16,256"),
         ("", ""),
@@ -513,7 +554,7 @@ mod tests {
         let (mut keys, count) = (keys(), named.len());
         keys.sort_unstable();
         named.sort_unstable();
-        assert_eq!((named, count), (keys, 20));
+        assert_eq!((named, count), (keys, 21));
     }
 
     #[test]
@@ -544,7 +585,7 @@ mod tests {
         let mut new = plan(
             "--name y --listen-each 10.0.0.1:1,10.0.0.1:2 --words --backlog 1 --capacity 1,1 \
              --user b --policy round-robin --on-full reset --redirect off --spread --hang 1 \
-             --grace 1 --drain 1 --ready 1 --stop-signal QUIT --output as-is -- y",
+             --grace 1 --ready 1 --stop-signal QUIT --kill-mode group --output as-is -- y",
         )
         .unwrap();
         let mut kept = supervisor::keep(&old, &mut new);

@@ -522,7 +522,8 @@ fn the_signal_reaches_what_a_worker_started() {
     // The shell outlasts the signal, and waits for the one that it started.
     let script = "trap : TERM; sh -c 'trap \"echo told >&2; exit\" TERM; echo up >&2; \
                   while :; do sleep 0.1; done' & wait; wait; exit 7";
-    let run = Run::start("-n 1 --listen 10.0.0.1:80 --grace 30", &["sh", "-c", script]);
+    let options = "-n 1 --listen 10.0.0.1:80 --grace 30 --kill-mode group";
+    let run = Run::start(options, &["sh", "-c", script]);
     run.line("up");
     let lines = run.ends_at(Signal::SIGTERM);
     assert!(lines.contains(&"0 | told".to_owned()), "{lines:#?}");
