@@ -9,6 +9,7 @@ mod complete;
 mod config;
 mod failure;
 mod help;
+mod identified;
 mod nearest;
 mod output;
 mod usage;

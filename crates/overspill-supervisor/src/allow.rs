@@ -11,6 +11,7 @@ use overspill::{Cgroup, Hooks, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::control::Control;
 use crate::error::Result;
 use crate::hand::{Hand, Report};
 use crate::ignored::Ignored;
@@ -63,6 +64,10 @@ pub fn run(peers: Peers) -> Result<()> {
     };
     keeper.members.hand = Some(hand);
     keeper.attach()?;
+    // It shows who keeps the service, and takes no requests.
+    Control::bind_keeper(&peers.name)?.serve(|request, reply| {
+        reply.failed(format_args!("overspill allow does not {request} what it has not started"));
+    })?;
     log::line(format_args!("service {}: peers may join", peers.name));
     let kept = keeper.keep();
     if let Some(hand) = &keeper.members.hand {

@@ -6,6 +6,9 @@
 //! request, then what is done about it, line by line, `progress: WHAT`, and at last `done`
 //! or `failed: WHY`. Whoever asks skips lines of other kinds: a later version may have some.
 //!
+//! A keeper (`overspill allow`) has one as well, of a name with a number of its own, as several
+//! may keep one service: it shows who keeps it.
+//!
 //! Anybody can connect to such a socket, and make one of any name. So each end looks who
 //! the other is, and has to do with root and its own user alone; each conversation has a
 //! thread, all of them are few, and no client is waited for without end.
@@ -32,12 +35,15 @@ use nix::unistd::geteuid;
 use overspill::Name;
 use procfs::process::{Process, StatFlags, Status};
 use rustix::io::fcntl_dupfd_cloexec;
+use rustix::net::sockopt::socket_cookie;
 
 use crate::error::{Error, Result};
 use crate::threads::start_thread;
 
 /// All names of control sockets begin with it.
 const PREFIX: &str = "overspill/";
+/// It follows the name in those of keepers; a number comes behind it.
+const KEEPER: &str = "/allow/";
 /// How many clients are served at once.
 const MOST_CLIENTS: usize = 16;
 /// No request is longer, in bytes: it may name a program.
@@ -182,12 +188,12 @@ impl Control {
         let start = Instant::now();
         let mut seen_alive = false;
         loop {
-            match listen(name, reserved) {
+            match listen(|_| Ok(address(name)), reserved) {
                 Ok(listener) => return Ok(Self { listener }),
                 Err(Errno::EADDRINUSE) => {}
                 Err(error) => return Err(not_made(name, error)),
             }
-            match connect(name).and_then(|stream| peer(&stream)) {
+            match connect(&address(name)).and_then(|stream| peer(&stream)) {
                 // One that is killed at this moment is seen alive no second time.
                 Ok(holder) if !is_ending(holder) && seen_alive => {
                     return Err(taken(name, holder));
@@ -215,6 +221,16 @@ impl Control {
     pub(crate) fn socket(&self) -> Result<OwnedFd> {
         let copy = self.listener.as_fd().try_clone_to_owned();
         copy.map_err(|error| Error::system("duplicate the control socket", error))
+    }
+
+    /// Shows that this process is a keeper of the service.
+    pub(crate) fn bind_keeper(name: &Name) -> Result<Self> {
+        let address = |socket: &OwnedFd| {
+            let own = socket_cookie(socket).map_err(errno)?;
+            abstract_address(&format!("{PREFIX}{name}{KEEPER}{own}"))
+        };
+        let listener = listen(address, 0).map_err(|error| not_made(name, error))?;
+        Ok(Self { listener })
     }
 
     /// Hands each request on, from now on.
@@ -326,7 +342,7 @@ impl Client {
     pub fn connect(name: &Name) -> Result<Option<Self>> {
         let failed =
             |error: Errno| Error::system(format!("connect to the supervisor of {name}"), error);
-        let stream = match connect(name) {
+        let stream = match connect(&address(name)) {
             Ok(stream) => stream,
             Err(Errno::ECONNREFUSED) => return Ok(None),
             Err(error) => return Err(failed(error)),
@@ -372,39 +388,85 @@ impl Client {
 /// that can be seen from here. Nothing where nobody keeps it, or nobody that can be trusted.
 #[must_use]
 pub fn keeper(service: &Name) -> Option<(Name, Option<u32>)> {
+    bases(service).find_map(|name| {
+        let Holder { pid } = Holder::of(&address(&name))?;
+        Some((name, pid))
+    })
+}
+
+/// The names under which a supervisor may have made a service of this name.
+pub(crate) fn bases(service: &Name) -> impl Iterator<Item = Name> + use<> {
     let base = service.without_port();
     let base = base.as_str();
     let bases = [Some(base), base.strip_suffix("-ipv6"), base.strip_suffix("-ipv4")];
-    bases.into_iter().flatten().find_map(|base| {
-        let name: Name = base.parse().ok()?;
-        let holder = peer(&connect(&name).ok()?).ok().filter(|holder| trusted(*holder))?;
-        let pid = u32::try_from(holder.pid()).ok().filter(|&pid| pid != 0);
-        Some((name, pid))
-    })
+    bases.map(|base| base?.parse().ok()).into_iter().flatten()
+}
+
+/// Who listens on a control socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holder {
+    /// Nothing of a process in another PID namespace.
+    pub(crate) pid: Option<u32>,
+}
+
+impl Holder {
+    /// Nothing where nobody listens, or nobody that can be trusted.
+    fn of(address: &UnixAddr) -> Option<Self> {
+        let holder = peer(&connect(address).ok()?).ok().filter(|holder| trusted(*holder))?;
+        Some(Self { pid: u32::try_from(holder.pid()).ok().filter(|&pid| pid != 0) })
+    }
 }
 
 /// The names whose supervisors run in this network namespace.
 #[must_use]
 pub fn names() -> Vec<Name> {
-    // It serves hints alone: where it can't be read there are none.
-    let sockets = std::fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
-    parse_names(&sockets)
+    ends().into_iter().filter(|end| !end.keeps).map(|end| end.name).collect()
 }
 
-fn parse_names(sockets: &str) -> Vec<Name> {
-    let listening = sockets.lines().filter_map(|line| {
+/// A control socket that somebody listens on.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct End {
+    pub(crate) name: Name,
+    /// It is a keeper's.
+    pub(crate) keeps: bool,
+    inode: u64,
+    address: String,
+}
+
+impl End {
+    fn parse(line: &str) -> Option<Self> {
         let mut fields = line.split_whitespace().skip(3);
         // The flag of sockets that listen; those of conversations have the same address.
-        (fields.next() == Some("00010000")).then(|| fields.nth(3)).flatten()
-    });
-    listening
-        .filter_map(|address| address.strip_prefix('@')?.strip_prefix(PREFIX)?.parse().ok())
-        .collect()
+        if fields.next() != Some("00010000") {
+            return None;
+        }
+        let inode = fields.nth(2)?.parse().ok()?;
+        let address = fields.next()?.strip_prefix('@')?;
+        let name = address.strip_prefix(PREFIX)?;
+        let kept = name.split_once(KEEPER).map(|(name, _)| name);
+        let (name, keeps) = (kept.unwrap_or(name).parse().ok()?, kept.is_some());
+        Some(Self { name, keeps, inode, address: address.to_owned() })
+    }
+
+    /// As [`Holder::of`].
+    pub(crate) fn holder(&self) -> Option<Holder> {
+        Holder::of(&abstract_address(&self.address).ok()?)
+    }
+}
+
+/// The control sockets of this network namespace.
+pub(crate) fn ends() -> Vec<End> {
+    // It serves hints and what is shown alone: where it can't be read there are none.
+    let sockets = std::fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
+    sockets.lines().filter_map(End::parse).collect()
 }
 
 fn address(name: &Name) -> UnixAddr {
-    let text = format!("{PREFIX}{name}");
-    UnixAddr::new_abstract(text.as_bytes()).expect("names are short")
+    abstract_address(&format!("{PREFIX}{name}")).expect("names are short")
+}
+
+fn abstract_address(text: &str) -> nix::Result<UnixAddr> {
+    UnixAddr::new_abstract(text.as_bytes())
 }
 
 fn socket() -> nix::Result<OwnedFd> {
@@ -414,21 +476,28 @@ fn socket() -> nix::Result<OwnedFd> {
 /// A duplicate that leaves the first descriptors free, beside stdin, stdout and stderr.
 fn aside(socket: impl AsFd, reserved: usize) -> nix::Result<OwnedFd> {
     let free = RawFd::try_from(3 + reserved).or(Err(Errno::EMFILE))?;
-    fcntl_dupfd_cloexec(socket, free).map_err(|error| Errno::from_raw(error.raw_os_error()))
+    fcntl_dupfd_cloexec(socket, free).map_err(errno)
 }
 
-fn listen(name: &Name, reserved: usize) -> nix::Result<UnixListener> {
+fn listen(
+    address: impl Fn(&OwnedFd) -> nix::Result<UnixAddr>,
+    reserved: usize,
+) -> nix::Result<UnixListener> {
     let socket = aside(socket()?, reserved)?;
-    socket::bind(socket.as_raw_fd(), &address(name))?;
+    socket::bind(socket.as_raw_fd(), &address(&socket)?)?;
     socket::listen(&socket, Backlog::MAXCONN)?;
     Ok(socket.into())
 }
 
+fn errno(error: rustix::io::Errno) -> Errno {
+    Errno::from_raw(error.raw_os_error())
+}
+
 /// Connects, and does not wait long where the queue is full.
-fn connect(name: &Name) -> nix::Result<UnixStream> {
+fn connect(address: &UnixAddr) -> nix::Result<UnixStream> {
     let socket = socket()?;
     setsockopt(&socket, sockopt::SendTimeout, &CONNECTING)?;
-    socket::connect(socket.as_raw_fd(), &address(name))?;
+    socket::connect(socket.as_raw_fd(), address)?;
     Ok(socket.into())
 }
 
@@ -628,6 +697,18 @@ mod tests {
     }
 
     #[test]
+    fn a_service_has_several_keepers() {
+        let name = name("kept");
+        let own = || ends().into_iter().filter(|it| it.keeps && it.name == name);
+        let keepers = [(); 2].map(|()| Control::bind_keeper(&name).unwrap());
+        assert_eq!(own().count(), 2);
+        assert!(own().all(|it| it.holder() == Some(Holder { pid: Some(std::process::id()) })));
+        assert!(!names().contains(&name) && keeper(&name).is_none());
+        drop(keepers);
+        assert_eq!(own().count(), 0);
+    }
+
+    #[test]
     fn the_names_are_those_of_sockets_that_listen() {
         let sockets = "\
 Num       RefCount Protocol Flags    Type St Inode Path
@@ -639,8 +720,12 @@ Num       RefCount Protocol Flags    Type St Inode Path
 00000000: 00000002 00000000 00010000 0001 01 26 @other
 00000000: 00000003 00000000 00000000 0001 03 27
 00000000: 00000002 00000000 00010000 0001 01 28 @overspill/api
+00000000: 00000002 00000000 00010000 0001 01 29 @overspill/api/allow/77
+00000000: 00000002 00000000 00010000 0001 01 30 @overspill/api/other/77
 ";
-        let names: Vec<String> = parse_names(sockets).iter().map(Name::to_string).collect();
-        assert_eq!(names, ["web", "no", "api"]);
+        let ends: Vec<End> = sockets.lines().filter_map(End::parse).collect();
+        let found: Vec<_> = ends.iter().map(|it| (it.name.as_str(), it.keeps)).collect();
+        assert_eq!(found, [("web", false), ("no", false), ("api", false), ("api", true)]);
+        assert_eq!((ends[3].inode, ends[3].address.as_str()), (29, "overspill/api/allow/77"));
     }
 }

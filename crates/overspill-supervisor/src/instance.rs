@@ -11,11 +11,12 @@ use nix::unistd::{Pid, getpgid};
 use overspill::adopt::sockets_of;
 use overspill::{Address, Cgroup, Connection, Namespace, connections, moved_connections};
 
+use crate::child::Child;
 use crate::error::Result;
 use crate::instance_id::InstanceId;
 use crate::log::{self, tell};
 use crate::plan::KillMode;
-use crate::process::Process;
+use crate::process::parent;
 use crate::sight::{Group, listeners_among};
 use crate::threads::start_thread;
 
@@ -25,7 +26,7 @@ pub(crate) struct Instance {
     pub(crate) id: InstanceId,
     pub(crate) worker: usize,
     /// Nothing for one that a killed supervisor has left: it is no child of this process.
-    child: Option<Process>,
+    child: Option<Child>,
     /// The process that has taken the place of the first one.
     successor: Option<u32>,
     cgroup: Option<Cgroup>,
@@ -111,12 +112,7 @@ struct Cut {
 }
 
 impl Instance {
-    pub(crate) fn new(
-        id: InstanceId,
-        worker: usize,
-        child: Process,
-        cgroup: Option<Cgroup>,
-    ) -> Self {
+    pub(crate) fn new(id: InstanceId, worker: usize, child: Child, cgroup: Option<Cgroup>) -> Self {
         Self { child: Some(child), ..Self::of(id, worker, cgroup) }
     }
 
@@ -129,7 +125,7 @@ impl Instance {
     /// What the build before has left to this one.
     pub(crate) fn inherited(id: InstanceId, worker: usize, legacy: Legacy) -> Self {
         let Legacy { pid, kind, cgroup, ports } = legacy;
-        let child = Process::numbered(pid).filter(|_| kind == Kind::Child);
+        let child = Child::numbered(pid).filter(|_| kind == Kind::Child);
         let successor = Some(pid).filter(|&pid| child.is_none() && pid != 0);
         let part = match kind {
             Kind::Child | Kind::Stranger => None,
@@ -178,7 +174,7 @@ impl Instance {
 
     /// Its first process, or the one that has taken its place.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(self.successor.unwrap_or_default(), Process::id)
+        self.child.as_ref().map_or(self.successor.unwrap_or_default(), Child::id)
     }
 
     /// All its processes that are known; nothing if they can't be read now.
@@ -201,7 +197,7 @@ impl Instance {
 
     /// All its processes but the first one, if that is a child of this process.
     fn others(&self) -> Vec<u32> {
-        let first = self.child.as_ref().map(Process::id);
+        let first = self.child.as_ref().map(Child::id);
         self.processes().into_iter().filter(|&pid| Some(pid) != first).collect()
     }
 
@@ -256,10 +252,6 @@ impl Instance {
             return vec![self.pid()];
         }
         let all: HashSet<u32> = self.processes().into_iter().collect();
-        let parent = |pid: u32| {
-            let stat = procfs::process::Process::new(pid.try_into().ok()?).and_then(|it| it.stat());
-            stat.ok()?.ppid.try_into().ok()
-        };
         let is_first = |&&pid: &&u32| parent(pid).is_none_or(|parent: u32| !all.contains(&parent));
         all.iter().filter(is_first).copied().collect()
     }

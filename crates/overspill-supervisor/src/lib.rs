@@ -7,12 +7,14 @@
 //! that uses this crate has to hand these on to [`worker::run`] and [`relay::run`].
 
 pub mod allow;
+mod child;
 pub mod control;
 mod crew;
 mod error;
 mod hand;
 pub mod handover;
 mod hints;
+pub mod identity;
 pub mod ignored;
 mod inheritance;
 mod instance;
@@ -44,4 +46,4 @@ pub use error::{Error, Result};
 pub use leaving::{drain_time, stop_signal};
 pub use plan::{KillMode, Peers, Plan};
 pub use reload::{Reread, keep};
-pub use run::{check, run, worker_cgroup};
+pub use run::{check, run};

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use overspill::{Cgroup, Hooks, Namespace, Request, Rules, Words};
+use overspill::{Hooks, Namespace, Request, Rules, Words};
 use rustix::io::Errno;
 
 use crate::control::{self, Control, Reply};
@@ -37,7 +37,7 @@ use crate::services::Services;
 use crate::sight::runs;
 use crate::signals::Signals;
 use crate::sockets::Sockets;
-use crate::supervisor::{Event, HandOver, Supervisor, hand_on, make_cgroup, supervisor_of};
+use crate::supervisor::{Event, HandOver, Supervisor, hand_on, make_cgroup};
 use crate::threads::start_thread;
 use crate::watching::Watching;
 use crate::worker::{self, NotStarted};
@@ -770,17 +770,4 @@ fn serve(control: Control, sender: Sender<Event>) -> Result<()> {
         // Nobody listens any more once the supervisor has ended.
         let _ = sender.send(Event::Asked(request, reply));
     })
-}
-
-/// The control group of a worker: the one that a supervisor of that name has made.
-#[must_use]
-pub fn worker_cgroup(pid: u32, name: &overspill::Name) -> Option<Cgroup> {
-    let mut cgroup = Cgroup::of_process(pid).ok()?;
-    loop {
-        let parent = cgroup.parent()?;
-        if supervisor_of(parent.name(), name).is_some() {
-            return Some(cgroup);
-        }
-        cgroup = parent;
-    }
 }

@@ -3,6 +3,9 @@
 //! A look asks the kernel for those that listen, and no others. A socket that is known is looked
 //! for at the descriptor where it was; the descriptors of processes are gone through only for one
 //! that is new, or is not there any more.
+//!
+//! Servers that fork hold a socket in a process that accepts nothing and in its children, which do.
+//! Such a socket is seen at one of the children.
 
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -12,10 +15,13 @@ use overspill::{Address, Error, listening};
 
 use crate::instance_id::InstanceId;
 use crate::log::tell;
+use crate::process::{accepts, parent};
 
 /// The pause before a socket that no process here holds is looked for again; it doubles.
 const SHORTEST: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_secs(5);
+/// A child that has run for so long is no helper that just comes and goes.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// An instance's processes.
 #[derive(Debug, Clone)]
@@ -46,6 +52,8 @@ struct Known {
     shares_port: bool,
     /// The process and the descriptor where it was seen last.
     place: (u32, i32),
+    /// The process that the one there, a child of it, has the socket from.
+    parent: Option<u32>,
 }
 
 /// When a socket is looked for again.
@@ -60,6 +68,9 @@ struct Pause {
 pub(crate) struct Sight {
     known: HashMap<u64, Known>,
     missing: HashMap<u64, Pause>,
+    /// Processes, and since when they are known; until it was seen what they have from their
+    /// parents.
+    met: HashMap<u32, Option<Instant>>,
     /// Processes whose descriptors can't be read.
     unreadable: HashSet<u32>,
     /// Why the last look failed, as it was told.
@@ -88,7 +99,10 @@ impl Sight {
             .flat_map(|group| group.processes.iter().map(|&pid| (pid, group.id)))
             .collect();
         let mut holders: HashMap<u64, InstanceId> = HashMap::new();
-        for (&inode, known) in &self.known {
+        for (&inode, known) in &mut self.known {
+            if !owners.contains_key(&known.place.0) || !holds(known.place, inode) {
+                known.go_to_sibling(inode, groups);
+            }
             if let Some(&owner) = owners.get(&known.place.0)
                 && holds(known.place, inode)
             {
@@ -101,6 +115,7 @@ impl Sight {
             .filter(|inode| !holders.contains_key(inode) && is_due(inode))
             .collect();
         let fresh = self.search(groups, &mut wanted, &mut holders)?;
+        self.see_children(now, groups, &holders);
         self.told = None;
         self.missing.retain(|inode, _| !holders.contains_key(inode));
         for inode in wanted {
@@ -108,6 +123,29 @@ impl Sight {
         }
         let held = holders.iter().filter_map(|(inode, &owner)| self.known[inode].held(owner));
         Some((held.collect(), fresh))
+    }
+
+    /// Sees at a child what its parent holds and does not accept from, once for each child.
+    fn see_children(&mut self, now: Instant, groups: &[Group], holders: &HashMap<u64, InstanceId>) {
+        let processes =
+            || groups.iter().flat_map(|it| it.processes.iter().map(|&pid| (it.id, pid)));
+        let there: HashSet<u32> = processes().map(|(_, pid)| pid).collect();
+        self.met.retain(|pid, _| there.contains(pid));
+        for (owner, pid) in processes() {
+            let since = self.met.entry(pid).or_insert(Some(now));
+            if since.is_none_or(|since| now < since + SETTLED) {
+                continue;
+            }
+            *since = None;
+            let Some(parent) = parent(pid).filter(|parent| there.contains(parent)) else {
+                continue;
+            };
+            for (inode, known) in &mut self.known {
+                if holders.get(inode) == Some(&owner) && known.place.0 == parent {
+                    known.go_to_child(*inode, pid);
+                }
+            }
+        }
     }
 
     fn tell_once(&mut self, error: Error) {
@@ -137,7 +175,9 @@ impl Sight {
                     continue;
                 }
                 if let Some(known) = self.known.get_mut(&inode) {
-                    known.place = (pid, descriptor);
+                    (known.place, known.parent) = ((pid, descriptor), None);
+                    // Its children may have been seen already.
+                    self.met.clear();
                 } else {
                     // It may be closed by now.
                     let Some(socket) = take(pid, descriptor, inode) else { continue };
@@ -200,7 +240,32 @@ impl Known {
             crate::log::line(format_args!("process {}: {why}; it stays by itself", socket.pid()));
         }
         let place = (socket.pid(), socket.descriptor());
-        Some(Self { cookie, address: address.ok(), shares_port: socket.shares_port(), place })
+        let shares_port = socket.shares_port();
+        Some(Self { cookie, address: address.ok(), shares_port, place, parent: None })
+    }
+
+    /// A child has what its parent has under the same number.
+    fn go_to_child(&mut self, inode: u64, child: u32) {
+        let (process, descriptor) = self.place;
+        // Children of a process that accepts by itself are its helpers.
+        if self.parent.is_none()
+            && holds((child, descriptor), inode)
+            && !accepts(process, descriptor, inode)
+        {
+            (self.place, self.parent) = ((child, descriptor), Some(process));
+        }
+    }
+
+    /// The child that it was seen at has ended: another one of the same parent has it as well.
+    fn go_to_sibling(&mut self, inode: u64, groups: &[Group]) {
+        let Some(from) = self.parent else { return };
+        let all = groups.iter().find(|group| group.processes.contains(&from));
+        let is_one =
+            |pid: &&u32| holds((**pid, self.place.1), inode) && parent(**pid) == Some(from);
+        let sibling = all.and_then(|group| group.processes.iter().find(is_one));
+        if let Some(&sibling) = sibling {
+            self.place.0 = sibling;
+        }
     }
 
     fn held(&self, owner: InstanceId) -> Option<Held> {

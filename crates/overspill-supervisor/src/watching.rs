@@ -185,14 +185,19 @@ impl Look<'_> {
         let (waiting, before) =
             queue.map_or((0, Health::Well), |queue| (queue.queued, queue.health));
         let name = self.name;
+        // What drain takes, where it is another number.
+        let own = match usize::try_from(member.0) {
+            Ok(number) if number == seat.worker => String::new(),
+            _ => format!(", member {member}"),
+        };
         match health {
             // That a trial has failed is nothing new.
             Health::Hung if before != Health::Well => {}
             Health::Hung => log::line(format_args!(
-                "{worker} hangs (service {name}, {waiting} waiting): others take its requests"
+                "{worker} hangs (service {name}{own}, {waiting} waiting): others take its requests"
             )),
             Health::Well => {
-                log::line(format_args!("{worker} accepts again (service {name})"));
+                log::line(format_args!("{worker} accepts again (service {name}{own})"));
             }
             Health::OnTrial => {}
         }

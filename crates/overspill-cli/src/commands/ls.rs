@@ -6,13 +6,15 @@ use serde::Serialize;
 use crate::args::Place;
 use crate::failure::{Failure, Outcome};
 use crate::help;
+use crate::identified::{self, Identified, Identifier};
 use crate::output::{self, Column, numbers, words};
 
 /// List the services
 ///
 /// MEMBERS are the active of all members; QUEUED is what their queues hold, half-open
 /// requests included, of what they can hold. The other figures count requests since the
-/// service was made: placed, redirected, dropped, reset.
+/// service was made: placed, redirected, dropped, reset. SUPERVISOR is the command that
+/// supervises the service, with its process.
 #[derive(Debug, clap::Args)]
 #[command(add = help::Manual::text(include_str!("ls.manual")))]
 #[command(after_help = "\
@@ -39,7 +41,7 @@ struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     netns: Option<u64>,
     #[serde(flatten)]
-    status: Status,
+    service: Identified,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
@@ -53,31 +55,39 @@ pub(crate) fn run(args: &Args) -> Outcome {
 }
 
 fn at(place: &Place) -> Result<Vec<Entry>, Failure> {
-    let statuses = Service::statuses(&place.namespace()?)?;
-    Ok(statuses.into_iter().map(|status| Entry { netns: None, status }).collect())
+    let namespace = place.namespace()?;
+    let statuses = Service::statuses(&namespace)?;
+    Ok(entries(namespace, None, statuses).collect())
+}
+
+fn entries(
+    namespace: Namespace,
+    netns: Option<u64>,
+    statuses: Vec<Status>,
+) -> impl Iterator<Item = Entry> {
+    let services = Identifier::new(namespace).identify(statuses).into_iter();
+    services.map(move |service| Entry { netns, service })
 }
 
 /// The services of every network namespace, and why those of one can't be read: the others
 /// are worth showing.
 fn everywhere() -> Result<(Vec<Entry>, Option<Failure>), Failure> {
-    let mut entries = Vec::new();
+    let mut all = Vec::new();
     let mut failure = None;
     for namespace in Namespace::with_services()? {
         let netns = Some(namespace.inode());
         match Service::statuses(&namespace) {
-            Ok(statuses) => {
-                entries.extend(statuses.into_iter().map(|status| Entry { netns, status }));
-            }
+            Ok(statuses) => all.extend(entries(namespace, netns, statuses)),
             Err(error) => failure = failure.or(Some(Failure::from(error))),
         }
     }
-    Ok((entries, failure))
+    Ok((all, failure))
 }
 
 /// With every namespace's services, NETNS takes the place of POLICY: 80 columns are few.
 fn table(entries: &[Entry], all: bool) -> String {
     let netns_or_policy = if all { numbers("NETNS") } else { words("POLICY") };
-    let columns: [Column<'_>; 9] = [
+    let mut columns: Vec<Column<'_>> = vec![
         words("NAME"),
         numbers("PORT"),
         netns_or_policy,
@@ -88,15 +98,23 @@ fn table(entries: &[Entry], all: bool) -> String {
         numbers("DROPPED"),
         numbers("RESET"),
     ];
-    output::table(&columns, entries.iter().map(row))
+    let mut rows: Vec<Vec<String>> = entries.iter().map(row).collect();
+    if entries.iter().any(|entry| entry.service.supervisor().is_some()) {
+        columns.push(words("SUPERVISOR"));
+        for (row, entry) in rows.iter_mut().zip(entries) {
+            row.push(output::known(entry.service.supervisor().map(identified::briefly)));
+        }
+    }
+    output::table(&columns, rows)
 }
 
-fn row(Entry { netns, status }: &Entry) -> [String; 9] {
+fn row(Entry { netns, service }: &Entry) -> Vec<String> {
+    let status = &service.status;
     let members = &status.members;
     let active = members.iter().filter(|member| member.state == MemberState::Active).count();
     let held: u64 = members.iter().map(|m| u64::from(m.queued) + u64::from(m.half_open)).sum();
     let capacity: u64 = members.iter().map(|member| u64::from(member.capacity)).sum();
-    [
+    vec![
         status.name.clone(),
         status.port.to_string(),
         netns.map_or_else(|| status.policy.to_string(), |inode| inode.to_string()),

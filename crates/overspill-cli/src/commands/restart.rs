@@ -11,7 +11,7 @@ use crate::help;
 use crate::nearest;
 use crate::output;
 use overspill_supervisor::control::{self, Client, Request};
-use overspill_supervisor::worker_cgroup;
+use overspill_supervisor::identity;
 
 /// Replace the workers of overspill run, one after another
 ///
@@ -58,7 +58,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 fn is_left(service: &Service, name: &Name) -> bool {
     let members = service.status().map(|status| status.members).unwrap_or_default();
     let mut alive = members.iter().filter(|member| member.state != MemberState::Gone);
-    alive.all(|member| worker_cgroup(member.pid, name).is_some())
+    alive.all(|member| identity::worker(member.pid, name).is_some())
 }
 
 /// Why no supervisor answers.

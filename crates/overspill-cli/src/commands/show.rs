@@ -1,16 +1,19 @@
 //! `overspill show`
 
-use overspill::{Exits, Figure, MemberStatus, Name, Requests, Service, Status};
+use overspill::{Exits, Figure, MemberStatus, Name, Requests, Service};
+use overspill_supervisor::identity::Supervisor;
 use serde::Serialize;
 
 use crate::args::{self, Place};
 use crate::complete;
 use crate::failure::Outcome;
 use crate::help;
+use crate::identified::{self, Identified, Identifier};
 use crate::output::{self, numbers, words};
 
 /// Show a service: its rules, members, queues and requests
 ///
+/// WORKER is the number of a member's worker, PID the process that accepts there.
 /// QUEUED wait to be accepted, of what the queue holds; HALF-OPEN are handshakes
 /// not yet completed; ESTAB are connections that the server has not closed.
 /// PLACED are requests put on the member that they called, IN came from siblings,
@@ -39,7 +42,7 @@ pub(crate) struct Args {
 #[derive(Debug, Serialize)]
 struct Shown {
     #[serde(flatten)]
-    status: Status,
+    service: Identified,
     namespace: Exits,
 }
 
@@ -53,30 +56,38 @@ fn manual() -> help::Manual {
 pub(crate) fn run(args: &Args) -> Outcome {
     let namespace = args.place.namespace()?;
     let status = Service::open_in(args.name.as_str(), &namespace)?.status()?;
+    let mut identified = Identifier::new(namespace.clone()).identify(vec![status]);
+    let service = identified.pop().expect("one for each");
     // None when the service has gone this moment, with the last of the namespace.
     let namespace = namespace.exits()?.unwrap_or_default();
-    let shown = Shown { status, namespace };
+    let shown = Shown { service, namespace };
     if args.json {
         return output::print_json(&shown);
     }
-    let Shown { status, namespace } = shown;
-    let members = members(&status.members);
-    output::print(
-        &[header(&status), members, requests(status.requests), exits(namespace)].join("\n\n"),
-    )
+    let Shown { service, namespace } = shown;
+    let requests = requests(service.status.requests);
+    output::print(&[header(&service), members(&service), requests, exits(namespace)].join("\n\n"))
 }
 
-fn header(status: &Status) -> String {
-    format!(
-        "{}: {} on port {}\npolicy {}",
-        status.name,
-        output::count(status.members.len(), "member"),
-        status.port,
-        output::rules(status),
-    )
+fn header(service: &Identified) -> String {
+    let status = &service.status;
+    let members = output::count(status.members.len(), "member");
+    let mut lines = vec![
+        format!("{}: {members} on port {}", status.name, status.port),
+        format!("policy {}", output::rules(status)),
+    ];
+    lines.extend(service.supervisor().map(supervised));
+    lines.join("\n")
 }
 
-fn members(members: &[MemberStatus]) -> String {
+fn supervised(by: &Supervisor) -> String {
+    let since = by.since.and_then(identified::local);
+    let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
+    format!("supervised by {}{since}", identified::describe(by))
+}
+
+fn members(service: &Identified) -> String {
+    let members = &service.status.members;
     let mut columns = vec![
         numbers("MEMBER"),
         words("ADDRESS"),
@@ -104,6 +115,12 @@ fn members(members: &[MemberStatus]) -> String {
     }
     if members.iter().any(|member| member.starts > 1) {
         add("STARTS", |member| member.starts);
+    }
+    if service.identity.workers.iter().any(Option::is_some) {
+        columns.insert(1, numbers("WORKER"));
+        for (row, worker) in rows.iter_mut().zip(&service.identity.workers) {
+            row.insert(1, output::known(*worker));
+        }
     }
     output::table(&columns, rows)
 }

@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use overspill::{Name, Namespace, Service};
+use overspill::{Name, Namespace, Service, Status};
 
 use self::act::Act;
 use self::look::Look;
@@ -27,6 +27,7 @@ use self::state::{State, Wish};
 use crate::args::{self, Place};
 use crate::complete;
 use crate::failure::{Failure, Outcome};
+use crate::identified::Identifier;
 
 /// Watch the services on a live screen, drain members and change policies from it
 ///
@@ -80,10 +81,12 @@ pub(crate) fn run(args: &Args) -> Outcome {
         began: Instant::now(),
         due: Instant::now(),
         interval: args.interval,
+        identifier: Identifier::new(namespace.clone()),
         namespace,
     };
     // What can't be read now is told without a screen.
-    watch.state.note(Duration::ZERO, Ok(Service::statuses(&watch.namespace)?));
+    let statuses = Service::statuses(&watch.namespace)?;
+    watch.note(Duration::ZERO, Ok(statuses));
     watch.due += watch.interval;
     let (sender, events) = channel();
     watch_signals(sender.clone())?;
@@ -95,6 +98,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
 struct Watch {
     state: State,
     namespace: Namespace,
+    identifier: Identifier,
     began: Instant,
     /// When to read next.
     due: Instant,
@@ -141,10 +145,23 @@ impl Watch {
     fn read(&mut self) {
         let begin = Instant::now();
         let read = Service::statuses(&self.namespace);
-        let read = read.map_err(|error| Failure::from(error).to_string());
-        self.state.note(begin - self.began, read);
+        self.note(begin - self.began, read.map_err(|error| Failure::from(error).to_string()));
         let now = Instant::now();
         self.due = now + self.interval.max((now - begin) * 9);
+    }
+
+    fn note(&mut self, when: Duration, read: Result<Vec<Status>, String>) {
+        let identified = read.map(|statuses| self.identifier.identify(statuses));
+        let (read, identities) = match identified {
+            Ok(all) => {
+                let (statuses, identities) =
+                    all.into_iter().map(|it| (it.status, it.identity)).unzip();
+                (Ok(statuses), identities)
+            }
+            Err(line) => (Err(line), Vec::new()),
+        };
+        self.state.note(when, read);
+        self.state.identify(identities);
     }
 
     /// A change may have to wait for other writers; the screen goes on meanwhile.

@@ -1,5 +1,6 @@
 //! `overspill trace`
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, BufWriter, Write as _};
 use std::net::IpAddr;
@@ -21,12 +22,14 @@ use crate::args::{self, Place};
 use crate::complete;
 use crate::failure::{Failure, Outcome as Done};
 use crate::help;
+use crate::identified::Identifier;
 use crate::output;
 
 /// Tell of each request where it was placed, and why
 ///
 /// A line a request: when, who asked, the address that was called, what became of it and why,
-/// the member called and the member chosen, each with its number and its queue at that moment.
+/// the member called and the member chosen, each with its number and its queue at that moment,
+/// and the number of the chosen member's worker where overspill run supervises the service.
 /// How many requests were lost, as they came too fast, is said on stderr. Tracing ends with
 /// the service, and at a signal. man overspill-trace tells of every column.
 #[derive(Debug, clap::Args)]
@@ -73,6 +76,8 @@ pub(crate) struct Args {
 
 /// How long is waited at most before it is looked whether tracing has ended.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long what is known of the workers is believed.
+const RENEWED: Duration = Duration::from_secs(1);
 /// How long it may take to end after a signal. Where a reader of the output stands still it
 /// would take for ever; the kernel takes the place back by itself.
 const GRACE: Duration = Duration::from_millis(500);
@@ -83,7 +88,8 @@ pub(crate) fn run(args: &Args) -> Done {
     let told_to_end = end_at_signal()?;
     let filter = Filter { service: args.name.clone(), outcomes: args.outcomes() };
     let trace = Trace::begin(&namespace, &filter)?;
-    let mut out = Output::new(args);
+    let mut workers = Workers::look(args, namespace);
+    let mut out = Output::new(args, !workers.known.is_empty());
     let mut told = Told::default();
     let (mut on, mut looked) = (true, Instant::now());
     out.head()?;
@@ -94,7 +100,7 @@ pub(crate) fn run(args: &Args) -> Done {
         }
         let events = trace.wait(if on { LOOK } else { Duration::ZERO })?;
         for event in events.iter().filter(|event| args.wants(event)) {
-            out.line(event)?;
+            out.line(event, workers.now())?;
         }
         out.flush()?;
         told.tell(&trace);
@@ -174,6 +180,60 @@ fn client(text: &str) -> Result<IpNet, String> {
     })
 }
 
+/// The numbers of the members' workers.
+struct Workers<'a> {
+    /// The service, if it is one alone.
+    name: Option<&'a Name>,
+    namespace: Namespace,
+    identifier: Identifier,
+    known: Known,
+    looked: Instant,
+}
+
+/// By service and member.
+type Known = HashMap<String, HashMap<MemberId, usize>>;
+
+impl<'a> Workers<'a> {
+    fn look(args: &'a Args, namespace: Namespace) -> Self {
+        let (name, looked) = (args.name.as_ref(), Instant::now());
+        let identifier = Identifier::new(namespace.clone());
+        let mut workers = Self { name, namespace, identifier, known: Known::new(), looked };
+        workers.look_again();
+        workers
+    }
+
+    /// As they were less than a second ago.
+    fn now(&mut self) -> &Known {
+        if self.looked.elapsed() >= RENEWED {
+            self.look_again();
+        }
+        &self.known
+    }
+
+    /// What can't be read now, of a service that has gone for instance, stays as it was.
+    fn look_again(&mut self) {
+        self.looked = Instant::now();
+        let statuses = match self.name {
+            Some(name) => Service::open_in(name.as_str(), &self.namespace)
+                .and_then(|service| Ok(vec![service.status()?])),
+            None => Service::statuses(&self.namespace),
+        };
+        for service in statuses.map(|them| self.identifier.identify(them)).unwrap_or_default() {
+            let members = service.status.members.iter().map(|it| it.member);
+            let workers = members.zip(service.identity.workers);
+            let workers = workers.filter_map(|(id, worker)| Some((id, worker?)));
+            let workers: HashMap<MemberId, usize> = workers.collect();
+            if !workers.is_empty() {
+                self.known.insert(service.status.name, workers);
+            }
+        }
+    }
+}
+
+fn worker(known: &Known, service: &str, glimpse: Option<Glimpse>) -> Option<usize> {
+    known.get(service)?.get(&glimpse?.member).copied()
+}
+
 /// What was lost, said as it happens.
 #[derive(Default)]
 struct Told {
@@ -208,22 +268,25 @@ struct Output<'a> {
     json: bool,
     /// The service, where it is the same on every line.
     name: Option<&'a Name>,
+    /// Some of the members have workers.
+    workers: bool,
     left: Option<u64>,
     zone: TimeZone,
     widths: [usize; HEADINGS.len()],
 }
 
-const HEADINGS: [&str; 8] =
-    ["TIME", "CLIENT", "CALLED", "SERVICE", "OUTCOME", "WHY", "MEMBER", "CHOSEN"];
+const HEADINGS: [&str; 9] =
+    ["TIME", "CLIENT", "CALLED", "SERVICE", "OUTCOME", "WHY", "MEMBER", "CHOSEN", "WORKER"];
 /// What most lines need.
-const WIDTHS: [usize; HEADINGS.len()] = [15, 21, 17, 8, 10, 8, 11, 0];
+const WIDTHS: [usize; HEADINGS.len()] = [15, 21, 17, 8, 10, 8, 11, 11, 0];
 
 impl<'a> Output<'a> {
-    fn new(args: &'a Args) -> Self {
+    fn new(args: &'a Args, workers: bool) -> Self {
         Self {
             out: BufWriter::new(io::stdout()),
             json: args.json,
             name: args.name.as_ref(),
+            workers,
             left: args.count,
             zone: TimeZone::system(),
             widths: WIDTHS,
@@ -243,16 +306,16 @@ impl<'a> Output<'a> {
         self.flush()
     }
 
-    fn line(&mut self, event: &Event) -> Done {
+    fn line(&mut self, event: &Event, workers: &Known) -> Done {
         if !self.wants_more() {
             return Ok(());
         }
         self.left = self.left.map(|left| left - 1);
-        let line = if self.json { json(event) } else { self.text(event) };
+        let line = if self.json { json(event, workers) } else { self.text(event, workers) };
         self.write(&line)
     }
 
-    fn text(&mut self, event: &Event) -> String {
+    fn text(&mut self, event: &Event, workers: &Known) -> String {
         let time = Timestamp::try_from(event.time).expect("a time of today");
         let time = time.to_zoned(self.zone.clone()).strftime("%H:%M:%S.%6f").to_string();
         let cells = [
@@ -264,6 +327,7 @@ impl<'a> Output<'a> {
             event.why.name(),
             &member(event.member),
             &member(event.chosen),
+            &output::known(worker(workers, &event.service, event.chosen)),
         ];
         self.columns(cells)
     }
@@ -272,7 +336,12 @@ impl<'a> Output<'a> {
     fn columns(&mut self, cells: [&str; HEADINGS.len()]) -> String {
         let mut line = String::new();
         for ((cell, heading), width) in cells.into_iter().zip(HEADINGS).zip(&mut self.widths) {
-            if heading == "SERVICE" && self.name.is_some() {
+            let left_out = match heading {
+                "SERVICE" => self.name.is_some(),
+                "WORKER" => !self.workers,
+                _ => false,
+            };
+            if left_out {
                 continue;
             }
             *width = cell.len().max(*width);
@@ -315,7 +384,7 @@ fn member(glimpse: Option<Glimpse>) -> String {
     format!("{member}:{queued}{half_open}/{capacity}")
 }
 
-/// An event with its time.
+/// An event with its time, and with the members' workers where they are known.
 #[derive(Serialize)]
 struct Line<'a> {
     /// UTC, as RFC 3339 has it.
@@ -324,9 +393,15 @@ struct Line<'a> {
     event: &'a Event,
 }
 
-fn json(event: &Event) -> String {
+fn json(event: &Event, workers: &Known) -> String {
     let time = Timestamp::try_from(event.time).expect("a time of today");
-    serde_json::to_string(&Line { time, event }).expect("no map with keys that are not text")
+    let mut line = serde_json::to_value(Line { time, event }).expect("its keys are text");
+    for (key, glimpse) in [("member", event.member), ("chosen", event.chosen)] {
+        if let Some(worker) = worker(workers, &event.service, glimpse) {
+            line[key]["worker"] = worker.into();
+        }
+    }
+    line.to_string()
 }
 
 #[cfg(test)]
@@ -363,11 +438,13 @@ mod tests {
             out: BufWriter::new(io::stdout()),
             json: false,
             name: None,
+            workers: false,
             left: None,
             zone: TimeZone::UTC,
             widths: WIDTHS,
         };
-        let mut called_at = |client: &str| out.text(&event(client)).find("10.0.0.1:80").unwrap();
+        let mut called_at =
+            |client: &str| out.text(&event(client), &Known::new()).find("10.0.0.1:80").unwrap();
         let usual = "198.51.100.200:54321";
         let wide = "[2001:db8:1111:2222:3333:4444:5555:6666]:54321";
         let places = [usual, wide, usual].map(&mut called_at);
@@ -383,7 +460,7 @@ mod tests {
         let mut told: Vec<&str> = words.filter(|word| !word.is_empty()).collect();
         let event = serde_json::to_value(event("10.0.0.2:1")).unwrap();
         let fields = [&event, &event["member"]].map(|it| it.as_object().unwrap().keys().cloned());
-        let mut known = vec!["time".to_owned()];
+        let mut known = vec!["time".to_owned(), "worker".to_owned()];
         known.extend(HEADINGS.map(str::to_owned));
         known.extend(Outcome::ALL.map(|it| it.to_string()));
         known.extend(Why::ALL.map(|it| it.to_string()));

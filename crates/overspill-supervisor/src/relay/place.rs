@@ -53,7 +53,7 @@ struct Process {
 
 /// A process of an earlier build, and the pipes that it reads.
 struct Before {
-    process: crate::process::Process,
+    process: crate::child::Child,
     pipes: Vec<Pipe>,
 }
 
@@ -89,7 +89,7 @@ impl Place {
             known.pipes.push(pipe);
             return;
         }
-        match crate::process::Process::numbered(pid) {
+        match crate::child::Child::numbered(pid) {
             Some(process) => self.before.push(Before { process, pipes: vec![pipe] }),
             None => self.pipes.push(pipe),
         }

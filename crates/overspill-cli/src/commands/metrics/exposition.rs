@@ -18,6 +18,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use super::reading::{Reading, Space};
+use crate::identified::{Identified, seconds};
 use crate::output::on_off;
 
 /// How a reading is written.
@@ -72,12 +73,16 @@ impl Collector for Exposition {
         let mut page = Page { encoder, format: self.format };
         let spaces: Vec<Labelled<'_, Space>> =
             self.reading.spaces.iter().map(|space| (labels(space), space)).collect();
-        let services: Vec<Labelled<'_, Status>> = spaces.iter().flat_map(services).collect();
+        let identified: Vec<Labelled<'_, Identified>> = spaces.iter().flat_map(services).collect();
+        let services: Vec<Labelled<'_, Status>> =
+            identified.iter().map(|(labels, it)| (labels.clone(), &it.status)).collect();
         let members: Vec<Labelled<'_, MemberStatus>> = services.iter().flat_map(members).collect();
 
         page.exporter(&self.reading)?;
         page.namespaces(&spaces)?;
         page.services(&services)?;
+        page.supervisors(&identified)?;
+        page.identities(&members, &identified)?;
         page.members(&members, &self.reading)
     }
 }
@@ -88,8 +93,9 @@ fn labels(space: &Space) -> Labels {
 
 fn services<'a>(
     (labels, space): &Labelled<'a, Space>,
-) -> impl Iterator<Item = Labelled<'a, Status>> {
-    space.services().iter().map(|status| (with(labels, [("service", status.name.clone())]), status))
+) -> impl Iterator<Item = Labelled<'a, Identified>> {
+    let named = |it: &'a Identified| (with(labels, [("service", it.status.name.clone())]), it);
+    space.services().iter().map(named)
 }
 
 fn members<'a>(
@@ -159,6 +165,41 @@ impl Page<'_> {
         let requests: Vec<Labelled<'_, Requests>> =
             services.iter().map(|(labels, status)| (labels.clone(), &status.requests)).collect();
         self.figures("service_requests", Requests::FIGURES, &requests)
+    }
+
+    fn supervisors(&mut self, services: &[Labelled<'_, Identified>]) -> fmt::Result {
+        let about = "When the process that supervises the service started, in seconds since 1970. \
+                     Not known where nobody supervises it or the process can't be seen.";
+        let supervised = services.iter().filter_map(|(labels, service)| {
+            let by = service.supervisor()?;
+            let own = [
+                ("command", by.command.name().to_owned()),
+                ("name", by.name.to_string()),
+                ("pid", by.pid?.to_string()),
+            ];
+            Some((with(labels, own), Value::Real(seconds(by.since?))))
+        });
+        let supervised: Vec<(Labels, Value)> = supervised.collect();
+        let supervised = supervised.iter().map(|(labels, value)| (labels, *value));
+        let name = "overspill_service_supervisor_start_time_seconds";
+        self.family(name, about, MetricType::Gauge, supervised)
+    }
+
+    fn identities(
+        &mut self,
+        members: &[Labelled<'_, MemberStatus>],
+        services: &[Labelled<'_, Identified>],
+    ) -> fmt::Result {
+        let about = "The number of the member's worker, empty where it is not known, and the \
+                     process that accepts there.";
+        let workers = services.iter().flat_map(|(_, service)| &service.identity.workers);
+        let identified = members.iter().zip(workers).map(|((labels, member), worker)| {
+            let worker = worker.map(|worker| worker.to_string()).unwrap_or_default();
+            with(labels, [("worker", worker), ("pid", member.pid.to_string())])
+        });
+        let identified: Vec<Labels> = identified.collect();
+        let identified = identified.iter().map(|labels| (labels, Value::Whole(1)));
+        self.family("overspill_member", about, MetricType::Info, identified)
     }
 
     fn members(

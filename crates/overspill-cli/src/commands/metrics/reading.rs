@@ -5,12 +5,12 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
-use overspill::{Exits, MemberState, Namespace, Service, Status};
-use procfs::FromRead as _;
-use procfs::process::Stat;
+use overspill::{Exits, MemberState, Namespace, Service};
+use overspill_supervisor::identity;
 
 use crate::args::Places;
 use crate::failure::Failure;
+use crate::identified::{Identified, Identifier, seconds};
 
 /// Everything, read within one moment.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(super) struct Space {
 
 #[derive(Debug)]
 pub(super) struct Contents {
-    pub(super) services: Vec<Status>,
+    pub(super) services: Vec<Identified>,
     pub(super) exits: Exits,
 }
 
@@ -64,7 +64,7 @@ impl Reading {
 }
 
 impl Space {
-    pub(super) fn services(&self) -> &[Status] {
+    pub(super) fn services(&self) -> &[Identified] {
         self.contents.as_ref().map_or(&[], |contents| &contents.services)
     }
 }
@@ -72,8 +72,10 @@ impl Space {
 /// A namespace's services, or `None` where it has none: the last one may have gone since
 /// the namespace was found.
 fn contents(namespace: &Namespace) -> Result<Option<Contents>, Failure> {
-    let services = Service::statuses(namespace)?;
-    Ok(namespace.exits()?.map(|exits| Contents { services, exits }))
+    let statuses = Service::statuses(namespace)?;
+    let Some(exits) = namespace.exits()? else { return Ok(None) };
+    let services = Identifier::new(namespace.clone()).identify(statuses);
+    Ok(Some(Contents { services, exits }))
 }
 
 /// The names of network namespaces, by inode number; one may have several.
@@ -92,18 +94,11 @@ fn names() -> HashMap<u64, Vec<String>> {
 /// When the members' processes started. One that has ended, or may not be seen, has no
 /// entry; nor has that of a member that is gone, whose number may be another's by now.
 fn started(spaces: &[Space]) -> HashMap<u32, f64> {
-    let members = spaces.iter().flat_map(Space::services).flat_map(|status| &status.members);
+    let members = spaces.iter().flat_map(Space::services).flat_map(|it| &it.status.members);
     let mut pids: Vec<u32> =
         members.filter(|member| member.state != MemberState::Gone).map(|it| it.pid).collect();
     pids.sort_unstable();
     pids.dedup();
-    pids.into_iter().filter_map(|pid| Some((pid, start(pid)?))).collect()
-}
-
-#[allow(clippy::cast_precision_loss)] // hundredths of a second stay exact for centuries
-fn start(pid: u32) -> Option<f64> {
-    let ticks = Stat::from_file(format!("/proc/{pid}/stat")).ok()?.starttime as f64;
-    // Read once: it does not move when the clock is set, which would look like a restart.
-    let boot = procfs::boot_time_secs().ok()? as f64;
-    Some(boot + ticks / procfs::ticks_per_second() as f64)
+    let start = |pid: u32| Some((pid, seconds(identity::started(pid)?)));
+    pids.into_iter().filter_map(start).collect()
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use overspill::{MemberId, MemberState, MemberStatus, Status};
+use overspill_supervisor::identity::{Identity, Supervisor};
 
 /// How many readings are kept of what a queue held: the widest that is shown of them.
 pub(super) const LATELY: usize = 40;
@@ -22,6 +23,7 @@ pub(super) struct Book {
 pub(super) struct Service {
     /// With an empty list of members: they are in `members`.
     pub(super) status: Status,
+    pub(super) supervisor: Option<Supervisor>,
     /// `None` while it is not known: there is no reading to compare with.
     pub(super) rates: Option<Rates>,
     /// In list order.
@@ -48,6 +50,8 @@ pub(super) struct Rates {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) status: MemberStatus,
+    /// The number of its worker, where it is known.
+    pub(super) worker: Option<usize>,
     pub(super) rates: Option<MemberRates>,
     pub(super) lately: Lately,
 }
@@ -80,6 +84,16 @@ impl Book {
         };
         self.services = statuses.into_iter().map(next).collect();
         self.read = when;
+    }
+
+    /// Takes in who serves and supervises the services of the last reading, in their order.
+    pub(super) fn identify(&mut self, identities: Vec<Identity>) {
+        for (service, identity) in self.services.iter_mut().zip(identities) {
+            service.supervisor = identity.supervisor;
+            for (member, worker) in service.members.iter_mut().zip(identity.workers) {
+                member.worker = worker;
+            }
+        }
     }
 }
 
@@ -115,6 +129,7 @@ impl Service {
                 .filter_map(|member| member.status.established.map(u64::from))
                 .reduce(|sum, established| sum + established),
             members,
+            supervisor: None,
             status,
         }
     }
@@ -138,6 +153,7 @@ impl Member {
                 redirected_out,
             }),
             status,
+            worker: None,
             lately,
         };
         member.lately.push(member.eighths());

@@ -4,6 +4,7 @@
 use std::cmp::Ordering;
 
 use super::book::{LATELY, Member, Service};
+use crate::identified::briefly;
 
 /// A column of a table with such rows.
 pub(super) trait Column: Copy + PartialEq + 'static {
@@ -46,12 +47,15 @@ pub(super) enum ServiceColumn {
     Redirected,
     Dropped,
     Reset,
+    Supervisor,
 }
 
 /// A column of the table of members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum MemberColumn {
     Member,
+    Worker,
+    Pid,
     Address,
     State,
     Queue,
@@ -76,6 +80,7 @@ impl Column for ServiceColumn {
         Self::Redirected,
         Self::Dropped,
         Self::Reset,
+        Self::Supervisor,
     ];
 
     const GROW: &'static [Self] = &[Self::Service];
@@ -91,6 +96,7 @@ impl Column for ServiceColumn {
             Self::Redirected => "REDIR/s",
             Self::Dropped => "DROP/s",
             Self::Reset => "RESET/s",
+            Self::Supervisor => "SUPERVISOR",
         }
     }
 
@@ -105,11 +111,12 @@ impl Column for ServiceColumn {
             Self::Policy => 6,
             Self::Reset => 7,
             Self::Established => 8,
+            Self::Supervisor => 9,
         }
     }
 
     fn leans_left(self) -> bool {
-        matches!(self, Self::Service | Self::Policy)
+        matches!(self, Self::Service | Self::Policy | Self::Supervisor)
     }
 
     fn widths(self, rows: &[Service]) -> (usize, usize) {
@@ -132,6 +139,7 @@ impl Column for ServiceColumn {
             Self::Redirected => rate(|rates| rates.redirected),
             Self::Dropped => rate(|rates| rates.dropped),
             Self::Reset => rate(|rates| rates.reset),
+            Self::Supervisor => row.supervisor.as_ref().map_or_else(unknown, briefly),
         }
     }
 
@@ -149,6 +157,10 @@ impl Column for ServiceColumn {
             Self::Redirected => by_rate(|rates| rates.redirected),
             Self::Dropped => by_rate(|rates| rates.dropped),
             Self::Reset => by_rate(|rates| rates.reset),
+            Self::Supervisor => {
+                let told = |row: &Service| row.supervisor.as_ref().map(briefly);
+                told(one).cmp(&told(other))
+            }
         }
     }
 }
@@ -158,6 +170,8 @@ impl Column for MemberColumn {
 
     const ALL: &'static [Self] = &[
         Self::Member,
+        Self::Worker,
+        Self::Pid,
         Self::Address,
         Self::State,
         Self::Queue,
@@ -174,6 +188,8 @@ impl Column for MemberColumn {
     fn heading(self) -> &'static str {
         match self {
             Self::Member => "MEMBER",
+            Self::Worker => "WORKER",
+            Self::Pid => "PID",
             Self::Address => "ADDRESS",
             Self::State => "STATE",
             Self::Queue => "QUEUE",
@@ -198,6 +214,8 @@ impl Column for MemberColumn {
             Self::Lately => 7,
             Self::Established => 8,
             Self::Out => 9,
+            Self::Worker => 10,
+            Self::Pid => 11,
         }
     }
 
@@ -227,6 +245,8 @@ impl Column for MemberColumn {
         let rate = |of: fn(&super::book::MemberRates) -> f64| rate(row.rates.as_ref().map(of));
         match self {
             Self::Member => row.id().to_string(),
+            Self::Worker => row.worker.map_or_else(unknown, |worker| worker.to_string()),
+            Self::Pid => row.status.pid.to_string(),
             // All are on the service's port.
             Self::Address => row.status.address.ip.to_string(),
             Self::State => row.status.state.name().to_owned(),
@@ -246,6 +266,8 @@ impl Column for MemberColumn {
         match self {
             // The rows stand in list order.
             Self::Member => Ordering::Equal,
+            Self::Worker => one.worker.cmp(&other.worker),
+            Self::Pid => one.status.pid.cmp(&other.status.pid),
             Self::Address => one.status.address.ip.cmp(&other.status.address.ip),
             Self::State => one.status.state.name().cmp(other.status.state.name()),
             Self::Queue => fuller(
@@ -392,8 +414,12 @@ mod tests {
             assert!(members_taken <= width);
             assert!(taken(services.iter().map(|it| it.1).collect()) <= width);
             if width == 80 {
+                assert!(members.iter().any(|it| it.0 == MemberColumn::Out), "{members:?}");
+                assert!(services.iter().any(|it| it.0 == ServiceColumn::Established));
+            }
+            if width == 100 {
                 assert_eq!(members.len(), MemberColumn::ALL.len());
-                assert_eq!(members_taken, 80, "the bars take what is left");
+                assert_eq!(members_taken, 100, "the bars take what is left");
                 assert_eq!(services.len(), ServiceColumn::ALL.len());
             }
             if width >= 32 {

@@ -31,11 +31,14 @@ fn entries() -> Vec<(&'static str, &'static str)> {
         ("REDIR/s", request("redirected")),
         ("DROP/s", request("dropped")),
         ("RESET/s", request("reset")),
+        ("SUPERVISOR", "The command that supervises the service, and its process."),
         ("BESIDE THE RULES, if any", ""),
         ("fallback/s", request("fallback")),
         ("left/s", request("left")),
         ("MEMBERS (requests a second)", ""),
         ("MEMBER", "Its number. Sorted by it, members stand in the order of the list."),
+        ("WORKER", "The number of its worker, under run."),
+        ("PID", "The process that accepts there."),
         (
             "STATE",
             "active; draining: no new requests, as you wish or as run pauses before it starts the \

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use overspill::{MemberId, MemberState, Policy, Status};
+use overspill_supervisor::identity::Identity;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::act::{Act, What};
@@ -153,6 +154,12 @@ impl State {
             }
             Err(line) => self.trouble = Some(line),
         }
+    }
+
+    /// Takes in who serves and supervises the services of that reading.
+    pub(super) fn identify(&mut self, identities: Vec<Identity>) {
+        self.book.identify(identities);
+        self.arrange();
     }
 
     /// Takes in what became of a change.
