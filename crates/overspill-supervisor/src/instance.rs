@@ -179,7 +179,7 @@ impl Instance {
 
     /// All its processes that are known; nothing if they can't be read now.
     pub(crate) fn group_now(&self) -> Option<Group> {
-        let processes = match &self.cgroup {
+        let mut processes = match &self.cgroup {
             Some(cgroup) => match cgroup.processes() {
                 Ok(processes) => processes,
                 Err(_) if !cgroup.path().exists() => Vec::new(),
@@ -187,6 +187,8 @@ impl Instance {
             },
             None => vec![self.pid()],
         };
+        // Parents before their children, whatever the order of the control group.
+        processes.sort_unstable();
         Some(Group { id: self.id, processes })
     }
 

@@ -27,6 +27,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(crate) struct Group {
     pub(crate) id: InstanceId,
+    /// In the order of their starts: of several that hold a socket the first is seen.
     pub(crate) processes: Vec<u32>,
 }
 
@@ -176,8 +177,6 @@ impl Sight {
                 }
                 if let Some(known) = self.known.get_mut(&inode) {
                     (known.place, known.parent) = ((pid, descriptor), None);
-                    // Its children may have been seen already.
-                    self.met.clear();
                 } else {
                     // It may be closed by now.
                     let Some(socket) = take(pid, descriptor, inode) else { continue };
@@ -187,6 +186,8 @@ impl Sight {
                 }
                 wanted.remove(&inode);
                 holders.insert(inode, owner);
+                // Children that have it may have been seen already.
+                self.met.clear();
             }
         }
         Some(fresh)

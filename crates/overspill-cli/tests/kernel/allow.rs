@@ -27,17 +27,17 @@ while True:
 ";
 
 /// A control group of the test's own.
-struct Group(Cgroup);
+pub(crate) struct Group(Cgroup);
 
 impl Group {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("overspill-test-{}-{number}", std::process::id());
         Self(Cgroup::own().unwrap().make(&name).unwrap())
     }
 
-    fn path(&self) -> String {
+    pub(crate) fn path(&self) -> String {
         self.0.path().display().to_string()
     }
 
@@ -57,7 +57,7 @@ impl Group {
         Process(child)
     }
 
-    fn server(&self, addresses: &[&str]) -> Process {
+    pub(crate) fn server(&self, addresses: &[&str]) -> Process {
         self.start(SERVE, addresses)
     }
 }
@@ -71,10 +71,10 @@ impl Drop for Group {
 }
 
 /// A process; dropping it ends it.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.0.id()
     }
 
@@ -91,11 +91,15 @@ impl Drop for Process {
 }
 
 /// A running `overspill allow`.
-struct Allow(Process);
+pub(crate) struct Allow(Process);
 
 impl Allow {
-    fn start(arguments: &str) -> Self {
+    pub(crate) fn start(arguments: &str) -> Self {
         Self::named("web", arguments)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.pid()
     }
 
     fn named(name: &str, arguments: &str) -> Self {
@@ -118,7 +122,7 @@ impl Allow {
         Self(Process(child))
     }
 
-    fn end(mut self) {
+    pub(crate) fn end(mut self) {
         send(self.0.pid(), Signal::SIGTERM);
         assert!(self.0.0.wait().unwrap().success());
     }

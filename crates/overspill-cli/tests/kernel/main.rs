@@ -12,6 +12,7 @@ mod drain;
 mod handover;
 mod hang;
 mod hints;
+mod identity;
 mod kept;
 mod leaving;
 mod metrics;
