@@ -218,6 +218,7 @@ fn rates<const N: usize>(before: [u64; N], now: [u64; N], seconds: f64) -> Optio
 pub(super) mod tests {
     use super::*;
     use overspill::{Address, Families, OnFull, Policy, Requests};
+    use overspill_supervisor::identity::Command;
     use std::cmp::Ordering::Equal;
 
     /// A member with that number that holds so much.
@@ -239,6 +240,17 @@ pub(super) mod tests {
             special: 0,
             starts: 0,
         }
+    }
+
+    /// What is known of a service of so many workers.
+    pub(crate) fn identity(name: &str, workers: usize) -> Identity {
+        let supervisor = Supervisor {
+            command: Command::Run,
+            name: name.parse().unwrap(),
+            pid: Some(4711),
+            since: None,
+        };
+        Identity { supervisor: Some(supervisor), workers: (0..workers).map(Some).collect() }
     }
 
     pub(crate) fn service(name: &str, members: Vec<MemberStatus>) -> Status {

@@ -21,6 +21,11 @@ pub(super) trait Column: Copy + PartialEq + 'static {
     /// The other columns go first where there is no room for all: the one with the highest.
     fn rank(self) -> u8;
 
+    /// Whether it has anything to say of these rows.
+    fn is_of_use(self, _rows: &[Self::Row]) -> bool {
+        true
+    }
+
     /// Whether its cells begin at the left.
     fn leans_left(self) -> bool;
 
@@ -117,6 +122,10 @@ impl Column for ServiceColumn {
 
     fn leans_left(self) -> bool {
         matches!(self, Self::Service | Self::Policy | Self::Supervisor)
+    }
+
+    fn is_of_use(self, rows: &[Service]) -> bool {
+        self != Self::Supervisor || rows.iter().any(|row| row.supervisor.is_some())
     }
 
     fn widths(self, rows: &[Service]) -> (usize, usize) {
@@ -221,6 +230,10 @@ impl Column for MemberColumn {
 
     fn leans_left(self) -> bool {
         matches!(self, Self::Address | Self::State | Self::Queue | Self::Lately)
+    }
+
+    fn is_of_use(self, rows: &[Member]) -> bool {
+        self != Self::Worker || rows.iter().any(|row| row.worker.is_some())
     }
 
     fn widths(self, rows: &[Member]) -> (usize, usize) {
@@ -347,7 +360,7 @@ pub(super) fn rate(rate: Option<f64>) -> String {
 /// Which columns there is room for, from left to right, and how wide each is. One cell before
 /// each is left for the space between them.
 pub(super) fn fit<C: Column>(rows: &[C::Row], width: usize) -> Vec<(C, usize)> {
-    let mut by_rank: Vec<C> = C::ALL.to_vec();
+    let mut by_rank: Vec<C> = C::ALL.iter().copied().filter(|it| it.is_of_use(rows)).collect();
     by_rank.sort_by_key(|column| column.rank());
     let mut left = width;
     let mut shown: Vec<(C, usize, usize)> = Vec::new();
@@ -400,7 +413,25 @@ mod tests {
         let mut book = Book::default();
         let members = (0..4).map(|id| made::member(id, id, 0, 17)).collect();
         book.note(Duration::ZERO, vec![made::service("web", members)]);
+        book.identify(vec![made::identity("web", 4)]);
         book
+    }
+
+    #[test]
+    fn what_nobody_has_takes_no_column() {
+        let mut book = book();
+        let shown = |book: &Book| {
+            let services = fit::<ServiceColumn>(book.services(), 200);
+            let members = fit::<MemberColumn>(&book.services()[0].members, 200);
+            (services.len(), members.len())
+        };
+        let all = (ServiceColumn::ALL.len(), MemberColumn::ALL.len());
+        assert_eq!(shown(&book), all);
+        book.note(
+            Duration::from_secs(1),
+            vec![made::service("web", vec![made::member(0, 0, 0, 17)])],
+        );
+        assert_eq!(shown(&book), (all.0 - 1, all.1 - 1));
     }
 
     #[test]

@@ -393,10 +393,11 @@ fn bar(waits: u64, half_open: u64, capacity: u64, cells: usize) -> [usize; 2] {
 #[cfg(test)]
 mod tests {
     use super::super::act::{Act, What};
-    use super::super::book::tests::{member, service};
+    use super::super::book::tests::{identity, member, service};
     use super::super::state::tests::press;
     use super::*;
     use overspill::{Address, Families, MemberId, MemberState, MemberStatus, Requests, Status};
+    use overspill_supervisor::identity::Identity;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use ratatui::buffer::Buffer;
@@ -480,6 +481,7 @@ mod tests {
             let api = service("api", vec![member(0, 0, 0, 512)]);
             let when = Duration::from_secs(reading.into());
             state.note(when, Ok(vec![api, long(), web(reading)]));
+            state.identify(vec![Identity::default(), Identity::default(), identity("web", 4)]);
         }
         state
     }

@@ -507,12 +507,12 @@ pub(super) mod tests {
         assert_eq!(names(&state), ["api", "db", "web"]);
         press(&mut state, "S");
         assert_eq!(state.services.column, ServiceColumn::Reset, "round to the last");
-        press(&mut state, "end tab s s s");
+        press(&mut state, "end tab s s s s");
         assert_eq!(state.members.column, MemberColumn::Queue);
         assert_eq!(state.members.order, [2, 1, 0], "the fullest first");
         // Where there is no room for a column, it is passed by.
         state.size = (40, 12);
-        press(&mut state, "S S");
+        press(&mut state, "S S S");
         assert_eq!(state.members.column, MemberColumn::Member);
     }
 
