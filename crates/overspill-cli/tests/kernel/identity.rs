@@ -99,13 +99,9 @@ fn all_that_shows_a_worker_says_the_same() {
     assert!(text.contains(&line), "{text}");
     let table = cells(text.split("\n\n").nth(1).unwrap());
     assert_eq!(table[0][..4], ["MEMBER", "WORKER", "ADDRESS", "PID"]);
-    for (number, (worker, pid)) in workers(&service).into_iter().enumerate() {
-        let [number, worker, pid] =
-            [number, worker.unwrap() as usize, pid as usize].map(|it| it.to_string());
-        assert_eq!(
-            table[1 + number.parse::<usize>().unwrap()][..4],
-            [&*number, &*worker, CALLED, &*pid]
-        );
+    for ((number, row), (worker, pid)) in table[1..].iter().enumerate().zip(workers(&service)) {
+        let expected = format!("{number} {} {CALLED} {pid}", worker.unwrap());
+        assert_eq!(row[..4].join(" "), expected);
     }
     let listed = overspill("ls").done();
     assert!(listed.trim_end().ends_with(&format!("run {supervisor}")), "{listed}");

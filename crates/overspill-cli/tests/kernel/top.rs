@@ -224,13 +224,13 @@ fn services_are_shown_with_their_queues_and_requests() {
     terminal.press("Down");
     // A queue that is emptied may be full at times, for a moment.
     let screen = terminal.shows_that("the members of web", |screen| {
-        let room = |member| row(screen, member).get(3).is_some_and(|bar| bar.contains('·'));
+        let room = |member| row(screen, member).get(4).is_some_and(|bar| bar.contains('·'));
         screen.contains("web  port 80, next-available") && room("1") && room("2")
     });
     let [full, takes, idle] = ["0", "1", "2"].map(|member| row(&screen, member));
-    assert_eq!(full[1..3], ["10.0.0.1", "active"]);
-    assert!(full[3].chars().all(|sign| sign == '█') && full[4] == "6/6", "{full:?}");
-    assert!(takes[4].ends_with("/6") && idle[4].ends_with("/6"), "{screen}");
+    assert_eq!(full[2..4], ["10.0.0.1", "active"]);
+    assert!(full[4].chars().all(|sign| sign == '█') && full[5] == "6/6", "{full:?}");
+    assert!(takes[5].ends_with("/6") && idle[5].ends_with("/6"), "{screen}");
     // IN/s of the one, OUT/s of the other, and what the first held all the time.
     let requests = |screen: &str, member, from_end: usize| {
         let row = row(screen, member);
@@ -240,7 +240,7 @@ fn services_are_shown_with_their_queues_and_requests() {
         requests(screen, "0", 1) > 0.0
             && requests(screen, "1", 2) > 0.0
             && requests(screen, "1", 3) > 0.0
-            && row(screen, "0").get(5).is_some_and(|lately| lately.ends_with("██"))
+            && row(screen, "0").get(6).is_some_and(|lately| lately.ends_with("██"))
     });
     assert!(requests(&screen, "2", 3) == 0.0, "{screen}");
     terminal.press("q");
@@ -266,7 +266,7 @@ fn rows_are_sorted_and_stay_chosen() {
     let screen = terminal.shows("▾MEMBERS");
     assert!(line_of(&screen, "web") < line_of(&screen, "api"), "{screen}");
     // The members by their queues, turned: the full one last, and chosen all the time.
-    terminal.press("Tab s s s o");
+    terminal.press("Tab s s s s o");
     let screen = terminal.shows("▴QUEUE");
     let lines = ["2", "0"].map(|member| line_of(&screen, member));
     assert!(lines[0] < lines[1], "{screen}");
@@ -292,13 +292,13 @@ fn a_member_is_drained_and_resumed_by_keys() {
     terminal.press("y");
     terminal.shows("member 1 of web drains");
     assert_eq!(web.state_of(1), MemberState::Draining);
-    terminal.shows_that("its state", |screen| row(screen, "1").get(2) == Some(&"draining"));
+    terminal.shows_that("its state", |screen| row(screen, "1").get(3) == Some(&"draining"));
     terminal.press("r");
     terminal.shows("Resume member 1 of web?");
     terminal.press("y");
     terminal.shows("member 1 of web gets requests again");
     assert_eq!(web.state_of(1), MemberState::Active);
-    terminal.shows_that("its state", |screen| row(screen, "1").get(2) == Some(&"active"));
+    terminal.shows_that("its state", |screen| row(screen, "1").get(3) == Some(&"active"));
     web.end();
 }
 
@@ -369,13 +369,13 @@ fn colours_are_left_out_where_they_are_not_wanted() {
     ];
     for (environment, line, coloured) in cases {
         let terminal = Terminal::open((80, 24), environment, line);
-        terminal.shows_that("a member", |screen| row(screen, "0").get(4) == Some(&"6/6"));
+        terminal.shows_that("a member", |screen| row(screen, "0").get(5) == Some(&"6/6"));
         let captured = terminal.tmux(&["capture-pane", "-p", "-e"]).done();
         assert!(captured.contains("\x1b["), "the chosen row is marked all the same: {captured}");
         assert_eq!(is_coloured(&captured), coloured, "{environment:?} {line}: {captured}");
     }
     let terminal = Terminal::open((80, 24), &["LC_ALL=C"], TOP);
-    let screen = terminal.shows_that("a member", |screen| row(screen, "0").get(4) == Some(&"6/6"));
+    let screen = terminal.shows_that("a member", |screen| row(screen, "0").get(5) == Some(&"6/6"));
     assert!(screen.is_ascii() && screen.contains("####"), "{screen}");
     web.end();
 }
