@@ -104,6 +104,18 @@ impl Adopted {
     pub fn shares_port(&self) -> bool {
         socket2::SockRef::from(&self.socket).reuse_port().unwrap_or(false)
     }
+
+    /// Lets others be bound to its address, although it is bound already: those of the same user
+    /// that set `SO_REUSEPORT` before they are (`inet_csk_bind_conflict`).
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it.
+    pub fn share_port(&self) -> Result<()> {
+        socket2::SockRef::from(&self.socket).set_reuse_port(true).map_err(|error| {
+            Error::system("set SO_REUSEPORT for a socket of process", self.pid.to_string(), error)
+        })
+    }
 }
 
 impl From<Adopted> for OwnedFd {

@@ -49,11 +49,19 @@ impl Cgroup {
     ///
     /// The mounts cannot be read.
     pub fn find(path: &Path) -> Result<Option<Self>> {
+        Ok(first_of(Self::candidates(path)?))
+    }
+
+    /// The folders that [`Cgroup::find`] takes the first of.
+    ///
+    /// # Errors
+    ///
+    /// The mounts cannot be read.
+    pub fn candidates(path: &Path) -> Result<Vec<PathBuf>> {
         let below = path.strip_prefix("/").unwrap_or(path);
         let mut folders = vec![path.to_owned()];
         folders.extend(mounts::points("cgroup2")?.into_iter().map(|point| point.join(below)));
-        let found = folders.into_iter().find(|folder| folder.join("cgroup.procs").exists());
-        Ok(found.map(Self::at))
+        Ok(folders)
     }
 
     /// All with a name of that kind, wherever they are.
@@ -87,18 +95,24 @@ impl Cgroup {
     ///
     /// The mounts cannot be read.
     pub fn of_unit(unit: &str) -> Result<Option<Self>> {
+        Ok(first_of(Self::candidates_of_unit(unit)?))
+    }
+
+    /// The folders that [`Cgroup::of_unit`] takes the first of.
+    ///
+    /// # Errors
+    ///
+    /// The mounts cannot be read.
+    pub fn candidates_of_unit(unit: &str) -> Result<Vec<PathBuf>> {
         let full = if unit.contains('.') { unit.to_owned() } else { format!("{unit}.service") };
         let slice = Path::new("/system.slice");
         // Those of a template have a slice of their own.
         let template = full.split_once('@').map(|(name, _)| {
             slice.join(format!("system-{}.slice", name.replace('-', "\\x2d"))).join(&full)
         });
-        for path in std::iter::once(slice.join(&full)).chain(template) {
-            if let Some(found) = Self::find(&path)? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
+        let paths = std::iter::once(slice.join(&full)).chain(template);
+        let candidates = paths.map(|path| Self::candidates(&path)).collect::<Result<Vec<_>>>()?;
+        Ok(candidates.concat())
     }
 
     /// The systemd services in `system.slice` that run, those of templates too, by name.
@@ -314,6 +328,11 @@ impl Cgroup {
             Error::system("read the cgroup", self.path.display().to_string(), error)
         })
     }
+}
+
+/// The first folder that is a control group.
+fn first_of(folders: Vec<PathBuf>) -> Option<Cgroup> {
+    folders.into_iter().find(|folder| folder.join("cgroup.procs").exists()).map(Cgroup::at)
 }
 
 fn visit_folder(folder: &Path, visit: &mut impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {

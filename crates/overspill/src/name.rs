@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::{Error, Result};
+use crate::member::Families;
 
 /// The name of a service: 1 to 64 letters, digits, `.`, `_` or `-`, beginning with a
 /// letter or digit; `NAME:PORT` for a further port of a server, whose port it then is.
@@ -21,6 +22,20 @@ impl Name {
     #[must_use]
     pub fn without_port(&self) -> Self {
         Self(self.0.split(':').next().unwrap_or_default().to_owned())
+    }
+
+    /// The name of its twin for one family: `NAME-ipv4` or `NAME-ipv6`, with the same port.
+    ///
+    /// IPv4 and IPv6-only sockets on a port can't be in one service; where a server has both, those
+    /// of the second family make up the twin.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::BadName`]: it gets too long.
+    pub fn with_family(&self, families: Families) -> Result<Self> {
+        let (base, port) = self.0.split_at(self.0.find(':').unwrap_or(self.0.len()));
+        let family = if families.ipv6 { "ipv6" } else { "ipv4" };
+        format!("{base}-{family}{port}").parse()
     }
 
     /// The port that it tells, if it does.
@@ -75,6 +90,14 @@ mod tests {
         {
             assert!(matches!(bad.parse::<Name>(), Err(Error::BadName { .. })), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_family_is_put_before_the_port() {
+        let twin = |name: &str, families| name.parse::<Name>().unwrap().with_family(families);
+        assert_eq!(twin("web", Families::IPV6).unwrap().as_str(), "web-ipv6");
+        assert_eq!(twin("web:80", Families::IPV4).unwrap().as_str(), "web-ipv4:80");
+        assert!(twin(&"a".repeat(64), Families::IPV6).is_err());
     }
 
     #[test]
