@@ -1,12 +1,13 @@
 //! `overspill rm`
 
-use overspill::{MemberId, Name};
+use overspill::{Families, MemberId, Name};
 use overspill_supervisor::control;
 
 use crate::args::{self, Place};
 use crate::complete;
 use crate::failure::{Failure, Outcome};
 use crate::help;
+use crate::output;
 
 /// Remove a service, or take one member out of it
 ///
@@ -42,9 +43,20 @@ pub(crate) fn run(args: &Args) -> Outcome {
     if !args.force {
         refuse_if_kept(args)?;
     }
-    match args.member {
-        Some(member) => service.leave(member)?,
-        None => service.remove()?,
+    if let Some(member) = args.member {
+        return Ok(service.leave(member)?);
+    }
+    service.remove()?;
+    tell_twins(args)
+}
+
+/// Says what is still there of the same servers: the service for the other family.
+fn tell_twins(args: &Args) -> Outcome {
+    for families in [Families::IPV4, Families::IPV6] {
+        let Ok(twin) = args.name.with_family(families) else { continue };
+        if args.place.service(&twin).is_ok() {
+            output::print(&format!("{twin} stays; remove it with overspill rm {twin}"))?;
+        }
     }
     Ok(())
 }
