@@ -2,22 +2,25 @@
 
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use overspill::{Cgroup, Hooks, Request};
+use overspill::adopt::Adopted;
+use overspill::{Hooks, Request};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::control::Control;
 use crate::error::Result;
+use crate::ground::{Ground, Watch};
 use crate::hand::{Hand, Report};
 use crate::ignored::Ignored;
 use crate::instance_id::InstanceId;
-use crate::log;
+use crate::log::{self, tell};
 use crate::membership::{APART, LOOK, Membership, Nouns};
+use crate::notify;
 use crate::plan::Peers;
 use crate::seats::{Around, Present};
 use crate::services::Services;
@@ -35,7 +38,7 @@ const LEAVING: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 ///
-/// When the hooks can't be attached.
+/// When the hooks can't be loaded.
 pub fn run(peers: Peers) -> Result<()> {
     let (sender, events) = channel();
     let signalled = sender.clone();
@@ -45,43 +48,40 @@ pub fn run(peers: Peers) -> Result<()> {
     let hand = Hand::start(Services::of_peers(&peers), move |done| {
         let _ = report.send(Event::Done(done));
     })?;
-    let grounds = peers.cgroups.into_iter().map(|cgroup| Ground { cgroup, hooked: None });
+    let nouns =
+        Nouns { joined: Some(|seat| format!("process {}", seat.pid)), failed: |_| String::new() };
+    let mut members = Membership::new(Watching::new(peers.patience, "process"), nouns);
+    members.hand = Some(hand);
+    let hooks = Hooks::sharing(&peers.ports)?;
+    hand_on(&hooks, sender.clone(), Arc::clone(&members.looks.hint), &Arc::default())?;
     let mut keeper = Keeper {
-        grounds: grounds.collect(),
+        grounds: peers.places.into_iter().map(Ground::new).collect(),
+        grounds_seen: None,
+        watch: Watch::start({
+            let (hint, sender) = (Arc::clone(&members.looks.hint), sender.clone());
+            move || hint.swap(true, Ordering::AcqRel) || sender.send(Event::Hint).is_ok()
+        }),
+        hooks,
         ports: peers.ports,
         owners: Vec::new(),
         next_id: InstanceId::default(),
-        members: Membership::new(
-            Watching::new(peers.patience, "process"),
-            Nouns {
-                joined: Some(|seat| format!("process {}", seat.pid)),
-                failed: |_| String::new(),
-            },
-        ),
-        told: None,
-        sender,
+        members,
+        _sender: sender,
         events,
     };
-    keeper.members.hand = Some(hand);
-    keeper.attach()?;
     // It shows who keeps the service, and takes no requests.
     Control::bind_keeper(&peers.name)?.serve(|request, reply| {
         reply.failed(format_args!("overspill allow does not {request} what it has not started"));
     })?;
+    keeper.look_at_grounds();
     log::line(format_args!("service {}: peers may join", peers.name));
+    notify::tell(notify::READY);
     let kept = keeper.keep();
     if let Some(hand) = &keeper.members.hand {
         hand.leave(LEAVING);
     }
     log::flush();
     kept
-}
-
-/// A control group. That of a unit goes and comes with the unit.
-struct Ground {
-    cgroup: Cgroup,
-    /// The hooks, and the inode number of the folder that they are attached to.
-    hooked: Option<(u64, Hooks)>,
 }
 
 /// A process of a control group.
@@ -100,13 +100,15 @@ impl Owner {
 
 struct Keeper {
     grounds: Vec<Ground>,
+    grounds_seen: Option<Instant>,
+    watch: Watch,
+    hooks: Hooks,
     ports: Vec<u16>,
     owners: Vec<Owner>,
     next_id: InstanceId,
     members: Membership,
-    /// Why hooks could not be attached, as it was told.
-    told: Option<String>,
-    sender: Sender<Event>,
+    /// Without it the queue of events would end.
+    _sender: Sender<Event>,
     events: Receiver<Event>,
 }
 
@@ -128,14 +130,7 @@ impl Keeper {
                 Err(RecvTimeoutError::Disconnected) => unreachable!("the keeper holds a sender"),
             }
             self.bury();
-            if let Err(error) = self.attach() {
-                // A unit goes at any moment. What stays is told once.
-                let why = error.to_string();
-                if self.told.as_ref() != Some(&why) {
-                    log::line(format_args!("{why}; it is tried again"));
-                }
-                self.told = Some(why);
-            }
+            self.look_at_grounds();
             self.look();
             self.members.watch();
         }
@@ -149,37 +144,24 @@ impl Keeper {
         next.map_or(ENDED, |next| next.saturating_duration_since(now).min(ENDED))
     }
 
-    /// Attaches hooks where there are none: at first, and when a unit was started again.
-    fn attach(&mut self) -> Result<()> {
-        for ground in &mut self.grounds {
-            let inode = ground.cgroup.path().metadata().map(|folder| folder.ino()).ok();
-            if inode == ground.hooked.as_ref().map(|(inode, _)| *inode) {
-                continue;
-            }
-            ground.hooked = None;
-            let Some(inode) = inode else { continue };
-            let hooks = Hooks::attach_sharing(&ground.cgroup, &self.ports)?;
-            hand_on(
-                &hooks,
-                self.sender.clone(),
-                Arc::clone(&self.members.looks.hint),
-                &Arc::default(),
-            )?;
-            ground.hooked = Some((inode, hooks));
-            self.members.given.renew();
-            self.members.sight.hurry();
-            self.members.looks.hinted = true;
+    /// Sees which control groups have come and gone, if it is time to.
+    fn look_at_grounds(&mut self) {
+        let now = Instant::now();
+        if !self.members.looks.hinted && self.grounds_seen.is_some_and(|seen| now < seen + LOOK) {
+            return;
         }
-        Ok(())
+        self.grounds_seen = Some(now);
+        for ground in &mut self.grounds {
+            if ground.look(&self.hooks, &self.watch) {
+                self.members.sight.hurry();
+                self.members.looks.hinted = true;
+            }
+        }
     }
 
     /// Nothing if they can't be read now.
     fn processes(&self) -> Option<Vec<u32>> {
-        let of = |it: &Ground| match it.cgroup.processes() {
-            Err(_) if !it.cgroup.path().exists() => Some(Vec::new()),
-            processes => processes.ok(),
-        };
-        Some(self.grounds.iter().map(of).collect::<Option<Vec<_>>>()?.concat())
+        Some(self.grounds.iter().map(Ground::processes).collect::<Option<Vec<_>>>()?.concat())
     }
 
     /// Looks at what processes hold, if it is time to, and does what follows from it.
@@ -202,18 +184,44 @@ impl Keeper {
         let group = |it: &Owner| Group { id: it.id, processes: vec![it.pid] };
         let groups: Vec<Group> = self.owners.iter().map(group).collect();
         let Some((held, fresh)) = self.members.sight.look(now, &groups) else { return };
+        self.share_ports(&fresh);
         self.members.keep(fresh);
         let wanted =
             |it: &&Held| self.ports.contains(&it.address.port) || self.members.given.has(it.cookie);
         let present = |it: &Held| {
             let Held { owner, pid, cookie, address, .. } = *it;
-            Present { cookie, address, worker: pid as usize, owner, pid }
+            Present { cookie, address, worker: self.server(it), owner, pid }
         };
-        let mut present: Vec<Present> = held.iter().filter(wanted).map(present).collect();
-        present.sort_by_key(|it| (it.address.port, it.pid));
+        // IPv4 first: where IPv6 is apart from it, its service has the longer name.
+        let order =
+            |it: &&Held| (it.address.port, !it.address.families.ipv4, it.pid, it.descriptor);
+        let mut wanted: Vec<&Held> = held.iter().filter(wanted).collect();
+        wanted.sort_by_key(order);
+        let present: Vec<Present> = wanted.into_iter().map(present).collect();
         self.decide(now, &present);
         let seats = &self.members.seats;
         self.members.copies.retain(|&cookie, _| seats.by_cookie(cookie).is_some_and(|it| it.kept));
+    }
+
+    /// The process that is asked whether a socket was closed, or its process has ended: the first
+    /// one that was seen to have it, while that runs. A master that closes a socket means it,
+    /// although a worker that finishes has it for a while yet.
+    fn server(&self, held: &Held) -> usize {
+        let before = self.members.seats.by_cookie(held.cookie).map(|seat| seat.worker);
+        before.filter(|&pid| self.runs(pid)).unwrap_or(held.pid as usize)
+    }
+
+    fn runs(&self, pid: usize) -> bool {
+        self.owners.iter().any(|owner| owner.pid as usize == pid)
+    }
+
+    /// Lets peers bind the address of a socket that was bound without the hooks.
+    fn share_ports(&self, fresh: &[Adopted]) {
+        let is_ours =
+            |it: &&Adopted| it.address().is_ok_and(|address| self.ports.contains(&address.port));
+        for socket in fresh.iter().filter(is_ours).filter(|it| !it.shares_port()) {
+            socket.share_port().unwrap_or_else(tell);
+        }
     }
 
     fn decide(&mut self, now: Instant, present: &[Present]) {
@@ -249,7 +257,7 @@ impl Keeper {
     fn reported(&mut self, report: Report) {
         // No failure is fatal here.
         let _ = self.members.reported(Instant::now(), report, |_| true);
-        self.members.tend(&hooks(&self.grounds));
+        self.members.tend(&[&self.hooks]);
     }
 
     fn requested(&mut self, request: &Request) {
@@ -258,7 +266,7 @@ impl Keeper {
         let owner = owner.ok_or(rustix::io::Errno::SRCH);
         let listening = owner.and_then(|owner| self.members.given.accept(owner, request));
         self.members.asked.begin(request, listening);
-        self.members.tend(&hooks(&self.grounds));
+        self.members.tend(&[&self.hooks]);
         self.members.looks.hinted = true;
         self.members.sight.hurry();
     }
@@ -280,8 +288,4 @@ impl Keeper {
             self.members.looks.hinted = true;
         }
     }
-}
-
-fn hooks(grounds: &[Ground]) -> Vec<&Hooks> {
-    grounds.iter().filter_map(|ground| ground.hooked.as_ref()).map(|(_, hooks)| hooks).collect()
 }

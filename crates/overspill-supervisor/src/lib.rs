@@ -11,6 +11,7 @@ mod child;
 pub mod control;
 mod crew;
 mod error;
+mod ground;
 mod hand;
 pub mod handover;
 mod hints;
@@ -44,6 +45,6 @@ pub mod worker;
 
 pub use error::{Error, Result};
 pub use leaving::{drain_time, stop_signal};
-pub use plan::{KillMode, Peers, Plan};
+pub use plan::{KillMode, Peers, Place, Plan};
 pub use reload::{Reread, keep};
 pub use run::{check, run};

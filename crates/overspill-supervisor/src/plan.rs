@@ -1,13 +1,14 @@
 //! What is wanted of a supervisor.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
 use nix::sys::signal::Signal;
-use overspill::{Capacity, Cgroup, Name, Rules};
+use overspill::{Capacity, Name, Rules};
 
 use crate::relay::Output;
 
@@ -78,8 +79,8 @@ impl Plan {
 pub struct Peers {
     /// The service's name; that of each port's service where there are several.
     pub name: Name,
-    /// The control groups whose processes may join.
-    pub cgroups: Vec<Cgroup>,
+    /// The control groups whose processes may join. They need not exist yet.
+    pub places: Vec<Place>,
     /// The ports on which listening is enough to join.
     pub ports: Vec<u16>,
     /// The rules of a service that is made.
@@ -90,4 +91,22 @@ pub struct Peers {
     pub capacity: Option<Capacity>,
     /// As in [`Plan::patience`].
     pub patience: Duration,
+}
+
+/// A control group whose processes may join a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// By its folder, or by its path below a cgroup2 mount.
+    Cgroup(PathBuf),
+    /// That of a systemd unit, by the unit's name.
+    Unit(String),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cgroup(path) => write!(f, "control group {}", path.display()),
+            Self::Unit(unit) => write!(f, "unit {unit}"),
+        }
+    }
 }

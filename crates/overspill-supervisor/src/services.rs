@@ -8,8 +8,8 @@ use std::path::PathBuf;
 
 use overspill::adopt::Adopted;
 use overspill::{
-    Address, Capacity, Change, Error, ListedSocket, MemberId, Name, Namespace, Result, Rules,
-    Service,
+    Address, Capacity, Change, Error, Families, ListedSocket, MemberId, Name, Namespace, Result,
+    Rules, Service,
 };
 
 use crate::control;
@@ -17,6 +17,9 @@ use crate::log::{self, tell};
 use crate::plan::{Peers, Plan};
 use crate::seats::{Listed, Listing, Member, ServiceNumber};
 use crate::sight::runs;
+
+/// What the kernel says where a socket is in no `SO_REUSEPORT` group (`reuseport_attach_prog`).
+const INVAL: i32 = rustix::io::Errno::INVAL.raw_os_error();
 
 /// The services.
 #[derive(Debug)]
@@ -27,9 +30,8 @@ pub(crate) struct Services {
     capacity: Option<Capacity>,
     /// By number; one that was taken away keeps its number.
     made: Vec<Made>,
-    /// The services are shared with others who keep peers in them, and whether there are several
-    /// ports.
-    peers: Option<bool>,
+    /// The ports of peers, where the services are shared with others who keep peers in them.
+    peers: Option<Vec<u16>>,
 }
 
 /// A service that is, or was, there.
@@ -64,7 +66,7 @@ impl Services {
             dispatcher: peers.dispatcher.clone(),
             capacity: peers.capacity,
             made: Vec::new(),
-            peers: Some(peers.ports.len() > 1),
+            peers: Some(peers.ports.clone()),
         }
     }
 
@@ -80,6 +82,7 @@ impl Services {
         let Ok(mut there) = there.map(|all| all.into_iter().collect::<HashMap<_, _>>()) else {
             return Listing::new();
         };
+        self.find_peers(&there);
         for made in self.made.iter_mut().filter(|made| !made.gone) {
             let members = there.remove(made.service.name());
             made.gone = members.is_none();
@@ -166,13 +169,11 @@ impl Services {
 
     /// Makes sockets at one address members of the service of its port, all or none.
     pub(crate) fn join_all(&mut self, sockets: &[&Adopted]) -> Result<Vec<Member>> {
-        let (number, ids) = match self.peers {
-            Some(several) => {
-                let joined = sockets.iter().map(|socket| self.join_peers(several, socket));
-                return joined.collect();
-            }
-            None => self.join_own(sockets)?,
-        };
+        if let Some(several) = self.peers.as_ref().map(|ports| ports.len() > 1) {
+            let joined = sockets.iter().map(|socket| self.join_peers(several, socket));
+            return joined.collect();
+        }
+        let (number, ids) = self.join_own(sockets)?;
         self.made[number].service.count_starts(&ids).unwrap_or_else(tell);
         self.keep(number, sockets);
         Ok(ids.into_iter().map(|id| Member { service: number, id }).collect())
@@ -223,15 +224,9 @@ impl Services {
 
     /// The service on the port whose members can take each other's requests and these.
     fn service_for(&self, address: Address) -> Option<ServiceNumber> {
-        let (own, mut numbers) = (address.families, 0..self.made.len());
-        numbers.find(|&number| {
+        (0..self.made.len()).find(|&number| {
             let Made { members, gone, .. } = &self.made[number];
-            let fits = |it: &ListedSocket| {
-                let other = it.address.families;
-                it.address.port == address.port
-                    && (own.ipv4 && other.ipv4 || own.ipv6 && other.ipv6)
-            };
-            !gone && !members.is_empty() && members.iter().all(fits)
+            !gone && fits(members, address)
         })
     }
 
@@ -253,53 +248,86 @@ impl Services {
         Ok(if is_first { base } else { base.with_port(address.port) })
     }
 
-    /// Lets a socket join the service of the name, on its port, or makes it.
+    /// Lets a socket join the service of its port and family that peers share, or makes it.
     fn join_peers(&mut self, several: bool, socket: &Adopted) -> Result<Member> {
         let address = socket.address()?;
-        // Longer than a name may be where NAME is long; seldom wanted.
-        let family: Result<Name> =
-            format!("{}{}", self.name, if address.families.ipv4 { "-ipv4" } else { "-ipv6" })
-                .parse();
-        let with_port = |name: Name| name.with_port(address.port);
-        // With several ports, that of a peer which has only this one.
-        let names = [
-            (Ok(self.name.clone()), !several),
-            (Ok(with_port(self.name.clone())), true),
-            (family.map(with_port), true),
-        ];
-        for (name, makes) in names {
-            let Some(service) = self.open_or_found(&name?, makes, socket)? else { continue };
-            let status = service.status()?;
-            if status.port != address.port {
-                continue;
-            }
-            let id = match service.member(socket)? {
-                Some(id) => id,
-                None => match service.join_adopted(std::slice::from_ref(socket)) {
-                    Ok(joined) => joined[0],
-                    Err(Error::MixedFamilies { .. }) => continue,
-                    Err(error) => return Err(error),
-                },
-            };
-            keep_requests(&service, socket);
-            let known = self.made.iter().position(|made| !made.gone && made.service == service);
-            let number = known.unwrap_or_else(|| self.add(service, address));
-            return Ok(Member { service: number, id });
-        }
-        Err(Error::NameTaken { name: self.name.to_string() })
+        let service = self.open_or_found(several, socket)?;
+        let id = match service.member(socket)? {
+            Some(id) => id,
+            None => service.join_adopted(std::slice::from_ref(socket))?[0],
+        };
+        keep_requests(&service, socket);
+        let known = self.made.iter().position(|made| !made.gone && made.service == service);
+        let number = known.unwrap_or_else(|| self.add(service, address));
+        Ok(Member { service: number, id })
     }
 
-    /// The service of that name; where there is none, one that begins with this socket, or
-    /// none still.
-    fn open_or_found(&self, name: &Name, makes: bool, socket: &Adopted) -> Result<Option<Service>> {
-        match Service::open(name.as_str()) {
-            Err(Error::NoSuchService { .. }) if !makes => Ok(None),
-            Err(Error::NoSuchService { .. }) => match self.found(name, &[socket]) {
+    /// The service of peers that a socket fits; where there is none, one that begins with it.
+    fn open_or_found(&self, several: bool, socket: &Adopted) -> Result<Service> {
+        let address = socket.address()?;
+        loop {
+            let all = Service::sockets(&Namespace::current()?)?;
+            let name = match self.name_of_peers(several, address, &all)? {
+                (name, true) => return Service::open(name.as_str()),
+                (name, false) => name,
+            };
+            match self.found(&name, &[socket]) {
                 // A peer has been faster.
-                Err(Error::NameTaken { .. }) => Service::open(name.as_str()).map(Some),
-                founded => founded.map(Some),
-            },
-            opened => opened.map(Some),
+                Err(Error::NameTaken { .. }) => {}
+                founded => return founded,
+            }
+        }
+    }
+
+    /// The name of the service of peers that a socket with this address fits, and whether it is
+    /// there. What it is called depends on who came first: its members say whether it fits.
+    fn name_of_peers(
+        &self,
+        several: bool,
+        address: Address,
+        all: &[(Name, Vec<ListedSocket>)],
+    ) -> Result<(Name, bool)> {
+        // The family is part of the name of the second one where the two of them are apart.
+        let there = all.iter().filter(|(name, members)| self.is_ours(name, address.port, members));
+        let there: Vec<_> = there.collect();
+        if let Some((name, _)) = there.iter().find(|(_, members)| fits(members, address)) {
+            return Ok((name.clone(), true));
+        }
+        let both = |name: Name| [name.clone(), name.with_port(address.port)];
+        let names = both(if there.is_empty() {
+            self.name.clone()
+        } else {
+            self.name.with_family(address.families)?
+        });
+        // With several ports, that of a peer which has only this one.
+        let free =
+            names.into_iter().skip(several.into()).find(|name| !all.iter().any(|it| it.0 == *name));
+        let free = free.ok_or_else(|| Error::NameTaken { name: self.name.to_string() })?;
+        Ok((free, false))
+    }
+
+    /// Whether that is what a service of peers on a port may be called.
+    fn is_ours(&self, name: &Name, port: u16, members: &[ListedSocket]) -> bool {
+        let twins = [Families::IPV4, Families::IPV6].into_iter();
+        let twins = twins.flat_map(|families| self.name.with_family(families));
+        twins.chain([self.name.clone()]).any(|own| *name == own || *name == own.with_port(port))
+            && members.iter().all(|it| it.address.port == port)
+    }
+
+    /// Takes note of services of peers that were made before, or by somebody else: a member whose
+    /// process ended while nobody looked is to be taken out.
+    fn find_peers(&mut self, there: &HashMap<Name, Vec<ListedSocket>>) {
+        let known =
+            |name: &Name| self.made.iter().any(|made| !made.gone && made.service.name() == name);
+        let ports = self.peers.iter().flatten();
+        let ours = there.iter().filter(|(name, members)| {
+            !known(name) && ports.clone().any(|&port| self.is_ours(name, port, members))
+        });
+        let found = ours.filter_map(|(name, members)| {
+            Some((Service::open(name.as_str()).ok()?, members.first()?.address))
+        });
+        for (service, address) in found.collect::<Vec<_>>() {
+            self.add(service, address);
         }
     }
 
@@ -430,10 +458,26 @@ fn listed(it: &ListedSocket) -> Listed {
     Listed { id, cookie, address, pid, gone, draining, served: runs(pid) }
 }
 
+/// Whether a socket with this address can take the members' requests, and they can take its own.
+fn fits(members: &[ListedSocket], address: Address) -> bool {
+    let own = address.families;
+    let fits = |it: &ListedSocket| {
+        let other = it.address.families;
+        it.address.port == address.port && (own.ipv4 && other.ipv4 || own.ipv6 && other.ipv6)
+    };
+    !members.is_empty() && members.iter().all(fits)
+}
+
 /// Where several sockets have one address, what waits at one can move to another.
 fn keep_requests(service: &Service, socket: &Adopted) {
-    if socket.shares_port() {
-        service.keep_requests(socket).unwrap_or_else(tell);
+    if !socket.shares_port() {
+        return;
+    }
+    match service.keep_requests(socket) {
+        // It shares the address only since it was bound: it is in no group until another one
+        // comes, whose turn it then is, for both.
+        Err(Error::System { source, .. }) if source.raw_os_error() == Some(INVAL) => {}
+        result => result.unwrap_or_else(tell),
     }
 }
 

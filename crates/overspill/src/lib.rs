@@ -62,7 +62,8 @@ mod words;
 pub use cgroup::Cgroup;
 pub use connections::{Connection, connections, moved_connections};
 pub use datapath::{
-    Build, Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, Upgrade, check_dispatcher,
+    AttachedHooks, Build, Capacity, Hooks, HooksEvent, HooksEvents, Listening, Request, Upgrade,
+    check_dispatcher,
 };
 pub use error::{Error, Result};
 pub use figure::{Figure, Kind};

@@ -1,6 +1,6 @@
 //! `overspill allow`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use overspill::{Capacity, Cgroup, Name, Policy};
@@ -8,14 +8,14 @@ use overspill::{Capacity, Cgroup, Name, Policy};
 use crate::args::{self, RuleArgs};
 use crate::failure::{Failure, Outcome};
 use crate::help;
-use crate::nearest;
-use overspill_supervisor::{Peers, allow};
+use overspill_supervisor::{Peers, Place, allow};
 
 /// Let the servers of control groups or systemd units join a service
 ///
 /// Their processes join by listening on one of the ports, unchanged, or by the
 /// socket option (overspill.h). Those that listen already when it starts are
-/// taken too. Runs until a signal ends it; the service and its members stay, and
+/// taken too. Units and control groups may be started before or after it, and
+/// restarted. Runs until a signal ends it; the service and its members stay, and
 /// serve on. What waits at a process that dies meanwhile is kept for others.
 #[derive(Debug, clap::Args)]
 #[command(add = help::Manual::text(include_str!("allow.manual")))]
@@ -39,11 +39,11 @@ pub(crate) struct Args {
     #[arg(value_parser = args::base_name)]
     name: Name,
 
-    /// A control group, by its folder; may be repeated
+    /// A control group, by its folder, there or not; may be repeated
     #[arg(long, value_name = "PATH")]
     cgroup: Vec<PathBuf>,
 
-    /// A systemd unit; may be repeated
+    /// A systemd unit, running or not; may be repeated
     #[arg(long, value_name = "UNIT")]
     unit: Vec<String>,
 
@@ -72,10 +72,10 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: Args) -> Outcome {
     args.rules.check_dispatcher()?;
-    let cgroups = args.cgroup.iter().map(|path| cgroup(path));
-    let units = args.unit.iter().map(|unit| of_unit(unit));
+    let cgroups = args.cgroup.into_iter().map(cgroup).collect::<Result<Vec<_>, _>>()?;
+    let units = args.unit.into_iter().map(Place::Unit);
     Ok(allow::run(Peers {
-        cgroups: cgroups.chain(units).collect::<Result<_, _>>()?,
+        places: cgroups.into_iter().chain(units).collect(),
         name: args.name,
         ports: args.port,
         rules: args.rules.of_new(Policy::default(), args.spread),
@@ -85,28 +85,13 @@ pub(crate) fn run(args: Args) -> Outcome {
     })?)
 }
 
-fn cgroup(path: &Path) -> Result<Cgroup, Failure> {
-    Cgroup::find(path)?.ok_or_else(|| {
-        let path = path.display();
-        Failure::new(format!("there is no cgroup {path}; give its folder below a cgroup2 mount"))
-    })
-}
-
-fn of_unit(unit: &str) -> Result<Cgroup, Failure> {
-    Cgroup::of_unit(unit)?.ok_or_else(|| {
-        let hint = nearest::hint(unit, running());
-        Failure::new(format!(
-            "unit {unit} has no cgroup in system.slice{hint}; start it first, or give its cgroup with \
-             --cgroup (systemctl show -p ControlGroup {unit})"
-        ))
-    })
-}
-
-/// The units that run, with and without what may be left out of a service's name.
-fn running() -> impl Iterator<Item = String> {
-    let units = Cgroup::units().unwrap_or_default();
-    units.into_iter().flat_map(|unit| {
-        let short = unit.trim_end_matches(".service").to_owned();
-        [short, unit]
-    })
+/// One that does not exist may be made later; another folder can't become one.
+fn cgroup(path: PathBuf) -> Result<Place, Failure> {
+    if path.exists() && Cgroup::find(&path)?.is_none() {
+        return Err(Failure::new(format!(
+            "{} is no control group; give its folder below a cgroup2 mount",
+            path.display()
+        )));
+    }
+    Ok(Place::Cgroup(path))
 }

@@ -19,6 +19,7 @@ mod metrics;
 mod names;
 mod option;
 mod output;
+mod peers;
 mod recipes;
 mod run;
 mod server;

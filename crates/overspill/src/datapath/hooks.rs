@@ -32,11 +32,17 @@ const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hooks.bpf.o"));
 /// `cgroup/getsockopt`.
 #[derive(Debug)]
 pub struct Hooks {
-    links: Vec<Link>,
+    object: Object,
+    attached: Option<AttachedHooks>,
     events: MapHandle,
     calls: MapHandle,
     places: MapHandle,
 }
+
+/// Hooks on one control group more ([`Hooks::attach_to`]). They end with this value, or with the
+/// control group.
+#[derive(Debug)]
+pub struct AttachedHooks(Vec<Link>);
 
 /// What the hooks tell, as it happens ([`Hooks::events`]).
 #[derive(Debug)]
@@ -118,24 +124,27 @@ impl Hooks {
         for &port in private {
             ports[usize::from(port)] = layout::PORT_PRIVATE;
         }
-        Self::attach_with(cgroup, &ports)
+        let hooks = Self::load(&ports)?;
+        let attached = hooks.attach_to(cgroup)?;
+        Ok(Self { attached: Some(attached), ..hooks })
     }
 
-    /// Attaches them to a control group whose servers share only the ports given: on others
-    /// `bind(2)` goes on as without them, and sockets join by the option alone.
+    /// Loads them for control groups whose servers share only the ports given: on others
+    /// `bind(2)` goes on as without them, and sockets join by the option alone. They are attached
+    /// with [`Hooks::attach_to`].
     ///
     /// # Errors
     ///
-    /// As [`Hooks::attach`].
-    pub fn attach_sharing(cgroup: &Cgroup, shared: &[u16]) -> Result<Self> {
+    /// The kernel refuses the programs: [`Error::Permission`], [`Error::Bpf`].
+    pub fn sharing(shared: &[u16]) -> Result<Self> {
         let mut ports = vec![layout::PORT_BY_OPTION; 1 << 16];
         for &port in shared {
             ports[usize::from(port)] = layout::PORT_SHARED;
         }
-        Self::attach_with(cgroup, &ports)
+        Self::load(&ports)
     }
 
-    fn attach_with(cgroup: &Cgroup, ports: &[u8]) -> Result<Self> {
+    fn load(ports: &[u8]) -> Result<Self> {
         let failed = |operation| move |error| Error::bpf(operation, "the hooks", error);
         let object = verifier::retried(|| load(open()?))?;
         map(&object, "ports")?
@@ -143,19 +152,28 @@ impl Hooks {
             .map_err(failed("set up"))?;
         let (events, calls, places) =
             (map(&object, "events")?, map(&object, "calls")?, map(&object, "places")?);
+        Ok(Self { object, attached: None, events, calls, places })
+    }
+
+    /// Attaches them to a control group, beside others that they are attached to.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses it: [`Error::Permission`], [`Error::Bpf`].
+    pub fn attach_to(&self, cgroup: &Cgroup) -> Result<AttachedHooks> {
         let directory = cgroup.open()?;
-        let links = object.progs_mut().map(|program| {
+        let links = self.object.progs_mut().map(|program| {
             program.attach_cgroup(directory.as_raw_fd()).map_err(|error| {
                 Error::bpf("attach hooks to", cgroup.path().display().to_string(), error)
             })
         });
-        let links = links.collect::<Result<_>>()?;
-        Ok(Self { links, events, calls, places })
+        links.collect::<Result<_>>().map(AttachedHooks)
     }
 
-    /// The descriptors that keep them attached: with the last of these they end.
+    /// The descriptors that keep them attached to the first control group: with the last of these
+    /// they end.
     pub fn links(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.links.iter().map(AsFd::as_fd)
+        self.attached.iter().flat_map(|it| &it.0).map(AsFd::as_fd)
     }
 
     /// What they tell, for one reader.

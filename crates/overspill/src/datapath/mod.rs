@@ -34,7 +34,7 @@ pub use dispatcher::check_dispatcher;
 pub(crate) use folder::{bpffs, root};
 pub use handle::Capacity;
 pub(crate) use handle::Datapath;
-pub use hooks::{Hooks, HooksEvent, HooksEvents, Listening, Request};
+pub use hooks::{AttachedHooks, Hooks, HooksEvent, HooksEvents, Listening, Request};
 pub(crate) use lock::{Lock, leftovers};
 pub(crate) use programs::reads_directly;
 pub use programs::{ProgramReport, programs};
