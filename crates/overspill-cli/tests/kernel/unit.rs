@@ -18,6 +18,13 @@ use crate::tool::{Ran, overspill};
 
 const UNIT: &str = include_str!("../../../../dist/systemd/overspill@.service");
 const EXPORTER: &str = include_str!("../../../../dist/systemd/overspill-metrics.service");
+const ALLOW: &str = include_str!("../../../../dist/systemd/overspill-allow@.service");
+/// The units that the package has.
+const UNITS: [(&str, &str); 3] = [
+    ("overspill@.service", UNIT),
+    ("overspill-allow@.service", ALLOW),
+    ("overspill-metrics.service", EXPORTER),
+];
 const OVERSPILL: &str = env!("CARGO_BIN_EXE_overspill");
 
 /// A control group as systemd gives one to a unit; what is left in it in the end is killed.
@@ -173,7 +180,7 @@ fn with_any_capability_less_it_does_not() {
     }
 }
 
-/// systemd, as the first process of namespaces of its own, with no units but our two.
+/// systemd, as the first process of namespaces of its own, with no units but our own.
 struct Systemd {
     _slot: Slot,
     outer: Child,
@@ -201,8 +208,7 @@ impl Systemd {
         let folder = tempfile::tempdir().unwrap();
         let units = folder.path().join("units");
         fs::create_dir(&units).unwrap();
-        for (name, unit) in [("overspill@.service", UNIT), ("overspill-metrics.service", EXPORTER)]
-        {
+        for (name, unit) in UNITS {
             let unit = unit
                 .replace("/usr/bin/overspill", "/mnt/overspill")
                 .replace("/etc/overspill/", "/mnt/")
@@ -301,6 +307,56 @@ fn systemd_starts_reloads_and_ends_it() {
     assert_eq!(systemd.systemctl("is-failed overspill@web").stdout, "failed\n");
 }
 
+/// Started before one of its peers, and after the other; they are restarted.
+#[test]
+fn systemd_starts_allow_before_and_after_its_peers() {
+    world::enter();
+    let systemd = Systemd::boot("peers");
+    let folder = systemd.folder.path();
+    fs::write(folder.join("server.py"), include_str!("unchanged.py")).unwrap();
+    for name in ["blue", "green"] {
+        let unit = "[Unit]\nDefaultDependencies=no\nStartLimitIntervalSec=0\n[Service]\n\
+                    Environment=OVERSPILL_WORKER=0\n\
+                    ExecStart=/usr/bin/python3 /mnt/server.py 10.0.0.1:80\n";
+        fs::write(folder.join(format!("units/{name}.service")), unit).unwrap();
+    }
+    let arguments = "ARGS=--unit blue --unit green --port 80\n";
+    fs::write(folder.join("overspill-allow-web"), arguments).unwrap();
+    systemd.systemctl("daemon-reload").done();
+    let pids = || {
+        let Ok(service) = overspill::Service::open("web") else { return Vec::new() };
+        let members = service.status().unwrap().members;
+        let open = members.iter().filter(|it| it.state != overspill::MemberState::Gone);
+        open.map(|it| it.pid).collect::<Vec<_>>()
+    };
+    systemd.systemctl("start blue").done();
+    wait_until("blue listens", || TcpStream::connect("10.0.0.1:80").is_ok());
+    systemd.systemctl("start overspill-allow@web").done();
+    wait_until("blue is a member", || pids().len() == 1);
+    systemd.systemctl("start green").done();
+    wait_until("green is a member", || pids().len() == 2);
+    for _ in 0..5 {
+        for name in ["blue", "green"] {
+            let before = pids();
+            systemd.systemctl(&format!("restart {name}")).done();
+            wait_until("it is a member again", || {
+                let now = pids();
+                now.len() == 2 && now.iter().filter(|pid| before.contains(pid)).count() == 1
+            });
+            get(at("10.0.0.1:80"), "/");
+        }
+    }
+    let failed = systemd.systemctl("list-units --failed --plain --no-legend").stdout;
+    assert_eq!(failed, "");
+    // What serves, goes on without it.
+    systemd.systemctl("stop overspill-allow@web").done();
+    assert_eq!(pids().len(), 2);
+    get(at("10.0.0.1:80"), "/");
+    systemd.systemctl("stop blue green").done();
+    overspill("rm web").done();
+    assert_no_state();
+}
+
 /// What the unit closes besides capabilities keeps the exporter from nothing.
 #[test]
 fn systemd_runs_the_exporter() {
@@ -328,7 +384,7 @@ fn systemd_runs_the_exporter() {
 #[test]
 fn systemd_finds_nothing_wrong_with_the_units() {
     let folder = tempfile::tempdir().unwrap();
-    for (name, unit) in [("overspill@.service", UNIT), ("overspill-metrics.service", EXPORTER)] {
+    for (name, unit) in UNITS {
         let file = folder.path().join(name);
         fs::write(&file, unit.replace("/usr/bin/overspill", OVERSPILL)).unwrap();
         let mut analyze = Command::new("systemd-analyze");
