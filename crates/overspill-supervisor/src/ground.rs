@@ -38,7 +38,7 @@ impl Ground {
     }
 
     /// Looks whether the control group is there now, and attaches the hooks to a new one. Whether
-    /// there is a new one.
+    /// they were attached.
     pub(crate) fn look(&mut self, hooks: &Hooks, watch: &Watch) -> bool {
         if self.there.as_ref().is_some_and(There::is_still) {
             return false;
@@ -68,7 +68,7 @@ impl Ground {
             }
             _ => self.tell_absent(),
         }
-        self.there.is_some()
+        self.there.as_ref().is_some_and(|it| it.hooks.is_some())
     }
 
     /// The processes in it now; nothing if they can't be read.
