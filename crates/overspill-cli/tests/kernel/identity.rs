@@ -6,13 +6,13 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use jiff::{SpanRelativeTo, Timestamp};
 use nix::sys::signal::Signal;
 use overspill::{MemberId, Service};
 use serde_json::Value;
-use world::{at, deadline, wait_until};
+use world::{at, wait_until};
 
 use crate::allow::{Allow, Group};
 use crate::run::{Run, connect, freeze, pids, send};
@@ -21,6 +21,8 @@ use crate::tool::{self, cells, overspill};
 use crate::unchanged::{all_answer, ask, kill};
 
 const CALLED: &str = "10.0.0.1:80";
+/// Until one is seen to hang, and then tried again: it takes clients, one after another.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Workers that listen on these addresses, when each is a member.
 fn serving(workers: usize, options: &str, addresses: &str) -> Run {
@@ -170,9 +172,13 @@ fn a_worker_with_another_number_than_its_member_is_told_with_both() {
     let worker = own_number(pid);
     assert_eq!(anew["worker"], worker);
     freeze(pid);
-    with_clients(|| run.line(&format!("worker {worker} hangs (service web, member 2, ")));
+    with_clients(|| {
+        run.line_within(LONG, &format!("worker {worker} hangs (service web, member 2, "))
+    });
     send(pid, Signal::SIGCONT);
-    with_clients(|| run.line(&format!("worker {worker} accepts again (service web, member 2)")));
+    with_clients(|| {
+        run.line_within(LONG, &format!("worker {worker} accepts again (service web, member 2)"))
+    });
     run.ends_at(Signal::SIGTERM);
 }
 
@@ -182,7 +188,7 @@ fn with_clients(wait: impl FnOnce() -> String) {
     thread::scope(|scope| {
         scope.spawn(|| {
             let start = Instant::now();
-            while !over.load(Ordering::Relaxed) && start.elapsed() < deadline() {
+            while !over.load(Ordering::Relaxed) && start.elapsed() < LONG {
                 ask(at(CALLED));
             }
         });
