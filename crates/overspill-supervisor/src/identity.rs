@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use overspill::Name;
 
 use crate::control::{self, End};
+use crate::groups;
 use crate::process::stat;
-use crate::supervisor::supervisor_of;
 
 /// The command that supervises a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,17 +134,7 @@ impl Process {
 /// the service: by the path of its control group.
 #[must_use]
 pub fn worker(pid: u32, service: &Name) -> Option<usize> {
-    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    // cgroups(7): the line of version 2 has number 0 and no controllers.
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-    control::bases(service).find_map(|name| worker_of(path, &name))
-}
-
-fn worker_of(path: &str, name: &Name) -> Option<usize> {
-    let folders = path.split('/').zip(path.split('/').skip(1));
-    // Workers can be supervisors themselves.
-    let own = folders.filter(|(folder, _)| supervisor_of(folder, name).is_some()).last();
-    own?.1.split_once('.')?.0.parse().ok()
+    control::bases(service).find_map(|name| groups::worker(pid, &name))
 }
 
 /// What a child of the supervisor was told of its number.
@@ -179,26 +169,6 @@ pub fn started(pid: u32) -> Option<SystemTime> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_worker_is_known_by_its_control_group() {
-        let worker = |path: &str| worker_of(path, &"web".parse().unwrap());
-        assert_eq!(worker("/a.slice/overspill-web-4711/3.17"), Some(3));
-        assert_eq!(worker("/../x/overspill-web-4711/3.17/inner"), Some(3));
-        assert_eq!(worker("/overspill-web-1/0.1/overspill-web-2/1.2"), Some(1));
-        for path in [
-            "/",
-            "/a.slice",
-            "/overspill-web-4711",
-            "/overspill-web-4711/3",
-            "/overspill-web-4711/x.1",
-            "/overspill-web-x/3.17",
-            "/overspill-api-4711/3.17",
-            "/overspill-web-2-4711/3.17",
-        ] {
-            assert_eq!(worker(path), None, "{path}");
-        }
-    }
 
     #[test]
     fn this_process_has_started() {

@@ -12,6 +12,7 @@ pub mod control;
 mod crew;
 mod error;
 mod ground;
+mod groups;
 mod hand;
 pub mod handover;
 mod hints;

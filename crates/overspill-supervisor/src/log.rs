@@ -7,10 +7,10 @@ use std::fmt;
 use std::io::Write as _;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::time::Duration;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -19,10 +19,13 @@ use crate::threads::start_thread;
 
 /// How many lines may wait to be read.
 const LINES: usize = 1024;
+/// After this time, what still fails is told again.
+const AGAIN: Duration = Duration::from_secs(60);
 /// How long the last lines may take to be read in the end.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 static WRITER: OnceLock<Option<SyncSender<Item>>> = OnceLock::new();
+static TROUBLES: Mutex<Troubles> = Mutex::new(Troubles::new());
 static LOST: AtomicU64 = AtomicU64::new(0);
 
 enum Item {
@@ -46,7 +49,32 @@ pub(crate) fn line(text: fmt::Arguments<'_>) {
 
 /// Tells of something that failed and is of no consequence.
 pub(crate) fn tell(error: overspill::Error) {
-    line(format_args!("{}", Error::from(error)));
+    trouble(&Error::from(error).to_string());
+}
+
+/// Tells of something that failed and is tried again and again. The same is told once a while.
+pub(crate) fn trouble(why: &str) {
+    if TROUBLES.lock().unwrap_or_else(PoisonError::into_inner).is_new(why, Instant::now()) {
+        line(format_args!("{why}"));
+    }
+}
+
+/// What has failed lately, and since when it was not told.
+struct Troubles(Vec<(String, Instant)>);
+
+impl Troubles {
+    const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    fn is_new(&mut self, why: &str, now: Instant) -> bool {
+        self.0.retain(|(_, told)| now.duration_since(*told) < AGAIN);
+        let is_new = self.0.iter().all(|(known, _)| known != why);
+        if is_new && self.0.len() < LINES {
+            self.0.push((why.to_owned(), now));
+        }
+        is_new
+    }
 }
 
 /// Waits until all that was told is written, but not for long.
@@ -136,6 +164,16 @@ mod tests {
             [told(0), told(100), told(1600), told(10_000)],
             ["now", "in 100 ms", "in 1.6 s", "in 10 s"]
         );
+    }
+
+    #[test]
+    fn the_same_trouble_is_told_once_a_while() {
+        let (mut troubles, now) = (Troubles::new(), Instant::now());
+        assert!(troubles.is_new("one", now));
+        assert!(troubles.is_new("two", now));
+        assert!(!troubles.is_new("one", now + AGAIN / 2));
+        assert!(troubles.is_new("one", now + AGAIN));
+        assert!(!troubles.is_new("one", now + AGAIN));
     }
 
     #[test]

@@ -182,9 +182,7 @@ impl Membership {
                 log::line(format_args!("{who}{told}; it is tried again"));
             }
         }
-        for why in troubles {
-            log::line(format_args!("{why}"));
-        }
+        troubles.iter().for_each(|why| log::trouble(why));
         (fatal.map_or(Ok(()), Err), rules)
     }
 

@@ -642,6 +642,8 @@ impl Run {
             match next_event(&self.supervisor, Some(until)) {
                 Some(Event::Ended(id)) => self.bury(id, patience.is_some()),
                 Some(Event::Asked(_, reply)) => reply.failed("the supervisor is ending"),
+                // Ending, there is nothing to reload.
+                Some(Event::Signal(Signal::SIGHUP)) => {}
                 Some(Event::Signal(_)) if first.elapsed() < ECHO => {}
                 Some(Event::Signal(signal)) => {
                     self.kill_all(&format!("{signal} again"));

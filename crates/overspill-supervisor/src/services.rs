@@ -13,6 +13,7 @@ use overspill::{
 };
 
 use crate::control;
+use crate::groups;
 use crate::log::{self, tell};
 use crate::plan::{Peers, Plan};
 use crate::seats::{Listed, Listing, Member, ServiceNumber};
@@ -83,6 +84,7 @@ impl Services {
             return Listing::new();
         };
         self.find_peers(&there);
+        self.find_own(&there);
         for made in self.made.iter_mut().filter(|made| !made.gone) {
             let members = there.remove(made.service.name());
             made.gone = members.is_none();
@@ -312,6 +314,30 @@ impl Services {
         let twins = twins.flat_map(|families| self.name.with_family(families));
         twins.chain([self.name.clone()]).any(|own| *name == own || *name == own.with_port(port))
             && members.iter().all(|it| it.address.port == port)
+    }
+
+    /// Takes note of services that have workers of this supervisor: a person has made them, or a
+    /// predecessor has, whose services could not be read when this supervisor began.
+    fn find_own(&mut self, there: &HashMap<Name, Vec<ListedSocket>>) {
+        if self.peers.is_some() {
+            return;
+        }
+        let known =
+            |name: &Name| self.made.iter().any(|made| !made.gone && made.service.name() == name);
+        let is_worker = |it: &ListedSocket| groups::worker(it.pid, &self.name).is_some();
+        let own = there.iter().filter(|(name, members)| {
+            !known(name) && is_own(&self.name, name) && members.iter().any(is_worker)
+        });
+        let mut own: Vec<(Service, Address)> = own
+            .filter_map(|(name, members)| {
+                Some((Service::open(name.as_str()).ok()?, members.first()?.address))
+            })
+            .collect();
+        // Those of the first port come first.
+        own.sort_by_key(|(service, _)| *service.name() != service.name().without_port());
+        for (service, address) in own {
+            self.add(service, address);
+        }
     }
 
     /// Takes note of services of peers that were made before, or by somebody else: a member whose

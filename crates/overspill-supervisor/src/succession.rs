@@ -8,12 +8,13 @@ use std::sync::Arc;
 use overspill::{Address, Cgroup, Hooks, Name, Namespace, Service};
 
 use crate::error::{Error, Result};
+use crate::groups::supervisor_of;
 use crate::instance::Instance;
 use crate::instance_id::InstanceId;
 use crate::log;
 use crate::services::{Services, is_own};
 use crate::sight::{Group, Held, Sight, runs};
-use crate::supervisor::{Supervisor, hand_on, supervisor_of};
+use crate::supervisor::{Supervisor, hand_on};
 
 /// A worker's control group, as its name says whose it is.
 struct Left {
@@ -42,8 +43,14 @@ impl Supervisor {
         let held = Sight::default().look(std::time::Instant::now(), &groups);
         let held = held.map(|(held, _)| held).unwrap_or_default();
         if self.redirected {
-            for (service, address) in own_services(&self.plan.name, &held)? {
-                services.take_over(service, address);
+            match own_services(&self.plan.name, &held) {
+                Ok(own) => {
+                    for (service, address) in own {
+                        services.take_over(service, address);
+                    }
+                }
+                // They are found at a later look.
+                Err(error) => log::line(format_args!("{error}; it is tried again")),
             }
             // The hand sets them: it may take time.
             self.members.job.rules = Some((self.plan.rules, self.plan.dispatcher.clone()));

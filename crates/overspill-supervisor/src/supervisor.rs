@@ -14,6 +14,7 @@ use overspill::{Cgroup, Hooks, HooksEvent, Name, Request, Words};
 use crate::control::{self, Reply};
 use crate::crew::Crew;
 use crate::error::{Error, Result};
+use crate::groups;
 use crate::hand::Report;
 use crate::instance::Instance;
 use crate::instance_id::InstanceId;
@@ -181,17 +182,7 @@ pub(crate) struct Supervisor {
 
 /// Makes the control group of all workers.
 pub(crate) fn make_cgroup(name: &Name) -> Result<Cgroup> {
-    let own = format!("{}{}", cgroup_prefix(name), std::process::id());
-    Ok(Cgroup::own()?.make(&own)?)
-}
-
-/// The process id of the supervisor of that name that made the control group called `cgroup`.
-pub(crate) fn supervisor_of(cgroup: &str, name: &Name) -> Option<u32> {
-    cgroup.strip_prefix(&cgroup_prefix(name))?.parse().ok()
-}
-
-fn cgroup_prefix(name: &Name) -> String {
-    format!("overspill-{name}-")
+    Ok(Cgroup::own()?.make(&groups::own_name(name))?)
 }
 
 impl Supervisor {
