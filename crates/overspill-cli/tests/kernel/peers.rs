@@ -8,12 +8,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use overspill::{Name, Namespace, Service};
+use overspill::{MemberState, MemberStatus, Name, Namespace, Service};
 use tempfile::TempDir;
 use world::wait_until;
 
 use crate::allow::{Group, Process, SERVE, Unit, answer, command_in, start_in};
-use crate::run::{Run, assert_no_state, connect, members, pids, send};
+use crate::run::{Run, assert_no_state, connect, send};
 use crate::tool::overspill;
 use crate::versions::Version;
 
@@ -60,10 +60,18 @@ fn services() -> Vec<String> {
     all.iter().map(Service::name).map(Name::as_str).map(str::to_owned).collect()
 }
 
+/// Its members; none where there is no such service at the moment.
+fn members(service: &str) -> Vec<MemberStatus> {
+    let status = Service::open(service).and_then(|service| service.status());
+    status.map(|status| status.members).unwrap_or_default()
+}
+
+fn pids(service: &str) -> Vec<u32> {
+    members(service).iter().map(|member| member.pid).collect()
+}
+
 fn wait_pids(service: &str, expected: &[u32]) {
-    wait_until(&format!("{service} has its members"), || {
-        services().iter().any(|it| it == service) && pids(service) == expected
-    });
+    wait_until(&format!("{service} has its members"), || pids(service) == expected);
 }
 
 fn unit_name(what: &str) -> String {
@@ -279,9 +287,8 @@ fn get(address: &str) -> String {
 /// Every member is open, and there are so many.
 fn wait_open(service: &str, count: usize) {
     wait_until(&format!("{service} has {count} members, all of them open"), || {
-        services().iter().any(|it| it == service)
-            && members(service).len() == count
-            && members(service).iter().all(|it| it.state != overspill::MemberState::Gone)
+        let members = members(service);
+        members.len() == count && members.iter().all(|it| it.state != MemberState::Gone)
     });
 }
 
