@@ -182,7 +182,9 @@ impl Membership {
                 log::line(format_args!("{who}{told}; it is tried again"));
             }
         }
-        troubles.iter().for_each(|why| log::trouble(why));
+        for why in &troubles {
+            log::trouble(why);
+        }
         (fatal.map_or(Ok(()), Err), rules)
     }
 
