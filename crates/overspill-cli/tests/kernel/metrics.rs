@@ -75,7 +75,8 @@ impl Scene {
         let waiting = (0..8).map(|_| TcpStream::connect("10.0.0.1:81").unwrap()).collect();
         servers.push(Server::start_in("/run/netns/blue", "tcp=127.0.0.1:80"));
         overspill(&format!("share web --pid {} --port 80", servers[3].pid())).done();
-        overspill("drain web 0 --netns blue").done();
+        // It is the only member, which is said.
+        assert_eq!(overspill("drain web 0 --netns blue").code, Some(0));
         Self { _folder: folder, _servers: servers, _waiting: waiting }
     }
 }
