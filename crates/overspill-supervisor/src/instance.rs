@@ -385,16 +385,16 @@ impl Instance {
     }
 
     /// Ends it, if it runs, with what it started and left running, which would go on taking
-    /// requests from its socket beside its successor. Says how it has ended.
-    pub(crate) fn end(&mut self) -> String {
+    /// requests from its socket beside its successor. Says how it has ended, and what
+    /// else with it.
+    pub(crate) fn end(&mut self) -> (String, String) {
         if self.part != Some(Part::First) {
             self.kill();
         }
-        let mut ending = match &mut self.child {
+        let how = match &mut self.child {
             Some(child) => log::ending(child.wait().expect("it is our child, reaped once")),
             None => "ended".to_owned(),
         };
-        ending.push_str(&self.cut.told());
         if let Some(cgroup) = &self.cgroup {
             // What was killed may take a moment; the whole group is removed in the end.
             let _ = cgroup.remove();
@@ -403,7 +403,7 @@ impl Instance {
                 let _ = cgroup.parent().map(|parent| parent.remove());
             }
         }
-        ending
+        (how, self.cut.told())
     }
 }
 

@@ -542,7 +542,8 @@ impl Run {
         let Some(mut instance) = it.take_out(id) else { return Ok(()) };
         let worker = instance.worker;
         let told = instance.to_string();
-        let ending = instance.end() + &rest;
+        let (how, cut) = instance.end();
+        let ending = format!("{how}{cut}{rest}");
         it.members.given.forget(id);
         it.members.looks.hinted = true;
         it.members.sight.hurry();
@@ -558,7 +559,7 @@ impl Run {
             self.revive(worker);
             return Ok(());
         }
-        if it.successor_ended(id, &format!("{told} {ending} before it was ready"))
+        if it.successor_ended(id, &format!("{told} {how} before it was ready{cut}{rest}"))
             || it.current.get(worker).is_none_or(|current| current.is_some_and(|it| it != id))
         {
             return Ok(());
@@ -571,7 +572,7 @@ impl Run {
             && !others
             && it.members.seats.all().is_empty()
         {
-            return Err(Error::NeverListened { worker: told, ending });
+            return Err(Error::NeverListened { worker: told, ending: how });
         }
         let now = Instant::now();
         let pause = if instance.listened {
@@ -677,7 +678,8 @@ impl Run {
         let rest = may_finish.then(|| self.supervisor.leave_rest(id)).flatten().unwrap_or_default();
         if let Some(mut instance) = self.supervisor.take_out(id) {
             let told = instance.to_string();
-            log::line(format_args!("{told} {}{rest}", instance.end()));
+            let (how, cut) = instance.end();
+            log::line(format_args!("{told} {how}{cut}{rest}"));
         }
     }
 

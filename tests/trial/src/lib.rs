@@ -90,7 +90,9 @@ impl Trial {
             .map(|((name, after), (_, before))| (name, after - before))
             .collect();
         let log = staff.end()?;
-        ensure!(Service::all(&Namespace::current()?)?.is_empty(), "services are left:\n{log}");
+        let left = Service::all(&Namespace::current()?)?;
+        let left: Vec<&str> = left.iter().map(|service| service.name().as_str()).collect();
+        ensure!(left.is_empty(), "services are left, {}:\n{log}", left.join(", "));
         Ok(Outcome { fates, troubles, counts, log })
     }
 

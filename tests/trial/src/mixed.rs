@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
-use overspill::{Policy, Service};
+use overspill::{Error, Policy, Service};
 
 use crate::record::Order;
 use crate::staff::{CAPACITY, NAME, PORT, Staff};
@@ -99,9 +99,9 @@ impl Mixed {
                 Lasting::Unread => staff.read_log(true),
                 Lasting::Full(listeners) => {
                     drop(listeners);
-                    let filler = Service::open(FILLER);
+                    let filler = Service::open(FILLER).and_then(Service::remove);
                     // Where nothing can be written just now it is tried again.
-                    if filler.is_ok_and(|filler| filler.remove().is_err()) {
+                    if filler.is_err_and(|error| !matches!(error, Error::NoSuchService { .. })) {
                         let until = Instant::now() + Duration::from_millis(200);
                         self.lasting.push((until, Lasting::Full(Vec::new())));
                     }

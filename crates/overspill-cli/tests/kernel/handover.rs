@@ -117,8 +117,8 @@ fn with_the_sockets_that_it_hands_to_workers() {
     let other = Version::copied_to(folder.path());
     let options = format!("--name web -n 2 --listen {CALLED} --listen 10.0.0.1:81 --words");
     let run = Run::start(&options, &WORKER);
-    run.line("service web:80");
-    let workers = pids("web:80");
+    run.line("service web:81");
+    let workers = pids("web");
     let clients = Clients::begin(|| {
         crate::run::ask(CALLED);
     });
@@ -126,7 +126,7 @@ fn with_the_sockets_that_it_hands_to_workers() {
         hand_over(build);
         clients.go_on();
     }
-    assert_eq!(pids("web:80"), workers);
+    assert_eq!(pids("web"), workers);
     clients.end();
     for worker in &workers {
         send(*worker, Signal::SIGKILL);
