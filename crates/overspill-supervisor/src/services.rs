@@ -254,9 +254,11 @@ impl Services {
     fn join_peers(&mut self, several: bool, socket: &Adopted) -> Result<Member> {
         let address = socket.address()?;
         let service = self.open_or_found(several, socket)?;
-        let id = match service.member(socket)? {
-            Some(id) => id,
-            None => service.join_adopted(std::slice::from_ref(socket))?[0],
+        let id = match service.join_adopted(std::slice::from_ref(socket)) {
+            Ok(joined) => joined[0],
+            // By another keeper of the same peers, or by the founding just now.
+            Err(error @ Error::AlreadyMember { .. }) => service.member(socket)?.ok_or(error)?,
+            Err(error) => return Err(error),
         };
         keep_requests(&service, socket);
         let known = self.made.iter().position(|made| !made.gone && made.service == service);

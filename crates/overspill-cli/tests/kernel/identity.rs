@@ -224,7 +224,7 @@ fn workers_that_are_handed_their_sockets_are_known() {
     known();
     let before = pids("web")[1];
     send(before, Signal::SIGKILL);
-    wait_until("it is succeeded", || pids("web")[1] != before);
+    wait_until("it is succeeded at both addresses", || !pids("web").contains(&before));
     known();
     run.ends_at(Signal::SIGTERM);
 }

@@ -568,9 +568,11 @@ fn restless_peers_leave_nothing_behind() {
         let served = answer(connect("10.0.0.1:80"));
         assert!(servers.iter().any(|server| server.pid() == served));
     }
+    // A keeper that has just begun has not opened all that it looks with. One that kept something
+    // of each of the hundreds of sockets would hold hundreds more.
     wait_until("the keepers hold no more than before", || {
         let now = keepers.iter().map(|it| (descriptors(it), threads(it)));
-        now.zip(&before).all(|(now, before)| now.0 <= before.0 && now.1 <= before.1)
+        now.zip(&before).all(|(now, before)| now.0 <= before.0 + 32 && now.1 <= before.1)
     });
     for keeper in keepers {
         keeper.ends_with(Signal::SIGTERM);
@@ -596,7 +598,12 @@ fn a_unit_in_a_restart_loop_costs_nothing_that_stays() {
             server.kill();
         }
         let unit = Unit::new(&format!("{name}.service"));
-        let servers = [0, 1].map(|_| start_in(&unit.path(), SERVE, &["10.0.0.1"]));
+        let servers = [0, 1].map(|_| {
+            let server = start_in(&unit.path(), SERVE, &["10.0.0.1"]);
+            // It may have been faster than the hooks: then it shares the port from now on.
+            wait_until("it is a member", || pids("web").contains(&server.pid()));
+            server
+        });
         wait_until("they are members, and no others", || {
             services() == ["web"]
                 && pids("web").len() == 2
