@@ -369,8 +369,8 @@ fn a_restart_that_fails_is_no_failure_of_a_later_one() {
     world::enter();
     let folder = tempfile::TempDir::new().unwrap();
     let bad = folder.path().join("bad");
-    let script = "if test -e \"$1\"; then while test -e \"$1\"; do sleep 0.01; done; exit 3; fi; \
-                  shift; exec \"$@\"";
+    let script = "if test -e \"$1\"; then : >\"$1.seen\"; \
+                  while test -e \"$1\"; do sleep 0.01; done; exit 3; fi; shift; exec \"$@\"";
     let mut command = vec!["sh", "-c", script, "sh", bad.to_str().unwrap()];
     command.extend(python(&["10.0.0.1:80"]));
     let run = Run::start("--name web -n 2", &command);
@@ -386,6 +386,7 @@ fn a_restart_that_fails_is_no_failure_of_a_later_one() {
     let mut second = tool::command("restart web");
     let second = second.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     run.line("replacing 2 workers, one after another, behind the restart under way");
+    wait_until("the successor is a bad one", || folder.path().join("bad.seen").exists());
     std::fs::remove_file(&bad).unwrap();
     line.clear();
     first.read_line(&mut line).unwrap();
