@@ -75,7 +75,7 @@ bash -c 'source /usr/share/bash-completion/bash_completion
 test "$(zsh -f -c 'autoload -U compinit; compinit -D; print $_comps[overspill]')" = _overspill
 HOME=/trial fish -c 'complete --do-complete "overspill sh"' | grep -q '^show'
 units=$(dpkg -L overspill | grep '/systemd/system/.*\.service$')
-test "$(wc -l <<<"$units")" = 2 || fail "the units are not 2: $units"
+test "$(wc -l <<<"$units")" = 3 || fail "the units are not 3: $units"
 for unit in $units; do
     unit=$(basename "$unit")
     systemd-analyze verify "${unit/@./@web.}" 2>&1 | tee /trial/verify

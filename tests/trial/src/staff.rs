@@ -170,7 +170,9 @@ impl Staff {
             .stderr(Stdio::null())
             .spawn()?;
         std::thread::spawn(move || asked.wait());
-        Self::signal(self.supervisor.id(), signal);
+        if self.is_up()? {
+            Self::signal(self.supervisor.id(), signal);
+        }
         Ok(())
     }
 
@@ -178,6 +180,11 @@ impl Staff {
     pub(crate) fn upgrade(&mut self) -> Result<()> {
         std::mem::swap(&mut self.program, &mut self.other);
         self.attempt("upgrade")
+    }
+
+    /// Whether the supervisor takes signals: before that, one would end it as it ends any process.
+    fn is_up(&self) -> Result<bool> {
+        Ok(cgroup_of(&self.supervisor)?.path().exists())
     }
 
     /// Lets what the supervisor tells be read, or not.
@@ -218,6 +225,7 @@ impl Staff {
     ///
     /// The supervisor does not end well.
     pub fn end(mut self) -> Result<String> {
+        self.wait_until("the supervisor takes signals", Self::is_up)?;
         self.are_there()?;
         Self::signal(self.supervisor.id(), Signal::SIGTERM);
         let status = self.supervisor.wait()?;
