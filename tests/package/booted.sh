@@ -49,7 +49,7 @@ bpftool("update", *state, "value", "hex", *value)
 PY
 }
 
-workers() { overspill show web | awk '$4 == "active" { print $3 }'; }
+workers() { overspill show web | awk '$5 == "active" { print $4 }'; }
 
 step "install: nothing is started or enabled"
 files >/trial/before
@@ -116,7 +116,8 @@ supervisor=$(systemctl show --property MainPID --value overspill@web)
 spoil 24
 overspill check | grep 'of overspill'
 apt-get -o Dpkg::Use-Pty=0 -qq -y install --reinstall /trial/overspill.deb >/trial/upgraded
-grep 'running supervisors go on' /trial/upgraded || fail "not told: $(cat /trial/upgraded)"
+grep '^supervisor of web: .* goes on with 2 workers' /trial/upgraded ||
+    fail "the supervisor is not of this version: $(cat /trial/upgraded)"
 grep '1 service in network namespace' /trial/upgraded || fail "not upgraded: $(cat /trial/upgraded)"
 overspill check | grep 'of this build' || fail "the services are not of this build"
 test "$(systemctl show --property MainPID --value overspill@web)" = "$supervisor" ||
