@@ -215,12 +215,11 @@ impl Place {
     /// Lets the calling thread live there from now on.
     pub(crate) fn enter(&self) -> Result<Namespace, Failure> {
         let namespace = self.namespace()?;
-        let path = match &self.netns {
-            None => return Ok(namespace),
-            Some(Netns::Inode(inode)) => find_namespace(*inode)?,
-            Some(Netns::Path(path)) => path.clone(),
-        };
-        enter_at(&namespace, &path)?;
+        match &self.netns {
+            None => {}
+            Some(Netns::Inode(_)) => enter(&namespace)?,
+            Some(Netns::Path(path)) => enter_at(&namespace, || Ok(path.clone()))?,
+        }
         Ok(namespace)
     }
 
@@ -231,18 +230,19 @@ impl Place {
 
 /// Lets the calling thread live in a network namespace from now on.
 pub(crate) fn enter(namespace: &Namespace) -> Result<(), Failure> {
-    if *namespace == Namespace::current()? {
-        return Ok(());
-    }
-    enter_at(namespace, &find_namespace(namespace.inode())?)
+    enter_at(namespace, || find_namespace(namespace.inode()))
 }
 
-fn enter_at(namespace: &Namespace, path: &Path) -> Result<(), Failure> {
+fn enter_at(
+    namespace: &Namespace,
+    path: impl FnOnce() -> Result<PathBuf, Failure>,
+) -> Result<(), Failure> {
     // To enter one takes privilege, even where one is already.
     if *namespace == Namespace::current()? {
         return Ok(());
     }
-    let entered = File::open(path).and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?));
+    let path = path()?;
+    let entered = File::open(&path).and_then(|file| Ok(setns(file, CloneFlags::CLONE_NEWNET)?));
     entered.map_err(|error| {
         let path = path.display();
         Failure::new(format!("cannot enter network namespace {path}: {error}; be root"))

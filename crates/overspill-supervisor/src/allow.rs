@@ -226,7 +226,7 @@ impl Keeper {
 
     fn decide(&mut self, now: Instant, present: &[Present]) {
         let owners = &self.owners;
-        // Who runs and does not hold it any more has closed it.
+        // A process that runs and no longer holds the socket has closed it.
         let closed = |pid: usize| owners.iter().any(|it| it.pid as usize == pid);
         let around = Around {
             awaited: &|_| true,

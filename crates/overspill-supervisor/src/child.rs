@@ -6,7 +6,10 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
 
 use rustix::io::Errno;
-use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, waitid, waitpid};
+
+use crate::error::Result;
+use crate::threads::start_thread;
 
 /// A child. Until it is reaped, its number stands for no other process.
 #[derive(Debug)]
@@ -36,6 +39,23 @@ impl Child {
     pub(crate) fn wait(&mut self) -> io::Result<ExitStatus> {
         let ended = self.reap(WaitOptions::empty())?;
         ended.ok_or_else(|| io::Error::other("the kernel names no process that has ended"))
+    }
+
+    /// Calls this when it ends, and leaves it to be reaped.
+    pub(crate) fn watch_end(&self, ended: impl FnOnce() + Send + 'static) -> Result<()> {
+        let pid = self.pid;
+        start_thread(move || {
+            let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            while matches!(waitid(WaitId::Pid(pid), options), Err(Errno::INTR)) {}
+            ended();
+        })
+    }
+
+    /// Whether it has ended, reaped or not.
+    pub(crate) fn has_ended(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        self.ended.is_some()
+            || waitid(WaitId::Pid(self.pid), options).is_ok_and(|ended| ended.is_some())
     }
 
     fn reap(&mut self, options: WaitOptions) -> io::Result<Option<ExitStatus>> {

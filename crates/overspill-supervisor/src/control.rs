@@ -4,7 +4,7 @@
 //! It is an abstract Unix socket: as services do, it lives in the network namespace, and
 //! it is gone with its supervisor, however that ends. What is said is lines of text: a
 //! request, then what is done about it, line by line, `progress: WHAT`, and at last `done`
-//! or `failed: WHY`. Whoever asks skips lines of other kinds: a later version may have some.
+//! or `failed: WHY`. The client skips lines of other kinds, which a later version may send.
 //!
 //! A keeper (`overspill allow`) has one as well, of a name with a number of its own, as several
 //! may keep one service: it shows who keeps it.
@@ -194,7 +194,7 @@ impl Control {
                 Err(error) => return Err(not_made(name, error)),
             }
             match connect(&address(name)).and_then(|stream| peer(&stream)) {
-                // One that is killed at this moment is seen alive no second time.
+                // A holder that was just killed may still look alive the first time.
                 Ok(holder) if !is_ending(holder) && seen_alive => {
                     return Err(taken(name, holder));
                 }

@@ -122,12 +122,8 @@ fn candidates(place: &Place) -> Result<Vec<PathBuf>> {
 
 /// Where it is, and its inode number.
 fn find(candidates: Vec<PathBuf>) -> Option<(Cgroup, u64)> {
-    let mut found = candidates.into_iter().filter(|folder| is_cgroup(folder)).map(Cgroup::at);
+    let mut found = candidates.into_iter().map(Cgroup::at).filter(Cgroup::exists);
     found.find_map(|cgroup| inode(&cgroup).map(|inode| (cgroup, inode)))
-}
-
-fn is_cgroup(folder: &Path) -> bool {
-    folder.join("cgroup.procs").exists()
 }
 
 fn inode(cgroup: &Cgroup) -> Option<u64> {
@@ -161,9 +157,10 @@ impl Watch {
     fn add(&self, folder: &Path) {
         let Some(descriptor) = &self.0 else { return };
         let flags = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::ONLYDIR;
-        if let Some(above) = folder.ancestors().skip(1).find(|it| is_cgroup(it)) {
+        let mut above = folder.ancestors().skip(1).map(|it| Cgroup::at(it.to_owned()));
+        if let Some(above) = above.find(Cgroup::exists) {
             // It may be gone by now; then the next look finds another one.
-            let _ = inotify::add_watch(&**descriptor, above, flags);
+            let _ = inotify::add_watch(&**descriptor, above.path(), flags);
         }
     }
 }

@@ -39,6 +39,12 @@ pub const COMMAND: &str = "hand-over";
 
 /// Where the text is said to be: the number of the memfd's descriptor.
 pub(crate) const VARIABLE: &str = "OVERSPILL_HAND_OVER";
+/// The kind of the fact which process the text is for.
+const PROCESS: &str = "process";
+/// The kind of the descriptor of the program that this process was before.
+const BEFORE: &str = "before";
+/// The kind of the fact why the next program could not go on.
+const REFUSED: &str = "refused";
 const WRITTEN: &str = "a String takes everything";
 /// How long a build may take to say that it can be handed over to.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -113,7 +119,7 @@ impl<'a> Will<'a> {
     pub(crate) fn new() -> Self {
         let mut will = Self { text: String::new(), descriptors: Vec::new() };
         // A text that somebody else gets by its environment is not theirs.
-        will.fact("process", std::process::id());
+        will.fact(PROCESS, std::process::id());
         will
     }
 
@@ -130,15 +136,17 @@ impl<'a> Will<'a> {
 
     /// Becomes the program, with this process's arguments. Returns only why it could not.
     pub(crate) fn become_program(self, program: &Path) -> io::Error {
-        let text = memfd_create(c"overspill", MFdFlags::MFD_CLOEXEC).map_err(io::Error::from);
-        let text = text.map(File::from).and_then(|mut text| {
-            text.write_all(self.text.as_bytes())?;
-            Ok(text)
-        });
-        match text {
-            Ok(text) => execute(program, &text, &self.descriptors),
-            Err(error) => error,
-        }
+        self.try_to_become(program).unwrap_or_else(|error| error)
+    }
+
+    fn try_to_become(self, program: &Path) -> io::Result<io::Error> {
+        let own = File::open("/proc/self/exe")?;
+        let Self { mut text, descriptors } = self;
+        writeln!(text, "descriptor {BEFORE} {}", own.as_raw_fd()).expect(WRITTEN);
+        let mut memory = File::from(memfd_create(c"overspill", MFdFlags::MFD_CLOEXEC)?);
+        memory.write_all(text.as_bytes())?;
+        let descriptors: Vec<_> = descriptors.into_iter().chain([own.as_fd()]).collect();
+        Ok(execute(program, &memory, &descriptors))
     }
 }
 
@@ -196,7 +204,7 @@ impl Estate {
         let all = text.rewind().and_then(|()| text.read_to_string(&mut read));
         all.map_err(|error| failed(error.to_string()))?;
         let estate = Self::parse(text, &read).map_err(failed)?;
-        let own = estate.fact("process").and_then(|words| words.first()?.parse().ok());
+        let own = estate.fact(PROCESS).and_then(|words| words.first()?.parse().ok());
         if own != Some(std::process::id()) {
             return Err(failed("it is another process's".to_owned()));
         }
@@ -251,17 +259,17 @@ impl Estate {
 
     /// Why the program that this process was to become gave it back.
     pub(crate) fn refused(&self) -> Option<String> {
-        self.fact("refused").map(|words| words.join(" "))
+        self.fact(REFUSED).map(|words| words.join(" "))
     }
 
     /// Becomes the program again that this process was before, which is told why. Returns only
     /// why that failed as well.
     pub(crate) fn give_back(mut self, why: &Error) -> io::Error {
-        let Some(before) = self.descriptor("before") else {
+        let Some(before) = self.descriptor(BEFORE) else {
             return io::Error::other("the program before is not known");
         };
         let before = PathBuf::from(format!("/proc/self/fd/{}", before.as_raw_fd()));
-        let line = format!("fact refused {}\n", why.to_string().replace(char::is_control, " "));
+        let line = format!("fact {REFUSED} {}\n", why.to_string().replace(char::is_control, " "));
         if let Err(error) = self.text.write_all(line.as_bytes()) {
             return error;
         }

@@ -1,9 +1,9 @@
 //! What a supervisor leaves to the next build of itself, and how that goes on with it.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,7 +26,6 @@ use crate::supervisor::{HandOver, Leaving, Phase, Supervisor};
 pub(crate) const CONTROL: &str = "control";
 pub(crate) const CLIENT: &str = "client";
 pub(crate) const LISTENER: &str = "listener";
-const BEFORE: &str = "before";
 /// PID DESCRIPTOR WORKER
 const COPY: &str = "copy";
 const LINK: &str = "link";
@@ -58,13 +57,8 @@ impl Supervisor {
 
     /// Becomes the program that is to take over. Returns only why it could not.
     pub(crate) fn become_program(&self, hand_over: &HandOver) -> io::Error {
-        let before = match File::open("/proc/self/exe") {
-            Ok(before) => before,
-            Err(error) => return error,
-        };
         let mut will = Will::new();
         will.descriptor(CONTROL, self.control.as_fd(), "");
-        will.descriptor(BEFORE, before.as_fd(), "");
         if let Some(client) = hand_over.reply.as_ref().and_then(Reply::client) {
             will.descriptor(CLIENT, client.as_fd(), "");
         }
@@ -140,7 +134,7 @@ impl Supervisor {
         self.members.services = services.all();
         self.inherit_copies(estate)?;
         for words in estate.facts(GIVEN) {
-            if let Some((cookie, owner)) = pair(words) {
+            if let (Some(cookie), Some(owner)) = (word(words, 0), word(words, 1)) {
                 self.members.given.add(cookie, InstanceId::numbered(owner));
             }
         }
@@ -148,28 +142,21 @@ impl Supervisor {
     }
 
     fn inherit_pipes(&mut self, estate: &Estate) -> Result<()> {
-        for (reader, words) in estate.all(PIPE) {
-            let [place, pid, worker, ..] = words else { continue };
-            let (Ok(place), Ok(pid), Ok(worker)) = (place.parse(), pid.parse(), worker.parse())
-            else {
-                continue;
-            };
-            let reader = reader.try_clone();
-            let reader = reader.map_err(|error| Error::system("duplicate a pipe", error))?;
-            self.relay.inherit(place, pid, worker, reader);
+        for (reader, words) in duplicates(estate, PIPE)? {
+            if let Some((place, pid, worker)) = three(words) {
+                self.relay.inherit(place, pid, worker, reader);
+            }
         }
         Ok(())
     }
 
     fn inherit_processes(&mut self, estate: &Estate) -> Result<()> {
-        let next = numbers(estate, NEXT).next().unwrap_or_default();
-        self.next_id = InstanceId::numbered(next);
+        let next = estate.fact(NEXT).and_then(|words| word(words, 0));
+        self.next_id = InstanceId::numbered(next.unwrap_or_default());
         let now = Instant::now();
         for words in estate.facts(PROCESS) {
-            let [id, worker, pid, kind, state, ports, cgroup @ ..] = words else { continue };
-            let (Ok(id), Ok(worker), Ok(pid)) = (id.parse(), worker.parse(), pid.parse()) else {
-                continue;
-            };
+            let [_, _, _, kind, state, ports, cgroup @ ..] = words else { continue };
+            let Some((id, worker, pid)) = three(words) else { continue };
             let id = InstanceId::numbered(id);
             let kind = Kind::named(kind).unwrap_or(Kind::Stranger);
             let ports = ports.split(',').filter_map(|port| port.parse().ok()).collect();
@@ -189,22 +176,15 @@ impl Supervisor {
                 _ => self.take_leave(id),
             }
         }
-        let own = self.cgroup.as_ref().map(|own| own.path().to_owned());
-        let others = self.instances.iter().filter_map(Instance::cgroup);
-        let others = others.filter(|it| it.path().parent() != own.as_deref());
-        self.hook_left(others.cloned().collect::<Vec<_>>().iter());
+        let runs = self.instances.iter().filter_map(|it| it.cgroup()?.parent());
+        let own = self.cgroup.as_ref().map(Cgroup::path);
+        self.hook_left(runs.filter(|run| Some(run.path()) != own).collect());
         Ok(())
     }
 
     fn inherit_copies(&mut self, estate: &Estate) -> Result<()> {
-        for (descriptor, words) in estate.all(COPY) {
-            let [pid, number, worker, ..] = words else { continue };
-            let (Ok(pid), Ok(number), Ok(worker)) = (pid.parse(), number.parse(), worker.parse())
-            else {
-                continue;
-            };
-            let copy = descriptor.try_clone();
-            let copy = copy.map_err(|error| Error::system("duplicate a socket", error))?;
+        for (copy, words) in duplicates(estate, COPY)? {
+            let Some((pid, number, worker)) = three(words) else { continue };
             let copy = Adopted::new(copy, pid, number);
             // One that was shut down meanwhile is nobody's any more.
             let (Ok(cookie), Ok(address)) = (copy.cookie(), copy.address()) else { continue };
@@ -217,10 +197,8 @@ impl Supervisor {
 
 /// Copies of the sockets that are handed to workers.
 pub(crate) fn sockets(estate: &Estate, plan: &Plan) -> Result<Sockets> {
-    let copies = estate.all(LISTENER).map(|(listener, _)| listener.try_clone());
-    let copies = copies.collect::<io::Result<Vec<_>>>();
-    let copies = copies.map_err(|error| Error::system("duplicate a socket", error))?;
-    Ok(Sockets::inherit(&plan.addresses, plan.backlog, copies))
+    let copies = duplicates(estate, LISTENER)?.into_iter().map(|(listener, _)| listener);
+    Ok(Sockets::inherit(&plan.addresses, plan.backlog, copies.collect()))
 }
 
 /// The control group of all workers, where they have one.
@@ -251,10 +229,18 @@ fn plan_line(plan: &Plan) -> String {
     format!("{} {}{}", plan.name, plan.workers, addresses.collect::<String>())
 }
 
-fn numbers<'a>(estate: &'a Estate, kind: &'a str) -> impl Iterator<Item = u64> + 'a {
-    estate.facts(kind).filter_map(|words| words.first()?.parse().ok())
+/// The descriptors of a kind, with their arguments. The originals stay with the estate, so that it
+/// can be given back.
+fn duplicates<'a>(estate: &'a Estate, kind: &str) -> Result<Vec<(OwnedFd, &'a [String])>> {
+    let failed = |error| Error::system(format!("duplicate the inherited {kind}"), error);
+    let all = estate.all(kind).map(|(own, words)| Ok((own.try_clone().map_err(failed)?, words)));
+    all.collect()
 }
 
-fn pair(words: &[String]) -> Option<(u64, u64)> {
-    Some((words.first()?.parse().ok()?, words.get(1)?.parse().ok()?))
+fn word<T: FromStr>(words: &[String], at: usize) -> Option<T> {
+    words.get(at)?.parse().ok()
+}
+
+fn three<A: FromStr, B: FromStr, C: FromStr>(words: &[String]) -> Option<(A, B, C)> {
+    Some((word(words, 0)?, word(words, 1)?, word(words, 2)?))
 }

@@ -4,9 +4,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::time::Instant;
 
-use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid};
 use overspill::adopt::sockets_of;
 use overspill::{Address, Cgroup, Connection, Namespace, connections, moved_connections};
@@ -18,7 +16,6 @@ use crate::log::{self, tell};
 use crate::plan::KillMode;
 use crate::process::parent;
 use crate::sight::{Group, listeners_among};
-use crate::threads::start_thread;
 
 /// A process of a worker. There are two of a worker while one replaces the other.
 #[derive(Debug)]
@@ -214,21 +211,12 @@ impl Instance {
 
     /// Whether its first process has ended, or, of one that is no child, all of them.
     pub(crate) fn has_ended(&self) -> bool {
-        if self.child.is_none() {
-            return self.has_left();
-        }
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT | WaitPidFlag::WNOHANG;
-        waitid(Id::Pid(self.group()), flags).is_ok_and(|status| status != WaitStatus::StillAlive)
+        self.child.as_ref().map_or_else(|| self.has_left(), Child::has_ended)
     }
 
-    /// Calls this when its process ends, and leaves it to be reaped.
+    /// Calls this when its first process ends, if that is a child of this process.
     pub(crate) fn watch_end(&self, ended: impl FnOnce() + Send + 'static) -> Result<()> {
-        let pid = self.group();
-        start_thread(move || {
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-            while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
-            ended();
-        })
+        self.child.as_ref().map_or(Ok(()), |child| child.watch_end(ended))
     }
 
     /// The process group that it was started in: that of its first process.
@@ -314,7 +302,7 @@ impl Instance {
         Ok(all.filter(is_served))
     }
 
-    /// Those that it has accepted. The others are served by whoever gets what is in its queue.
+    /// Its accepted connections. The queued ones migrate.
     fn accepted(&self) -> overspill::Result<impl Iterator<Item = overspill::Result<Connection>>> {
         let is_accepted =
             |it: &overspill::Result<Connection>| it.as_ref().map_or(true, |it| it.inode != 0);

@@ -140,17 +140,21 @@ pub(crate) fn after(pause: Duration) -> String {
 
 /// "1 worker", "2 workers".
 pub(crate) fn workers(count: usize) -> String {
-    format!("{count} worker{}", if count == 1 { "" } else { "s" })
+    counted(count, "worker", "s")
 }
 
 /// "1 process", "2 processes".
 pub(crate) fn processes(count: usize) -> String {
-    format!("{count} process{}", if count == 1 { "" } else { "es" })
+    counted(count, "process", "es")
 }
 
 /// "1 connection", "2 connections".
 pub(crate) fn connections(count: usize) -> String {
-    format!("{count} connection{}", if count == 1 { "" } else { "s" })
+    counted(count, "connection", "s")
+}
+
+fn counted(count: usize, noun: &str, plural: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { plural })
 }
 
 #[cfg(test)]

@@ -97,7 +97,7 @@ fn refuse(lines: &[String], replies: Vec<Reply>) {
     }
 }
 
-/// What is told of keys that have changed and can't.
+/// The message about changed keys that take effect only at the next start.
 pub(crate) fn left_as_before(kept: &[&str]) -> Option<String> {
     let keys = (!kept.is_empty()).then(|| kept.join(", "))?;
     Some(format!("{keys} changed in the file: left as before until overspill run is started anew"))

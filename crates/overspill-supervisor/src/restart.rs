@@ -209,8 +209,8 @@ impl Supervisor {
         }
     }
 
-    /// Those that are replaced stay, and so do those that are not. Whoever has asked after the
-    /// successor was started may want another one: they are so many behind the first wishes.
+    /// Ends the first `wishes` restarts with a failure; the workers stay as they are. Restarts
+    /// requested after the successor was started go on: they need another successor.
     fn restart_failed(&mut self, wishes: usize, why: &str) {
         let Some(restart) = &mut self.restart else { return };
         restart.step = None;

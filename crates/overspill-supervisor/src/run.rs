@@ -205,7 +205,7 @@ impl Run {
         self.start_hand(services)
     }
 
-    /// All is taken over: what was kept in case it is not goes, and who has asked is told.
+    /// The take-over is complete: drops what giving back would need, and answers the client.
     fn settle(&mut self, estate: &mut Estate) {
         let it = &mut self.supervisor;
         it.sockets.settle(estate.give(inheritance::LISTENER));
@@ -323,12 +323,11 @@ impl Run {
     /// instead, where one is to take over and nothing is under way.
     fn next_event(&mut self) -> Option<Event> {
         if !self.supervisor.can_hand_over() {
-            let until = self.next_change(Instant::now());
-            return next_event(&self.supervisor, Some(until));
+            return next_event(&self.supervisor, self.next_change(Instant::now()));
         }
         // A signal that comes from now on is the next build's.
         let gate = self.signals.hold();
-        let event = next_event(&self.supervisor, Some(Instant::now()));
+        let event = next_event(&self.supervisor, Instant::now());
         let it = &mut self.supervisor;
         if event.is_none()
             && let Some(hand_over) = it.hand_over.take()
@@ -351,16 +350,18 @@ impl Run {
             return it.reload(self.reread.as_ref(), reply);
         };
         let hand_over = HandOver { program: program.clone(), reply, restarts: true };
-        let (tried, result) = (it.sender.clone(), sync_channel(1));
+        // It is given to the thread only once that runs: without one, this build goes on with it.
+        let (given, gets) = sync_channel(1);
+        let sender = it.sender.clone();
         let started = start_thread(move || {
-            if let Ok(hand_over) = result.1.recv() {
+            if let Ok(hand_over) = gets.recv() {
                 let outcome = handover::try_out(&program);
                 // Nobody listens any more once the supervisor has ended.
-                let _ = tried.send(Event::Tried(hand_over, outcome));
+                let _ = sender.send(Event::Tried(hand_over, outcome));
             }
         });
         match started {
-            Ok(()) => drop(result.0.send(hand_over)),
+            Ok(()) => drop(given.send(hand_over)),
             Err(error) => self.go_on(hand_over, &error.to_string()),
         }
     }
@@ -640,7 +641,7 @@ impl Run {
         while !self.supervisor.instances.is_empty() {
             let look = Instant::now() + leaving::LOOK;
             let until = patience.map_or(look, |until| until.min(look));
-            match next_event(&self.supervisor, Some(until)) {
+            match next_event(&self.supervisor, until) {
                 Some(Event::Ended(id)) => self.bury(id, patience.is_some()),
                 Some(Event::Asked(_, reply)) => reply.failed("the supervisor is ending"),
                 // Ending, there is nothing to reload.
@@ -736,26 +737,19 @@ fn worker_and_pid(seat: &Seat) -> String {
 }
 
 /// The next event, or `None` when there is none until then.
-fn next_event(it: &Supervisor, until: Option<Instant>) -> Option<Event> {
-    let connected = "the supervisor holds a sender";
-    match until {
-        None => Some(it.events.recv().expect(connected)),
-        Some(until) => {
-            match it.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(event) => Some(event),
-                Err(RecvTimeoutError::Timeout) => None,
-                Err(RecvTimeoutError::Disconnected) => unreachable!("{connected}"),
-            }
-        }
+fn next_event(it: &Supervisor, until: Instant) -> Option<Event> {
+    match it.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+        Ok(event) => Some(event),
+        Err(RecvTimeoutError::Timeout) => None,
+        Err(RecvTimeoutError::Disconnected) => unreachable!("the supervisor holds a sender"),
     }
 }
 
 /// Takes the name, or goes on with it.
 fn hold_name(plan: &Plan, estate: Option<&Estate>, reserved: usize) -> Result<Control> {
-    let inherited = estate.map(|estate| estate.descriptor(inheritance::CONTROL));
-    match inherited {
-        Some(Some(socket)) => Control::inherit(&plan.name, socket, reserved),
-        Some(None) | None => Control::bind(&plan.name, reserved),
+    match estate.and_then(|estate| estate.descriptor(inheritance::CONTROL)) {
+        Some(socket) => Control::inherit(&plan.name, socket, reserved),
+        None => Control::bind(&plan.name, reserved),
     }
 }
 

@@ -83,8 +83,7 @@ impl Services {
         let Ok(mut there) = there.map(|all| all.into_iter().collect::<HashMap<_, _>>()) else {
             return Listing::new();
         };
-        self.find_peers(&there);
-        self.find_own(&there);
+        self.find(&there);
         for made in self.made.iter_mut().filter(|made| !made.gone) {
             let members = there.remove(made.service.name());
             made.gone = members.is_none();
@@ -236,16 +235,14 @@ impl Services {
     /// port is not part of the name, so that it stays valid when there are more; where the
     /// families are apart, the second one is.
     fn name_for(&self, address: Address) -> Result<Name> {
-        let is_there =
-            |name: &Name| self.made.iter().any(|made| !made.gone && made.service.name() == name);
-        let mut before = self.made.iter().filter(|made| made.gone && made.was_at(address));
-        if let Some(before) = before.find(|made| !is_there(made.service.name())) {
+        let mut before =
+            self.made.iter().filter(|made| made.gone && share_requests(made.address, address));
+        if let Some(before) = before.find(|made| self.number_of(made.service.name()).is_none()) {
             return Ok(before.service.name().clone());
         }
         let on_port = |made: &Made| made.address.port == address.port;
         let apart = self.made.iter().any(|made| !made.gone && on_port(made));
-        let family = if address.families.ipv6 { "-ipv6" } else { "-ipv4" };
-        let base: Name = format!("{}{}", self.name, if apart { family } else { "" }).parse()?;
+        let base = if apart { self.name.with_family(address.families)? } else { self.name.clone() };
         let is_first = self.made.first().is_none_or(on_port);
         Ok(if is_first { base } else { base.with_port(address.port) })
     }
@@ -261,7 +258,7 @@ impl Services {
             Err(error) => return Err(error),
         };
         keep_requests(&service, socket);
-        let known = self.made.iter().position(|made| !made.gone && made.service == service);
+        let known = self.number_of(service.name());
         let number = known.unwrap_or_else(|| self.add(service, address));
         Ok(Member { service: number, id })
     }
@@ -318,45 +315,36 @@ impl Services {
             && members.iter().all(|it| it.address.port == port)
     }
 
-    /// Takes note of services that have workers of this supervisor: a person has made them, or a
-    /// predecessor has, whose services could not be read when this supervisor began.
-    fn find_own(&mut self, there: &HashMap<Name, Vec<ListedSocket>>) {
-        if self.peers.is_some() {
-            return;
-        }
-        let known =
-            |name: &Name| self.made.iter().any(|made| !made.gone && made.service.name() == name);
-        let is_worker = |it: &ListedSocket| groups::worker(it.pid, &self.name).is_some();
-        let own = there.iter().filter(|(name, members)| {
-            !known(name) && is_own(&self.name, name) && members.iter().any(is_worker)
-        });
-        let mut own: Vec<(Service, Address)> = own
+    /// Adds services that were made before, or by others: those of peers, because a member whose
+    /// process ended meanwhile has to leave; and those with workers of this supervisor, which a
+    /// person made, or a predecessor whose services could not be read at the start.
+    fn find(&mut self, there: &HashMap<Name, Vec<ListedSocket>>) {
+        let belongs = |name: &Name, members: &[ListedSocket]| match &self.peers {
+            Some(ports) => ports.iter().any(|&port| self.is_ours(name, port, members)),
+            None => is_own(&self.name, name) && members.iter().any(|it| self.is_worker(it)),
+        };
+        let found = there
+            .iter()
+            .filter(|(name, members)| self.number_of(name).is_none() && belongs(name, members));
+        let mut found: Vec<(Service, Address)> = found
             .filter_map(|(name, members)| {
                 Some((Service::open(name.as_str()).ok()?, members.first()?.address))
             })
             .collect();
         // Those of the first port come first.
-        own.sort_by_key(|(service, _)| *service.name() != service.name().without_port());
-        for (service, address) in own {
+        found.sort_by_key(|(service, _)| *service.name() != service.name().without_port());
+        for (service, address) in found {
             self.add(service, address);
         }
     }
 
-    /// Takes note of services of peers that were made before, or by somebody else: a member whose
-    /// process ended while nobody looked is to be taken out.
-    fn find_peers(&mut self, there: &HashMap<Name, Vec<ListedSocket>>) {
-        let known =
-            |name: &Name| self.made.iter().any(|made| !made.gone && made.service.name() == name);
-        let ports = self.peers.iter().flatten();
-        let ours = there.iter().filter(|(name, members)| {
-            !known(name) && ports.clone().any(|&port| self.is_ours(name, port, members))
-        });
-        let found = ours.filter_map(|(name, members)| {
-            Some((Service::open(name.as_str()).ok()?, members.first()?.address))
-        });
-        for (service, address) in found.collect::<Vec<_>>() {
-            self.add(service, address);
-        }
+    fn is_worker(&self, member: &ListedSocket) -> bool {
+        groups::worker(member.pid, &self.name).is_some()
+    }
+
+    /// The number of the service of that name, if it is there.
+    fn number_of(&self, name: &Name) -> Option<ServiceNumber> {
+        self.made.iter().position(|made| !made.gone && made.service.name() == name)
     }
 
     /// A new service, of these sockets.
@@ -444,7 +432,7 @@ impl Services {
     /// its workers ended. A new service may need their names, or their ports. Any others stay.
     fn remove_gone(&self) -> Result<()> {
         for (name, members) in Service::sockets(&Namespace::current()?)? {
-            let is_used = self.made.iter().any(|it| !it.gone && *it.service.name() == name);
+            let is_used = self.number_of(&name).is_some();
             if is_used || !members.iter().all(|it| it.gone) || !is_own(&self.name, &name) {
                 continue;
             }
@@ -473,14 +461,6 @@ impl Services {
     }
 }
 
-impl Made {
-    /// Whether its members were called where that address is.
-    fn was_at(&self, address: Address) -> bool {
-        let (own, other) = (self.address.families, address.families);
-        self.address.port == address.port && (own.ipv4 && other.ipv4 || own.ipv6 && other.ipv6)
-    }
-}
-
 fn listed(it: &ListedSocket) -> Listed {
     let ListedSocket { member: id, cookie, address, pid, gone, draining } = *it;
     Listed { id, cookie, address, pid, gone, draining, served: runs(pid) }
@@ -488,12 +468,14 @@ fn listed(it: &ListedSocket) -> Listed {
 
 /// Whether a socket with this address can take the members' requests, and they can take its own.
 fn fits(members: &[ListedSocket], address: Address) -> bool {
-    let own = address.families;
-    let fits = |it: &ListedSocket| {
-        let other = it.address.families;
-        it.address.port == address.port && (own.ipv4 && other.ipv4 || own.ipv6 && other.ipv6)
-    };
-    !members.is_empty() && members.iter().all(fits)
+    !members.is_empty() && members.iter().all(|it| share_requests(it.address, address))
+}
+
+/// Whether sockets at two addresses can take each other's requests: of one port and a family that
+/// both have.
+fn share_requests(one: Address, other: Address) -> bool {
+    let (own, others) = (one.families, other.families);
+    one.port == other.port && (own.ipv4 && others.ipv4 || own.ipv6 && others.ipv6)
 }
 
 /// Where several sockets have one address, what waits at one can move to another.

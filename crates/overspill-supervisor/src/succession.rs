@@ -34,7 +34,7 @@ impl Supervisor {
         let told = log::workers(left.len());
         log::line(format_args!("taking over {told} of a supervisor that was killed"));
         self.begun = true;
-        self.hook_left(left.iter().map(|it| &it.cgroup));
+        self.hook_left(left.iter().filter_map(|it| it.cgroup.parent()).collect());
         for Left { cgroup, worker, .. } in left {
             let id = self.next_id.take();
             self.instances.push(Instance::left(id, worker, cgroup));
@@ -66,8 +66,7 @@ impl Supervisor {
 
     /// The hooks on these ended with their supervisor. Who has not bound its port yet would have it
     /// for itself.
-    pub(crate) fn hook_left<'a>(&mut self, left: impl Iterator<Item = &'a Cgroup>) {
-        let mut runs: Vec<Cgroup> = left.filter_map(Cgroup::parent).collect();
+    pub(crate) fn hook_left(&mut self, mut runs: Vec<Cgroup>) {
         runs.dedup();
         for run in runs {
             let hooked = Hooks::attach(&run, &self.plan.private).map_err(Error::from);

@@ -260,9 +260,6 @@ impl Supervisor {
 
     /// Has the end of a child told.
     pub(crate) fn watch_end_of(&self, instance: &Instance) -> Result<()> {
-        if instance.is_stranger() {
-            return Ok(());
-        }
         let (sender, id) = (self.sender.clone(), instance.id);
         instance.watch_end(move || {
             // Nobody listens any more once the supervisor has ended.
@@ -312,7 +309,7 @@ pub(crate) fn hand_on(
                 drop(listened);
                 hint.swap(true, Ordering::AcqRel) || sender.send(Event::Hint).is_ok()
             }
-            // Who connects again and again is told of once.
+            // One event for each process and port.
             HooksEvent::Connecting { pid, port } => {
                 if connecting.len() >= REMEMBERED {
                     connecting.clear();

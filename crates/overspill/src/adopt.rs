@@ -86,9 +86,10 @@ impl Adopted {
         Ok(sys::inspect(self.socket.as_fd())?.address)
     }
 
-    /// Shuts it down: it listens no more, and whoever waits in `accept(2)` gets `EINVAL`. What waits
-    /// in its queue moves to a sibling's, if requests are kept there
-    /// ([`Service::keep_requests`](crate::Service::keep_requests)); otherwise it is reset.
+    /// Shuts the listening socket down: it stops listening, and `accept(2)` fails with `EINVAL`.
+    /// Connections in its queue migrate to a sibling if
+    /// [`Service::keep_requests`](crate::Service::keep_requests) is in effect; otherwise they are
+    /// reset.
     ///
     /// # Errors
     ///

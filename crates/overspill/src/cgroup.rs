@@ -39,8 +39,7 @@ impl Cgroup {
         // cgroups(7): the line of version 2 has number 0 and no controllers.
         let own = text.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
         let folders = mounts::points("cgroup2")?.into_iter().map(|point| point.join(own));
-        let mut folders = folders.filter(|folder| folder.join("cgroup.procs").exists());
-        folders.next().map(Self::at).ok_or(Error::NoCgroup2)
+        first_of(folders).ok_or(Error::NoCgroup2)
     }
 
     /// The one with this folder, or with this path below a cgroup2 mount, if it is there.
@@ -167,6 +166,12 @@ impl Cgroup {
     #[must_use]
     pub fn at(path: PathBuf) -> Self {
         Self { path }
+    }
+
+    /// Whether there is such a control group now.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.path.join("cgroup.procs").exists()
     }
 
     /// Its folder.
@@ -331,8 +336,8 @@ impl Cgroup {
 }
 
 /// The first folder that is a control group.
-fn first_of(folders: Vec<PathBuf>) -> Option<Cgroup> {
-    folders.into_iter().find(|folder| folder.join("cgroup.procs").exists()).map(Cgroup::at)
+fn first_of(folders: impl IntoIterator<Item = PathBuf>) -> Option<Cgroup> {
+    folders.into_iter().map(Cgroup::at).find(Cgroup::exists)
 }
 
 fn visit_folder(folder: &Path, visit: &mut impl FnMut(&Path) -> io::Result<()>) -> io::Result<()> {

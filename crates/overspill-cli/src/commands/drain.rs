@@ -44,7 +44,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
 }
 
-/// Whoever drains the last member that takes requests may not know.
+/// Warns if this was the last member that takes requests.
 fn remark_on_rest(status: &Status) {
     let any = |state| status.members.iter().any(|member| member.state == state);
     let name = &status.name;

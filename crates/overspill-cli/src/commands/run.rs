@@ -127,7 +127,7 @@ pub(crate) struct Args {
     #[arg(long, hide_short_help = true, value_name = "SIGNAL", default_value = "TERM", value_parser = supervisor::stop_signal)]
     stop_signal: Signal,
 
-    /// Whom it reaches: mixed or group
+    /// Who gets it: mixed or group
     #[arg(
         long,
         hide_short_help = true,

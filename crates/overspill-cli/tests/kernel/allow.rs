@@ -16,14 +16,7 @@ const OPTION: &str = include_str!("option.py");
 
 /// Answers with its process id.
 pub(crate) const SERVE: &str = "
-import os, select
-made = [listening((address, 80)) for address in sys.argv[1:]]
-print('ready', flush=True)
-while True:
-    for listener in select.select(made, [], [])[0]:
-        connection, _ = listener.accept()
-        connection.sendall(b'%d' % os.getpid())
-        connection.close()
+serve_pid([listening((address, 80)) for address in sys.argv[1:]])
 ";
 
 /// A control group of the test's own.

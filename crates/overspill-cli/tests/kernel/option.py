@@ -1,6 +1,8 @@
 """What the tests of the socket option do in a process of a hooked control group."""
 
 import errno
+import os
+import select
 import socket
 import struct
 import sys
@@ -67,6 +69,16 @@ def waits_for(expected, look):
 
 def tell(*words):
     print("told:", *words, file=sys.stderr, flush=True)
+
+
+def serve_pid(listeners):
+    """Answers with the process id; does not end."""
+    print("ready", flush=True)
+    while True:
+        for listener in select.select(listeners, [], [])[0]:
+            connection, _ = listener.accept()
+            connection.sendall(b"%d" % os.getpid())
+            connection.close()
 
 
 def serve(listeners):

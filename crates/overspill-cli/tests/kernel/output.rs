@@ -54,6 +54,24 @@ impl Run {
         Self { supervisor, stdout, stderr }
     }
 
+    /// Its only worker has said that it is up.
+    #[track_caller]
+    fn is_up(&self) {
+        expect(&self.stdout, "0 | up");
+        expect(&self.stderr, "0 | ready");
+    }
+
+    /// Its only worker was asked for the last word, has ended, and has a successor.
+    #[track_caller]
+    fn is_succeeded(&self) {
+        for line in ["0 | asked", "0 | last", "0 | up"] {
+            expect(&self.stdout, line);
+        }
+        for line in ["0 | served", "0 | words", "0 | ready"] {
+            expect(&self.stderr, line);
+        }
+    }
+
     /// Ends it, and gives what is left of stdout and stderr.
     fn end(mut self) -> [Vec<String>; 2] {
         self.stop();
@@ -119,15 +137,9 @@ fn each_line_has_its_workers_number_and_stays_on_its_stream() {
 fn a_broken_off_line_is_not_mixed_with_the_successors() {
     world::enter();
     let run = Run::start("-n 1");
-    expect(&run.stdout, "0 | up");
-    expect(&run.stderr, "0 | ready");
+    run.is_up();
     get(at("10.0.0.1:80"), "/last");
-    for line in ["0 | asked", "0 | last", "0 | up"] {
-        expect(&run.stdout, line);
-    }
-    for line in ["0 | served", "0 | words", "0 | ready"] {
-        expect(&run.stderr, line);
-    }
+    run.is_succeeded();
     run.end();
 }
 
@@ -135,8 +147,7 @@ fn a_broken_off_line_is_not_mixed_with_the_successors() {
 fn workers_write_and_serve_on_when_the_supervisor_is_killed() {
     world::enter();
     let mut run = Run::start("-n 1");
-    expect(&run.stdout, "0 | up");
-    expect(&run.stderr, "0 | ready");
+    run.is_up();
     run.supervisor.kill().unwrap();
     run.supervisor.wait().unwrap();
     let pid = get(at("10.0.0.1:80"), "/");
@@ -166,8 +177,7 @@ fn relays(run: &Run) -> Vec<u32> {
 fn a_killed_relay_is_started_again_and_breaks_no_request() {
     world::enter();
     let run = Run::start("-n 1");
-    expect(&run.stdout, "0 | up");
-    expect(&run.stderr, "0 | ready");
+    run.is_up();
     let pid = get(at("10.0.0.1:80"), "/");
     expect(&run.stdout, "0 | asked");
     expect(&run.stderr, "0 | served");
@@ -188,12 +198,7 @@ fn a_killed_relay_is_started_again_and_breaks_no_request() {
         assert!(relays(&run).iter().all(|pid| !killed.contains(pid)));
     }
     assert_eq!(get(at("10.0.0.1:80"), "/last"), pid);
-    for line in ["0 | asked", "0 | last", "0 | up"] {
-        expect(&run.stdout, line);
-    }
-    for line in ["0 | served", "0 | words", "0 | ready"] {
-        expect(&run.stderr, line);
-    }
+    run.is_succeeded();
     run.end();
 }
 

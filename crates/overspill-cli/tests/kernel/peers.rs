@@ -20,7 +20,6 @@ use crate::versions::Version;
 /// Listens on port 80 of both families, apart, as Debian's nginx and redis do. The argument 6 is
 /// for IPv6 first, ipv4 for that alone, and shares for `SO_REUSEPORT`. Answers with its process id.
 const TWINS: &str = "
-import os, select
 families = [(socket.AF_INET, '0.0.0.0'), (socket.AF_INET6, '::')]
 if 'ipv4' in sys.argv:
     families.pop()
@@ -34,12 +33,7 @@ for family, host in reversed(families) if '6' in sys.argv else families:
     it.bind((host, 80))
     it.listen(16)
     made.append(it)
-print('ready', flush=True)
-while True:
-    for listener in select.select(made, [], [])[0]:
-        connection, _ = listener.accept()
-        connection.sendall(b'%d' % os.getpid())
-        connection.close()
+serve_pid(made)
 ";
 
 fn allow(arguments: &str) -> Run {
@@ -515,7 +509,6 @@ fn a_killed_keeper_is_started_again() {
 /// Opens, closes and opens its socket again, forks, and becomes another program, as fast as it can;
 /// then serves.
 const RESTLESS: &str = "
-import os, select
 for turn in range(200):
     made = listening(('10.0.0.1', 80))
     if turn % 3 == 0:
@@ -530,12 +523,7 @@ for turn in range(200):
             os.execvp('true', ['true'])
         os.waitpid(child, 0)
 made = listening(('10.0.0.1', 80))
-print('ready', flush=True)
-while True:
-    select.select([made], [], [])
-    connection, _ = made.accept()
-    connection.sendall(b'%d' % os.getpid())
-    connection.close()
+serve_pid([made])
 ";
 
 #[test]

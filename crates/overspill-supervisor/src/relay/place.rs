@@ -8,20 +8,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::fchown;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
-use nix::unistd::{Pid, Uid};
+use nix::unistd::Uid;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::message::Number;
+use crate::child::Child;
 use crate::log;
-use crate::threads::start_thread;
 
 /// One that ends at once again is not started more often.
 const APART: Duration = Duration::from_secs(1);
@@ -53,7 +51,7 @@ struct Process {
 
 /// A process of an earlier build, and the pipes that it reads.
 struct Before {
-    process: crate::child::Child,
+    process: Child,
     pipes: Vec<Pipe>,
 }
 
@@ -89,7 +87,7 @@ impl Place {
             known.pipes.push(pipe);
             return;
         }
-        match crate::child::Child::numbered(pid) {
+        match Child::numbered(pid) {
             Some(process) => self.before.push(Before { process, pipes: vec![pipe] }),
             None => self.pipes.push(pipe),
         }
@@ -202,14 +200,10 @@ impl Process {
             .stdin(OwnedFd::from(stdin))
             .stdout(to.try_clone()?)
             .spawn()?;
-        let pid = Pid::from_raw(child.id().try_into().expect("ids are positive"));
+        let child = Child::from(child);
         let ended = Arc::clone(ended);
         // Without the thread, the next look finds that it has ended.
-        let _ = start_thread(move || {
-            let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-            while waitid(Id::Pid(pid), flags) == Err(Errno::EINTR) {}
-            ended();
-        });
+        let _ = child.watch_end(move || ended());
         Ok(Self { child, socket, started: Instant::now() })
     }
 }

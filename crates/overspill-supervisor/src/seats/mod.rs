@@ -171,8 +171,7 @@ impl Seats {
         self.seats.iter().all(|seat| seat.owner != Some(owner) || seat.member.is_some())
     }
 
-    /// A copy of the socket is kept, since before this program ran: whoever holds it is seen at
-    /// the next look.
+    /// Adds a socket of which the build before kept a copy. The next look finds its owner.
     pub(crate) fn keep(&mut self, cookie: u64, address: Address, worker: usize, pid: u32) {
         let seat = Seat {
             cookie,
